@@ -1,0 +1,16 @@
+"""Learning rates that a program learns, keeps and passes on."""
+
+from metalr_optax.alias import memory_adam as memory_adam
+from metalr_optax.alias import memory_sgd as memory_sgd
+from metalr_optax.kernels import Kernels as Kernels
+from metalr_optax.kernels import linspace_kernels as linspace_kernels
+from metalr_optax.kernels import logspace_kernels as logspace_kernels
+from metalr_optax.memory import Memory as Memory
+from metalr_optax.memory import clipped_product as clipped_product
+from metalr_optax.memory import sign_agreement as sign_agreement
+from metalr_optax.transfer import get_memory as get_memory
+from metalr_optax.transfer import set_memory as set_memory
+from metalr_optax.transform import ScaleByMemoryState as ScaleByMemoryState
+from metalr_optax.transform import scale_by_memory as scale_by_memory
+
+__version__ = "0.1.0.dev0"

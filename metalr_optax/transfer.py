@@ -1,0 +1,152 @@
+"""What comes after: take the memories out of a state, put them into another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalr_optax.kernels import Array, Kernels
+from metalr_optax.memory import Memory, check_memory, check_rates
+from metalr_optax.transform import ScaleByMemoryState
+
+# A state does not tell the bounds of its optimizer, which clips to them anyway.
+_POSITIVE = (1e-30, 1e30)
+
+
+def get_memory(opt_state: Any) -> dict[str, Memory]:
+    """Return the memories inside an optimizer state, by label.
+
+    Args:
+      opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it:
+        the state of a chain or wrapper, a Flax ``TrainState``, an ``nnx.Optimizer``.
+
+    Returns:
+      label -> :class:`Memory`. The arrays are those of the state, not copies: take the
+      memory before the state is donated, or copy it.
+
+    Raises:
+      ValueError: no memory inside, or one label in several states (two optimisers in
+        one tree, or ``optax.partition`` that splits a layer): pass a part of the state,
+        such as ``state.inner_states["kernels"]``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from metalr_optax import get_memory, memory_sgd
+      >>> params = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
+      >>> memory = get_memory(memory_sgd(initial=0.25).init(params))
+      >>> list(memory), memory["dense"].rates.shape, float(memory["dense"].rates[0])
+      (['dense'], (20,), 0.25)
+    """
+    memories: dict[str, Memory] = {}
+    for state in _memory_states(opt_state):
+        for label, memory in state.memory.items():
+            memories[label] = _plain(memory)
+    return memories
+
+
+def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
+    """Return an optimizer state with other memories in it.
+
+    Kernels and rates are copied in; all else, such as the previous direction, the
+    moments of the base and of the memory's own optimizer, stays as it is. So start from
+    a freshly initialised state: what belongs to the old task is then forgotten.
+
+    Args:
+      opt_state: state of an optimizer, as for :func:`get_memory`.
+      memory: label -> :class:`Memory`, as :func:`get_memory` returns it. The labels
+        and the number of local models must be those of the state.
+
+    Returns:
+      A state like ``opt_state``.
+
+    Raises:
+      ValueError: labels or shapes that do not fit, rates that are not positive and
+        finite, or a state that :func:`get_memory` would refuse.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from metalr_optax import get_memory, memory_sgd, set_memory
+      >>> learned = get_memory(memory_sgd(initial=0.25).init(jnp.zeros(3)))
+      >>> state = set_memory(memory_sgd(initial=0.001).init(jnp.zeros(3)), learned)
+      >>> float(get_memory(state)["params"].rates[0])
+      0.25
+    """
+    labels = {label for state in _memory_states(opt_state) for label in state.memory}
+    if set(memory) != labels:
+        raise ValueError(
+            "memory must have the labels of opt_state; missing "
+            f"{sorted(labels - set(memory))}, unknown {sorted(set(memory) - labels)}"
+        )
+
+    def replace(node: Any) -> Any:
+        if not isinstance(node, ScaleByMemoryState):
+            return node
+        fitted = {
+            label: _fit(label, memory[label], _plain(old))
+            for label, old in node.memory.items()
+        }
+        # Flax NNX keeps every array of an optimizer in a variable: fill those.
+        structure = jax.tree.structure(node.memory)
+        return node._replace(
+            memory=jax.tree.unflatten(structure, jax.tree.leaves(fitted))
+        )
+
+    return jax.tree.map(replace, opt_state, is_leaf=_is_memory_state)
+
+
+def _is_memory_state(node: Any) -> bool:
+    return isinstance(node, ScaleByMemoryState)
+
+
+def _memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_memory_state)
+    states = [node for node in nodes if _is_memory_state(node)]
+    labels = [label for state in states for label in state.memory]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if not states:
+        raise ValueError(
+            "opt_state must contain a state of scale_by_memory, got "
+            f"{jax.tree.structure(opt_state)}"
+        )
+    if twice:
+        raise ValueError(
+            f"opt_state must have every label once, but {twice} are in several of its "
+            f"{len(states)} memory states: pass the part that is meant"
+        )
+    return states
+
+
+def _plain(memory: Memory) -> Memory:
+    """Return the memory with bare arrays, whatever they are wrapped in."""
+    centers, widths, rates = jax.tree.leaves(memory)
+    return Memory(Kernels(centers, widths), rates)
+
+
+def _fit(label: str, memory: Memory, old: Memory) -> Memory:
+    """Return a copy of the memory with the shapes and dtypes of the old one."""
+    if not isinstance(memory, Memory):
+        raise ValueError(
+            f"memory[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
+        )
+
+    def fit(new: Array, like: Array) -> jax.Array:
+        if np.shape(new) != like.shape:
+            raise ValueError(
+                f"memory[{label!r}] must have arrays of shape {like.shape} for this "
+                f"state, got {np.shape(new)}; to start from other kernels, build the "
+                "optimizer with initial=memory"
+            )
+        return jnp.array(new, like.dtype)
+
+    name = f"memory[{label!r}]"
+    if np.ndim(memory.rates) == 1:
+        check_memory(name, memory, _POSITIVE)
+    else:  # one memory per member of a vmapped state
+        check_rates(name, memory.rates, _POSITIVE)
+    (centers, widths), rates = memory
+    return Memory(
+        Kernels(fit(centers, old.kernels.centers), fit(widths, old.kernels.widths)),
+        fit(rates, old.rates),
+    )

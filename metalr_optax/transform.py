@@ -1,0 +1,461 @@
+"""When a memory is corrected and read: the Optax transformation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metalr_optax.kernels import Kernels, check_kernels, linspace_kernels
+from metalr_optax.memory import (
+    Memory,
+    Signal,
+    check_memory,
+    check_rates,
+    evidence,
+    read,
+    sign_agreement,
+    weigh_agreement,
+)
+
+PAPER_KERNELS = linspace_kernels(2.0, 20)
+
+Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
+GroupBy = str | Callable[[tuple[Any, ...], Any], str]
+
+
+class ScaleByMemoryState(NamedTuple):
+    """State of :func:`scale_by_memory`.
+
+    Attributes:
+      count: shape=(), dtype=int32, updates so far.
+      memory: label -> :class:`Memory`, one per group of tensors.
+      memory_optimizer_state: state of the transformation that steps the rates.
+      previous_direction: the last direction, like the parameters, the only part of
+        the state that is as large as the model.
+      orientation: shape=(), 1 if directions point along the gradient, -1 if against
+        it, 0 as long as nothing is known. Always 0 where no raw gradient is seen.
+      inner_state: state of ``inner``.
+    """
+
+    count: jax.typing.ArrayLike
+    memory: dict[str, Memory]
+    memory_optimizer_state: optax.OptState
+    previous_direction: optax.Updates
+    orientation: jax.Array
+    inner_state: optax.OptState
+
+
+def scale_by_memory(
+    initial: Initial = 1e-3,
+    *,
+    inner: optax.GradientTransformation | None = None,
+    kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
+    signal: Signal | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 1.0),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale updates by learning rates read from a memory that is learned online.
+
+    Every coordinate looks up a learning rate for the value of its direction in the
+    memory of its layer. One step later the local models that it used are raised if
+    the gradient kept its sign and lowered if it flipped.
+
+    With gradient :math:`g`, direction :math:`d` (what ``inner`` makes of the
+    gradient; without ``inner``, what arrives), the last direction :math:`d^-`
+    (``previous_direction``), its sign :math:`o` relative to the gradient
+    (``orientation``), kernels :math:`\psi_m` and rates :math:`v_m` of one memory and
+    the :math:`D` coordinates that share it:
+
+    .. math::
+      a_i &= \mathrm{signal}(g_i, o d^-_i) \\
+      u_m &= \frac{1}{D} \sum_i a_i \psi_m(d^-_i) \\
+      v_m &\leftarrow \mathrm{clip}(v_m + \mathrm{step}(-u)_m, \text{rate\_bounds}) \\
+      \eta_i &= \sum_m \psi_m(d_i) v_m / \sum_m \psi_m(d_i) \\
+      \text{update}_i &= \eta_i d_i
+
+    The agreement is weighed with the kernels of the *last* address because it judges
+    the rate that was read there; the rate is read *after* the correction. The defaults
+    are the paper's rule. Like every ``scale_by_*`` of Optax this does not descend by
+    itself: end the chain with ``optax.scale(-1.0)``, or use
+    :func:`metalr_optax.memory_sgd` or :func:`metalr_optax.memory_adam`.
+
+    Args:
+      initial: the learning rate all local models start with, a :class:`Memory` that
+        every group starts with, or a mapping from label to memory as
+        :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit).
+        Values are copied.
+      inner: the base optimiser that turns a gradient into a direction, for example
+        ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
+        gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out
+        at the first step at which it can tell.
+      kernels: where the local models are, in units of the direction; default
+        ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
+        brings its own.
+      memory_optimizer: transformation that receives :math:`-u`, as a gradient to
+        descend, and steps the rates; default ``optax.adam(1e-2)``. With
+        ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all
+        memories as one tree ``{label: [M]}``.
+      signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
+        arrays of one shape; default :func:`metalr_optax.sign_agreement`.
+      group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
+        and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
+        function ``(path, leaf) -> label``.
+      rate_bounds: smallest and largest rate a memory may hold.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs`. Updates keep their sign, shape
+      and dtype. Pass the raw gradient as the extra argument ``grad=`` of ``update``
+      if this link stands behind a base optimiser in a chain: the signal then compares
+      gradients with directions instead of directions with each other. A ``clip``
+      further up does not clip it; ``optax.masked`` needs
+      ``mask_compatible_extra_args=True`` to pass it on.
+
+    Raises:
+      ValueError: at construction, an argument that is not one of the above or a rate
+        outside ``rate_bounds``; at ``init``, parameters that are not real floating
+        point numbers or labels of ``initial`` that do not fit; at ``update``, a
+        ``grad=`` of another structure than the updates.
+
+    Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
+    label, float32, or float64 with float64 parameters. The state costs one number per
+    parameter, plus 3 M and the optimiser's state per memory.
+
+    Labels: the path of the layer or tensor joined with ``/``, such as
+    ``params/Dense_0``; a trailing ``value`` attribute (Flax NNX) is dropped, a tensor
+    at the top of the tree is a layer of its own, a bare array is ``params``. Haiku's
+    names keep the slashes they have. Paths that join to the same label share a memory,
+    and so do layers stacked into one tensor by a scan.
+
+    Examples:
+      A loop on a quadratic that is 5 times steeper in one direction. From a rate of
+      1e-3 the loss falls and the rates grow:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import get_memory, scale_by_memory
+      >>> optimizer = optax.chain(scale_by_memory(1e-3), optax.scale(-1.0))
+      >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 5.0]) * x**2)
+      >>> def run(state):
+      ...   x = jnp.array([1.0, -0.5])
+      ...   for _ in range(20):
+      ...     updates, state = optimizer.update(jax.grad(loss)(x), state)
+      ...     x = optax.apply_updates(x, updates)
+      ...   return float(loss(x)), state
+      >>> first_loss, state = run(optimizer.init(jnp.zeros(2)))
+      >>> memory = get_memory(state)
+      >>> bool(first_loss < 0.1), bool(memory["params"].rates.max() > 0.1)
+      (True, True)
+
+      The memory it leaves makes the next run faster:
+
+      >>> optimizer = optax.chain(scale_by_memory(memory), optax.scale(-1.0))
+      >>> second_loss, _ = run(optimizer.init(jnp.zeros(2)))
+      >>> bool(second_loss < 0.1 * first_loss)
+      True
+
+    Notes:
+      The first step leaves the memory as it is. So does any coordinate that is zero
+      or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
+      donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
+      functions in ``static_args=("signal", "group_by")``: it takes a function for a
+      schedule. ``optax.tree.map_params`` does not work: the state is keyed by label.
+
+    .. warning::
+      The kernels must cover what arrives: directions outside read the outermost rate
+      and teach nothing. ``optax.clip`` in front keeps gradients inside. Behind
+      ``optax.sgd(1e-3)`` directions are 1000 times smaller, and so the kernels must be.
+      A rate at its upper bound calls for a smaller step of ``memory_optimizer``.
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017; Meier, Kappler,
+      Schaal, `Online Learning of a Memory for Learning Rates
+      <https://arxiv.org/abs/1709.06709>`_, 2018.
+
+    .. seealso:: :func:`metalr_optax.memory_sgd`, :func:`metalr_optax.memory_adam`,
+      :func:`metalr_optax.get_memory`.
+    """
+    _check_arguments(inner, memory_optimizer, signal, group_by, rate_bounds)
+    _check_initial(initial, kernels, rate_bounds)
+    if kernels is None:
+        kernels = PAPER_KERNELS
+    if memory_optimizer is None:
+        memory_optimizer = optax.adam(1e-2)
+    if signal is None:
+        signal = sign_agreement
+    base = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+
+    def init_fn(params: optax.Params) -> ScaleByMemoryState:
+        memory = _init_memory(initial, kernels, _group_dtypes(params, group_by))
+        rates = {label: one.rates for label, one in memory.items()}
+        return ScaleByMemoryState(
+            count=jnp.zeros([], jnp.int32),
+            memory=memory,
+            memory_optimizer_state=memory_optimizer.init(rates),
+            previous_direction=optax.tree.zeros_like(params),
+            orientation=jnp.zeros([], jnp.float32),
+            inner_state=base.init(params),
+        )
+
+    def update_fn(updates, state, params=None, **extra_args):
+        direction, inner_state = base.update(
+            updates, state.inner_state, params, **extra_args
+        )
+        gradient = extra_args.get("grad", updates)
+        _check_structure(gradient, updates)
+        orientation, sign = state.orientation, None
+        if inner is not None or "grad" in extra_args:
+            orientation = sign = _orient(gradient, direction, orientation)
+
+        labels = _labels(updates, group_by)
+        ascent = _ascent(state, gradient, sign, labels, signal)
+        memory, memory_optimizer_state = _correct(
+            state, ascent, memory_optimizer, rate_bounds
+        )
+        return _scale(direction, updates, memory, labels), ScaleByMemoryState(
+            count=optax.safe_increment(state.count),
+            memory=memory,
+            memory_optimizer_state=memory_optimizer_state,
+            previous_direction=optax.tree.cast_like(
+                direction, state.previous_direction
+            ),
+            orientation=orientation,
+            inner_state=inner_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _ascent(
+    state: ScaleByMemoryState,
+    gradient: optax.Updates,
+    sign: jax.Array | None,
+    labels: list[str],
+    signal: Signal,
+) -> dict[str, jax.Array]:
+    """Return u: the mean evidence of the coordinates that share each memory."""
+    totals = {
+        label: jnp.zeros_like(memory.rates) for label, memory in state.memory.items()
+    }
+    sizes = dict.fromkeys(totals, 0)
+    previous_directions = jax.tree.leaves(state.previous_direction)
+    for label, g, d in zip(
+        labels, jax.tree.leaves(gradient), previous_directions, strict=True
+    ):
+        memory = state.memory[label]
+        g, d = g.astype(memory.rates.dtype), d.astype(memory.rates.dtype)
+        agreement = weigh_agreement(signal, g, d if sign is None else sign * d)
+        address = jnp.where(jnp.isfinite(d), d, 0)
+        totals[label] += evidence(memory.kernels, address, agreement)
+        sizes[label] += d.size
+    return {
+        label: total / float(max(sizes[label], 1)) for label, total in totals.items()
+    }
+
+
+def _correct(
+    state: ScaleByMemoryState,
+    ascent: dict[str, jax.Array],
+    memory_optimizer: optax.GradientTransformation,
+    rate_bounds: tuple[float, float],
+) -> tuple[dict[str, Memory], optax.OptState]:
+    """Step the rates of all memories along the evidence, within the bounds."""
+    rates = {label: memory.rates for label, memory in state.memory.items()}
+    steps, memory_optimizer_state = memory_optimizer.update(
+        optax.tree.scale(-1.0, ascent), state.memory_optimizer_state, rates
+    )
+    rates = optax.tree.clip(optax.apply_updates(rates, steps), *rate_bounds)
+    memory = {
+        label: Memory(state.memory[label].kernels, rates[label]) for label in rates
+    }
+    return memory, memory_optimizer_state
+
+
+def _scale(
+    direction: optax.Updates,
+    updates: optax.Updates,
+    memory: dict[str, Memory],
+    labels: list[str],
+) -> optax.Updates:
+    """Multiply directions by the rates they read; the dtype is that of the updates."""
+    leaves, structure = jax.tree.flatten(direction)
+    scaled = []
+    for label, d, update in zip(labels, leaves, jax.tree.leaves(updates), strict=True):
+        address = d.astype(memory[label].rates.dtype)
+        rate = read(memory[label], address)
+        scaled.append((rate * address).astype(update.dtype))
+    return jax.tree.unflatten(structure, scaled)
+
+
+def _orient(
+    gradient: optax.Updates, direction: optax.Updates, orientation: jax.Array
+) -> jax.Array:
+    """Return the sign of <gradient, direction>, from the first step that has one."""
+    pairs = list(
+        zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    )
+    if not pairs:
+        return orientation
+
+    def measure() -> jax.Array:
+        pairs_finite = [_finite_pair(g, d) for g, d in pairs]
+        # Divided by the largest of each first, so that no product that matters
+        # under- or overflows.
+        largest = [
+            jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
+            for leaves in zip(*pairs_finite, strict=True)
+        ]
+        g_unit, d_unit = (jnp.where(x > 0, x, 1) for x in largest)
+        products = [jnp.sum((g / g_unit) * (d / d_unit)) for g, d in pairs_finite]
+        return jnp.sign(sum(products)).astype(orientation.dtype)
+
+    return jax.lax.cond(orientation == 0, measure, lambda: orientation)
+
+
+def _finite_pair(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return both as at least float32, zero where either is not finite."""
+    dtype = jnp.promote_types(jnp.promote_types(g.dtype, d.dtype), jnp.float32)
+    finite = jnp.isfinite(g) & jnp.isfinite(d)
+    return jnp.where(finite, g, 0).astype(dtype), jnp.where(finite, d, 0).astype(dtype)
+
+
+def _labels(tree: Any, group_by: GroupBy) -> list[str]:
+    """Return the label of the memory of each leaf, in the order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if callable(group_by):
+        labels = [group_by(path, leaf) for path, leaf in leaves]
+        for label in labels:
+            if not isinstance(label, str):
+                raise ValueError(
+                    f"group_by must return labels of type str, got {label!r}"
+                )
+        return labels
+    if group_by == "all":
+        return ["all"] * len(leaves)
+    paths = [_without_wrapper(path) for path, _ in leaves]
+    if group_by == "layer":
+        paths = [path[:-1] or path for path in paths]
+    return [_join(path) or "params" for path in paths]
+
+
+def _without_wrapper(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Drop the attribute in which Flax keeps the array of a variable or box."""
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        return path[:-1]
+    return path
+
+
+def _join(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _group_dtypes(params: optax.Params, group_by: GroupBy) -> dict[str, Any]:
+    """Return label -> dtype of the memory: at least float32, wider with the leaves."""
+    dtypes: dict[str, Any] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for label, (path, leaf) in zip(_labels(params, group_by), leaves, strict=True):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                "params must be real floating point arrays, got "
+                f"{dtype} at {_join(path) or 'the top'}; leave others out with "
+                "optax.masked, split complex ones with "
+                "optax.contrib.split_real_and_imaginary"
+            )
+        dtypes[label] = jnp.promote_types(dtype, dtypes.get(label, jnp.float32))
+    return dtypes
+
+
+def _init_memory(
+    initial: Initial, kernels: Kernels, dtypes: dict[str, Any]
+) -> dict[str, Memory]:
+    """Return a memory per label that shares no buffer with the caller's."""
+    if isinstance(initial, Mapping) and set(initial) != set(dtypes):
+        raise ValueError(
+            "initial must have a memory for every label of the parameters and no "
+            f"other; missing {sorted(set(dtypes) - set(initial))}, unknown "
+            f"{sorted(set(initial) - set(dtypes))}"
+        )
+    memories = {}
+    for label, dtype in dtypes.items():
+        if isinstance(initial, Memory):
+            (centers, widths), rates = initial
+        elif isinstance(initial, Mapping):
+            (centers, widths), rates = initial[label]
+        else:
+            (centers, widths), rates = kernels, initial
+        memories[label] = Memory(
+            # Copies: a donated step must not take the caller's arrays with it.
+            Kernels(jnp.array(centers, dtype), jnp.array(widths, dtype)),
+            jnp.array(jnp.broadcast_to(rates, np.shape(centers)), dtype),
+        )
+    return memories
+
+
+def _check_structure(gradient: optax.Updates, updates: optax.Updates) -> None:
+    structures = jax.tree.structure(gradient), jax.tree.structure(updates)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"grad must have the structure of the updates, {structures[1]}, got "
+            f"{structures[0]}; optax.masked and optax.partition mask it with "
+            "mask_compatible_extra_args=True"
+        )
+
+
+def _check_arguments(
+    inner: Any, memory_optimizer: Any, signal: Any, group_by: Any, rate_bounds: Any
+) -> None:
+    for name, value in (("inner", inner), ("memory_optimizer", memory_optimizer)):
+        if value is not None and not isinstance(value, optax.GradientTransformation):
+            raise ValueError(
+                f"{name} must be an optax.GradientTransformation or None, got {value!r}"
+            )
+    if signal is not None and not callable(signal):
+        raise ValueError(
+            "signal must be a function of (gradient, previous_direction), got "
+            f"{signal!r}"
+        )
+    if not callable(group_by) and group_by not in ("layer", "tensor", "all"):
+        raise ValueError(
+            "group_by must be 'layer', 'tensor', 'all' or a function "
+            f"(path, leaf) -> label, got {group_by!r}"
+        )
+    try:
+        low, high = (float(bound) for bound in rate_bounds)
+    except (TypeError, ValueError):
+        low, high = np.nan, np.nan
+    if not 0 < low < high < np.inf:
+        raise ValueError(
+            "rate_bounds must be two finite numbers with 0 < smallest < largest, got "
+            f"{rate_bounds!r}"
+        )
+
+
+def _check_initial(
+    initial: Any, kernels: Any, rate_bounds: tuple[float, float]
+) -> None:
+    if isinstance(initial, Memory | Mapping) and kernels is not None:
+        raise ValueError(
+            "kernels must be None when initial is a memory, which brings its own, got "
+            f"{kernels!r}"
+        )
+    if kernels is not None:
+        check_kernels(kernels)
+    if isinstance(initial, Memory):
+        check_memory("initial", initial, rate_bounds)
+    elif isinstance(initial, Mapping):
+        for label, memory in initial.items():
+            if not isinstance(memory, Memory):
+                raise ValueError(
+                    f"initial[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
+                )
+            check_memory(f"initial[{label!r}]", memory, rate_bounds)
+    elif isinstance(initial, bool) or np.shape(initial) != ():
+        raise ValueError(
+            "initial must be a rate, a metalr_optax.Memory or a mapping from label to "
+            f"Memory, got {initial!r}"
+        )
+    else:
+        check_rates("initial", initial, rate_bounds)
