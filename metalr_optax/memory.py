@@ -28,8 +28,8 @@ class Memory(NamedTuple):
       >>> from metalr_optax import Memory, linspace_kernels, scale_by_memory
       >>> memory = Memory(linspace_kernels(1.0, num=3), np.array([0.1, 0.3, 0.1]))
       >>> state = scale_by_memory(memory).init(np.zeros(2))
-      >>> state.memory["params"].rates.round(1).tolist()
-      [0.10000000149011612, 0.30000001192092896, 0.10000000149011612]
+      >>> [round(float(rate), 3) for rate in state.memory["params"].rates]
+      [0.1, 0.3, 0.1]
     """
 
     kernels: Kernels

@@ -1,0 +1,89 @@
+"""The algorithm as the paper and the authors' code state it, one coordinate at a time.
+
+Plain NumPy float64 and loops, written from the formulas without a look at the library:
+slow, and as easy to check by eye as it gets. Addresses must lie within the kernels.
+"""
+
+import math
+
+import numpy as np
+
+
+def activations(centers, widths, z):
+    return np.array(
+        [math.exp(-((z - c) ** 2) / (2 * s**2)) for c, s in zip(centers, widths)]
+    )
+
+
+def sign(x):
+    return float(x > 0) - float(x < 0)
+
+
+def sign_agreement(g, d):
+    return sign(g) * sign(d)
+
+
+def clipped_product(g, d):
+    return min(max(g * d, -1.0), 1.0)
+
+
+def sgd(xi):
+    """Return (initial state, ascend) of the paper's equation 6."""
+
+    def ascend(rates, u, state):
+        return rates + xi * u, state
+
+    return {}, ascend
+
+
+def adam(xi, b1=0.9, b2=0.999, eps=1e-8):
+    """Return (initial state, ascend) of the textbook Adam."""
+
+    def ascend(rates, u, state):
+        k = state.get("k", 0) + 1
+        m = b1 * state.get("m", 0.0) + (1 - b1) * u
+        s = b2 * state.get("s", 0.0) + (1 - b2) * u**2
+        step = (m / (1 - b1**k)) / (np.sqrt(s / (1 - b2**k)) + eps)
+        return rates + xi * step, {"k": k, "m": m, "s": s}
+
+    return {}, ascend
+
+
+def run(gradients, label_of, memories, signal, memory_optimizer, bounds, momentum=0.0):
+    """Feed gradients; return per step the updates, memories and directions.
+
+    gradients: list over steps of {tensor: array}. label_of: {tensor: label}.
+    memories: {label: (centers, widths, rates)}. The direction is the gradient, or its
+    running sum d <- g + momentum * d.
+    """
+    state, ascend = memory_optimizer
+    rates = {label: np.array(m[2], float) for label, m in memories.items()}
+    states = {label: dict(state) for label in memories}
+    previous = {name: np.zeros_like(g) for name, g in gradients[0].items()}
+    history = []
+    for step in gradients:
+        direction = {name: g + momentum * previous[name] for name, g in step.items()}
+        for label, (centers, widths, _) in memories.items():
+            total, count = np.zeros(len(centers)), 0
+            for name, g in step.items():
+                if label_of[name] != label:
+                    continue
+                for g_i, d_i in zip(g.ravel(), previous[name].ravel()):
+                    total += signal(g_i, d_i) * activations(centers, widths, d_i)
+                    count += 1
+            ascended, states[label] = ascend(
+                rates[label], total / count, states[label]
+            )
+            rates[label] = np.minimum(np.maximum(ascended, bounds[0]), bounds[1])
+        updates = {}
+        for name, d in direction.items():
+            centers, widths, _ = memories[label_of[name]]
+            scaled = []
+            for d_i in d.ravel():
+                psi = activations(centers, widths, d_i)
+                eta = np.sum(psi * rates[label_of[name]]) / np.sum(psi)
+                scaled.append(eta * d_i)
+            updates[name] = np.array(scaled).reshape(d.shape)
+        previous = direction
+        history.append((updates, dict(rates), direction, dict(states)))
+    return history

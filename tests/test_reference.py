@@ -1,0 +1,140 @@
+"""Compares every buffer of every step with the literal reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import metalr_optax
+from metalr_optax import Kernels, Memory, ScaleByMemoryState, scale_by_memory
+
+STEPS, MODELS, BOUNDS = 5, 6, (1e-3, 0.5)
+SHAPES = {"kernel": (2, 3), "bias": (3,), "scale": ()}
+LABELS = {
+    "layer": {"kernel": "net/dense", "bias": "net/dense", "scale": "scale"},
+    "tensor": {"kernel": "net/dense/kernel", "bias": "net/dense/bias", "scale": "scale"},
+    "all": {"kernel": "all", "bias": "all", "scale": "all"},
+}
+OPTIMIZERS = {
+    "sgd": (optax.sgd(0.3), reference.sgd(0.3)),
+    "adam": (optax.adam(0.02), reference.adam(0.02)),
+}
+
+
+def nest(leaves):
+    return {
+        "net": [{"dense": {"kernel": leaves["kernel"], "bias": leaves["bias"]}}],
+        "scale": leaves["scale"],
+    }
+
+
+def label_of(name, group_by):
+    return LABELS[group_by][name].replace("net/", "net/0/")
+
+
+@functools.cache
+def compiled(group_by, signal, memory_optimizer, momentum):
+    """One compiled run for all examples of a setting: memories in, buffers out."""
+
+    @jax.jit
+    def run(memories, gradients):
+        optimizer = scale_by_memory(
+            memories,
+            inner=optax.trace(momentum) if momentum else None,
+            memory_optimizer=OPTIMIZERS[memory_optimizer][0],
+            signal=getattr(metalr_optax, signal),
+            group_by=group_by,
+            rate_bounds=BOUNDS,
+        )
+
+        def step(state, gradient):
+            updates, state = optimizer.update(gradient, state)
+            return state, (updates, state)
+
+        state = optimizer.init(jax.tree.map(lambda x: x[0], gradients))
+        return jax.lax.scan(step, state, gradients)[1]
+
+    return run
+
+
+# XLA takes denormal numbers for zero, NumPy does not: none may arise by scaling.
+numbers = st.floats(-1.0, 1.0).map(lambda x: x if abs(x) > 1e-200 else 0.0)
+
+
+@st.composite
+def problems(draw, group_by, momentum):
+    """Draw memories of a random scale, and gradients whose directions stay inside."""
+    bound = 10.0 ** draw(st.floats(-3.0, 2.0))
+    labels = sorted({label_of(name, group_by) for name in SHAPES})
+    memories = {}
+    for label in labels:
+        gaps = draw(hnp.arrays(float, MODELS - 1, elements=st.floats(0.3, 1.0)))
+        centers = np.concatenate([[0.0], np.cumsum(gaps)])
+        centers = bound * (2 * centers / centers[-1] - 1)
+        width = draw(hnp.arrays(float, MODELS, elements=st.floats(0.2, 1.0)))
+        rates = draw(hnp.arrays(float, MODELS, elements=st.floats(*BOUNDS)))
+        memories[label] = Memory(Kernels(centers, width * bound / MODELS), rates)
+    gradients = {
+        name: bound
+        * (1 - momentum)
+        * draw(hnp.arrays(float, (STEPS, *shape), elements=numbers))
+        for name, shape in SHAPES.items()
+    }
+    return memories, gradients
+
+
+@pytest.mark.parametrize(
+    ("group_by", "signal", "memory_optimizer", "momentum"),
+    [
+        ("layer", "sign_agreement", "adam", 0.0),
+        ("layer", "clipped_product", "sgd", 0.0),
+        ("tensor", "clipped_product", "adam", 0.0),
+        ("all", "sign_agreement", "sgd", 0.0),
+        ("layer", "sign_agreement", "sgd", 0.5),
+        ("tensor", "clipped_product", "adam", 0.5),
+    ],
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data):
+    memories, gradients = data.draw(problems(group_by, momentum))
+    history = reference.run(
+        [{name: g[t] for name, g in gradients.items()} for t in range(STEPS)],
+        {name: label_of(name, group_by) for name in SHAPES},
+        {label: (*memory.kernels, memory.rates) for label, memory in memories.items()},
+        getattr(reference, signal),
+        OPTIMIZERS[memory_optimizer][1],
+        BOUNDS,
+        momentum,
+    )
+    with jax.enable_x64(True):
+        run = compiled(group_by, signal, memory_optimizer, momentum)
+        updates, states = jax.tree.map(np.asarray, run(memories, nest(gradients)))
+    for t, (expected, rates, direction, optimizer_states) in enumerate(history):
+        at = functools.partial(jax.tree.map, lambda x, t=t: x[t])
+        state: ScaleByMemoryState = at(states)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+        jax.tree.map(close, at(updates), nest(expected))
+        jax.tree.map(close, state.previous_direction, nest(direction))
+        assert state.count == t + 1
+        for label, memory in state.memory.items():
+            close(memory.rates, rates[label])
+            assert memory.rates.dtype == jnp.float64
+            np.testing.assert_array_equal(
+                memory.kernels.centers, memories[label].kernels.centers
+            )
+            np.testing.assert_array_equal(
+                memory.kernels.widths, memories[label].kernels.widths
+            )
+            if memory_optimizer == "adam":
+                moments = state.memory_optimizer_state[0]
+                # Optax descends along -u, so its first moment has the other sign.
+                close(moments.mu[label], -optimizer_states[label]["m"], atol=1e-14)
+                close(moments.nu[label], optimizer_states[label]["s"], atol=1e-16)
