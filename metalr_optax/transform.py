@@ -301,17 +301,24 @@ def _orient(
 
     def measure() -> jax.Array:
         pairs_finite = [_finite_pair(g, d) for g, d in pairs]
-        # Divided by the largest of each first, so that no product that matters
-        # under- or overflows.
-        largest = [
-            jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in leaves]))
-            for leaves in zip(*pairs_finite, strict=True)
+        # Brought to a size of 1 first, exactly: no product that matters under- or
+        # overflows, and what cancels still does.
+        g_size, d_size = (
+            _exponent(leaves) for leaves in zip(*pairs_finite, strict=True)
+        )
+        products = [
+            jnp.sum(jnp.ldexp(g, -g_size) * jnp.ldexp(d, -d_size))
+            for g, d in pairs_finite
         ]
-        g_unit, d_unit = (jnp.where(x > 0, x, 1) for x in largest)
-        products = [jnp.sum((g / g_unit) * (d / d_unit)) for g, d in pairs_finite]
         return jnp.sign(sum(products)).astype(orientation.dtype)
 
     return jax.lax.cond(orientation == 0, measure, lambda: orientation)
+
+
+def _exponent(leaves: tuple[jax.Array, ...]) -> jax.Array:
+    """Return the binary exponent of the largest magnitude in the leaves."""
+    largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]
+    return jnp.frexp(jnp.max(jnp.stack(largest)))[1]
 
 
 def _finite_pair(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -452,7 +459,7 @@ def _check_initial(
                     f"initial[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
                 )
             check_memory(f"initial[{label!r}]", memory, rate_bounds)
-    elif isinstance(initial, bool) or np.shape(initial) != ():
+    elif isinstance(initial, bool | str) or np.shape(initial) != ():
         raise ValueError(
             "initial must be a rate, a metalr_optax.Memory or a mapping from label to "
             f"Memory, got {initial!r}"

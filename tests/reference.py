@@ -10,9 +10,8 @@ import numpy as np
 
 
 def activations(centers, widths, z):
-    return np.array(
-        [math.exp(-((z - c) ** 2) / (2 * s**2)) for c, s in zip(centers, widths)]
-    )
+    pairs = zip(centers, widths, strict=True)
+    return np.array([math.exp(-((z - c) ** 2) / (2 * s**2)) for c, s in pairs])
 
 
 def sign(x):
@@ -68,12 +67,10 @@ def run(gradients, label_of, memories, signal, memory_optimizer, bounds, momentu
             for name, g in step.items():
                 if label_of[name] != label:
                     continue
-                for g_i, d_i in zip(g.ravel(), previous[name].ravel()):
+                for g_i, d_i in zip(g.ravel(), previous[name].ravel(), strict=True):
                     total += signal(g_i, d_i) * activations(centers, widths, d_i)
                     count += 1
-            ascended, states[label] = ascend(
-                rates[label], total / count, states[label]
-            )
+            ascended, states[label] = ascend(rates[label], total / count, states[label])
             rates[label] = np.minimum(np.maximum(ascended, bounds[0]), bounds[1])
         updates = {}
         for name, d in direction.items():

@@ -19,7 +19,11 @@ STEPS, MODELS, BOUNDS = 5, 6, (1e-3, 0.5)
 SHAPES = {"kernel": (2, 3), "bias": (3,), "scale": ()}
 LABELS = {
     "layer": {"kernel": "net/dense", "bias": "net/dense", "scale": "scale"},
-    "tensor": {"kernel": "net/dense/kernel", "bias": "net/dense/bias", "scale": "scale"},
+    "tensor": {
+        "kernel": "net/dense/kernel",
+        "bias": "net/dense/bias",
+        "scale": "scale",
+    },
     "all": {"kernel": "all", "bias": "all", "scale": "all"},
 }
 OPTIMIZERS = {

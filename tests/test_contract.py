@@ -1,0 +1,457 @@
+"""What every user of Optax may expect, for every way to use a memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_optax import (
+    clipped_product,
+    get_memory,
+    linspace_kernels,
+    logspace_kernels,
+    memory_adam,
+    memory_sgd,
+    scale_by_memory,
+)
+
+DOWN = optax.scale(-1.0)
+# Behind optax.sgd(0.1) directions are a tenth of the gradients: so are the kernels.
+TENTH = linspace_kernels(0.2, 20)
+
+
+class Row(NamedTuple):
+    """One way to use a memory; `make` takes the initial rate."""
+
+    make: Callable[[Any], optax.GradientTransformationExtraArgs]
+    raw: bool = False  # pass the raw gradient as grad=
+
+
+ROWS = {
+    "memory_sgd": Row(lambda rate: memory_sgd(initial=rate)),
+    "memory_adam": Row(lambda rate: memory_adam(initial=rate)),
+    "link": Row(lambda rate: optax.chain(scale_by_memory(rate), DOWN)),
+    "link, equation 6": Row(
+        lambda rate: optax.chain(
+            scale_by_memory(
+                rate,
+                kernels=logspace_kernels(2.0, 20),
+                memory_optimizer=optax.sgd(0.1),
+                signal=clipped_product,
+                group_by="tensor",
+            ),
+            DOWN,
+        )
+    ),
+    "before sgd": Row(lambda rate: optax.chain(scale_by_memory(rate), optax.sgd(1.0))),
+    "before adam": Row(
+        lambda rate: optax.chain(scale_by_memory(rate), optax.adam(0.05))
+    ),
+    "behind sgd": Row(
+        lambda rate: optax.chain(optax.sgd(0.1), scale_by_memory(rate, kernels=TENTH))
+    ),
+    "behind sgd, grad=": Row(
+        lambda rate: optax.chain(optax.sgd(0.1), scale_by_memory(rate, kernels=TENTH)),
+        raw=True,
+    ),
+    "behind adam": Row(
+        lambda rate: optax.chain(optax.adam(1.0), scale_by_memory(rate))
+    ),
+    "behind adam, grad=": Row(
+        lambda rate: optax.chain(optax.adam(1.0), scale_by_memory(rate)), raw=True
+    ),
+    "inner along": Row(
+        lambda rate: optax.chain(
+            scale_by_memory(rate, inner=optax.scale_by_adam()), DOWN
+        )
+    ),
+    "inner against": Row(lambda rate: scale_by_memory(rate, inner=optax.adam(1.0))),
+}
+ALIASES = {"memory_sgd": memory_sgd, "memory_adam": memory_adam}
+
+
+@pytest.fixture(params=ROWS)
+def row(request):
+    return ROWS[request.param]
+
+
+def make_params(dtype=jnp.float32):
+    """Asymmetric on purpose: a symmetric target cannot tell a sign from its mirror."""
+    return {
+        "dense": {
+            "kernel": jnp.array([[0.5, -1.0], [0.8, 0.3], [-0.6, 0.9]], dtype),
+            "bias": jnp.array([0.4, -0.7], dtype),
+        },
+        "scale": jnp.array(1.5, dtype),
+    }
+
+
+def quadratic(params):
+    """Minimum 0 at kernel 0.1, bias -0.2, scale 1, steeper in some directions."""
+    terms = (
+        jnp.array([[1.0], [2.0], [3.0]]) * (params["dense"]["kernel"] - 0.1) ** 2,
+        jnp.array([0.5, 2.0]) * (params["dense"]["bias"] + 0.2) ** 2,
+        3.0 * (params["scale"] - 1.0) ** 2,
+    )
+    return sum(jnp.sum(term.astype(jnp.float32)) for term in terms)
+
+
+def make_step(optimizer, raw=False, loss=quadratic):
+    """One training step; a pure function of (params, state)."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        extra = {"grad": grads} if raw else {}
+        updates, state = optimizer.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def run(optimizer, params, steps=8, raw=False):
+    """Train in one scan; return parameters and state."""
+    step = make_step(optimizer, raw)
+    carry = params, optimizer.init(params)
+    return jax.jit(
+        lambda carry: jax.lax.scan(lambda c, _: (step(*c), None), carry, None, steps)[0]
+    )(carry)
+
+
+def assert_close(one, other, rtol=1e-5, atol=1e-7):
+    chex.assert_trees_all_close(one, other, rtol=rtol, atol=atol)
+
+
+def kinds(tree):
+    """Shape, dtype, weak type and sharding of every leaf."""
+    return jax.tree.map(jax.typeof, tree)
+
+
+def test_learns_and_moves_its_rates(row):
+    params = make_params()
+    optimizer = row.make(0.01)
+    before = get_memory(optimizer.init(params))
+    trained, state = run(optimizer, params, steps=200, raw=row.raw)
+    assert quadratic(trained) < 0.1 * quadratic(params)
+    for label, memory in get_memory(state).items():
+        assert jnp.max(jnp.abs(memory.rates - before[label].rates)) > 1e-3, label
+
+
+@pytest.mark.parametrize("name", ["memory_sgd", "memory_adam"])
+def test_goes_down_the_rosenbrock_valley(name):
+    def rosenbrock(x):
+        return (1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2
+
+    optimizer = ALIASES[name](memory_optimizer=optax.adam(1e-4))
+    step = make_step(optimizer, loss=rosenbrock)
+    start = jnp.array([-0.5, 1.0])
+    carry = start, optimizer.init(start)
+    (end, _), _ = jax.lax.scan(lambda c, _: (step(*c), None), carry, None, 300)
+    assert rosenbrock(end) < 0.1 * rosenbrock(start)
+
+
+def test_one_trace_and_a_state_of_stable_type(row):
+    optimizer = row.make(0.01)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_step(optimizer, row.raw), n=1))
+    params = make_params()
+    state = optimizer.init(params)
+    expected = kinds((params, state))
+    for _ in range(3):
+        params, state = step(params, state)
+        assert kinds((params, state)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes(row, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params = make_params(dtype)
+        optimizer = row.make(0.01)
+        state = optimizer.init(params)
+        precise = jnp.promote_types(dtype, jnp.float32)
+        chex.assert_trees_all_equal_dtypes(
+            get_memory(state),
+            jax.tree.map(lambda x: x.astype(precise), get_memory(state)),
+        )
+        grads = jax.grad(quadratic)(params)
+        extra = {"grad": grads} if row.raw else {}
+        update = jax.jit(optimizer.update)
+        updates, after = update(grads, state, params, **extra)
+        chex.assert_trees_all_equal_dtypes(updates, params)
+        assert kinds(after) == kinds(state)
+        updates, after = update(grads, after, params, **extra)
+        assert kinds(after) == kinds(state)
+        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+
+
+def test_updates_take_the_dtype_that_comes_in():
+    params = make_params(jnp.bfloat16)
+    optimizer = scale_by_memory(0.01)
+    state = optimizer.init(params)
+    grads = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    updates, after = optimizer.update(grads, state, params)
+    chex.assert_trees_all_equal_dtypes(updates, grads)
+    assert kinds(after) == kinds(state)
+
+
+def test_scan_equals_a_python_loop(row):
+    optimizer = row.make(0.01)
+    params = make_params()
+    state = optimizer.init(params)
+    step = jax.jit(make_step(optimizer, row.raw))
+    for _ in range(4):
+        params, state = step(params, state)
+    assert_close((params, state), run(optimizer, make_params(), 4, row.raw))
+
+
+def test_vmap_over_seeds_equals_separate_runs(row):
+    optimizer = row.make(0.01)
+    shifts = jnp.array([0.0, 0.3, -0.5])
+    starts = jax.vmap(lambda shift: jax.tree.map(lambda x: x + shift, make_params()))(
+        shifts
+    )
+    train = functools.partial(run, optimizer, steps=4, raw=row.raw)
+    together = jax.vmap(train)(starts)
+    for i in range(len(shifts)):
+        alone = train(jax.tree.map(lambda x, i=i: x[i], starts))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
+
+
+def test_vmap_over_rates_equals_separate_runs(row):
+    rates = jnp.array([1e-3, 1e-2, 0.1])
+
+    def train(rate):
+        return run(row.make(rate), make_params(), steps=4, raw=row.raw)[0]
+
+    together = jax.vmap(train)(rates)
+    for i, rate in enumerate(rates.tolist()):
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), train(rate))
+
+
+def test_donated_steps(row):
+    optimizer = row.make(0.01)
+    step = jax.jit(make_step(optimizer, row.raw), donate_argnums=(0, 1))
+    params = make_params()
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    assert_close((params, state), run(optimizer, make_params(), 3, row.raw))
+
+
+@pytest.mark.parametrize("transfer", [lambda m: m, lambda m: m["dense"]])
+def test_a_donated_step_leaves_the_callers_memory_alive(transfer):
+    memory = get_memory(run(memory_sgd(initial=0.01), make_params())[1])
+    initial = transfer(memory)
+    step = jax.jit(make_step(memory_sgd(initial=initial)), donate_argnums=(0, 1))
+    for _ in range(2):  # two optimisers from one memory
+        params = make_params()
+        step(params, memory_sgd(initial=initial).init(params))
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(memory))
+
+
+def test_inject_hyperparams(row):
+    injected = optax.inject_hyperparams(row.make)(0.01)
+    params, state = run(injected, make_params(), raw=row.raw)
+    assert_close(
+        (params, state.inner_state), run(row.make(0.01), make_params(), raw=row.raw)
+    )
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_inject_hyperparams_of_an_alias(name):
+    injected = optax.inject_hyperparams(ALIASES[name])(
+        learning_rate=lambda count: 0.5 + 0.0 * count, initial=0.01
+    )
+    params, state = run(injected, make_params())
+    expected = run(ALIASES[name](0.5, initial=0.01), make_params())
+    # Injected decays are float32 numbers: Adam corrects its bias less exactly.
+    assert_close((params, state.inner_state), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_inject_hyperparams_with_functions_as_static_arguments():
+    injected = optax.inject_hyperparams(
+        scale_by_memory, static_args=("signal", "group_by")
+    )(0.01, signal=clipped_product, group_by=lambda path, leaf: "one")
+    state = injected.init(make_params())
+    assert list(get_memory(state)) == ["one"]
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_schedule_multiplies_the_learned_rates(name):
+    constant = run(ALIASES[name](0.5, initial=0.01), make_params())[0]
+    scheduled = run(ALIASES[name](lambda _: 0.5, initial=0.01), make_params())[0]
+    assert_close(constant, scheduled)
+
+
+def test_masked_leaves_the_rest_alone(row):
+    mask = {"dense": {"kernel": True, "bias": False}, "scale": False}
+    frozen = jax.tree.map(lambda keep: not keep, mask)
+    optimizer = optax.chain(
+        optax.masked(row.make(0.01), mask, mask_compatible_extra_args=True),
+        optax.masked(optax.set_to_zero(), frozen),
+    )
+    params, state = run(optimizer, make_params(), raw=row.raw)
+    kernel = make_params()["dense"]["kernel"]
+    assert set(get_memory(state)) <= {"dense", "dense/kernel"}
+    assert jnp.max(jnp.abs(params["dense"]["kernel"] - kernel)) > 1e-4
+    assert_close(params["dense"]["bias"], make_params()["dense"]["bias"])
+    assert_close(params["scale"], make_params()["scale"])
+
+
+def test_partition_equals_the_parts(row):
+    whole = run(row.make(0.01), make_params(), raw=row.raw)[0]
+    optimizer = optax.partition(
+        {"memory": row.make(0.01), "frozen": optax.set_to_zero()},
+        {"dense": "memory", "scale": "frozen"},
+        mask_compatible_extra_args=True,
+    )
+    params, state = run(optimizer, make_params(), raw=row.raw)
+    assert set(get_memory(state)) <= {"dense", "dense/kernel", "dense/bias"}
+    # Layers do not look at each other; only the orientation is one for the tree.
+    assert_close(params["dense"], whole["dense"])
+    assert_close(params["scale"], make_params()["scale"])
+
+
+def test_multi_steps_updates_once_per_accumulation(row):
+    optimizer = optax.MultiSteps(row.make(0.01), 2).gradient_transformation()
+    if row.raw:
+        pytest.skip("MultiSteps averages the updates, not the extra argument grad=")
+    grads = jax.grad(quadratic)(make_params())
+    params, state = make_params(), optimizer.init(make_params())
+    update = jax.jit(optimizer.update)
+    for _ in range(4):
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    plain = row.make(0.01)
+    expected, plain_state = make_params(), plain.init(make_params())
+    for _ in range(2):
+        updates, plain_state = plain.update(grads, plain_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    assert_close(params, expected)
+    assert_close(get_memory(state), get_memory(plain_state))
+
+
+def test_apply_if_finite_skips_a_bad_step(row):
+    optimizer = optax.apply_if_finite(row.make(0.01), max_consecutive_errors=3)
+    step = jax.jit(make_step(optimizer, row.raw))
+    params, state = make_params(), optimizer.init(make_params())
+    params, state = step(params, state)
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    extra = {"grad": bad} if row.raw else {}
+    updates, skipped = optimizer.update(bad, state, params, **extra)
+    assert_close(updates, optax.tree.zeros_like(params))
+    assert_close(get_memory(skipped), get_memory(state))
+    params, state = step(params, skipped)
+    expected, _ = run(row.make(0.01), make_params(), 2, row.raw)
+    assert_close(params, expected)
+
+
+def test_unknown_extra_arguments_are_accepted(row):
+    optimizer = optax.with_extra_args_support(row.make(0.01))
+    params = make_params()
+    optimizer.update(params, optimizer.init(params), params, value=1.0, unknown="x")
+
+
+def test_parameters_are_not_needed(row):
+    optimizer = row.make(0.01)
+    grads = make_params()
+    state = optimizer.init(grads)
+    with_params, _ = optimizer.update(grads, state, grads)
+    without, _ = optimizer.update(grads, state)
+    assert_close(with_params, without)
+
+
+@pytest.mark.parametrize("empty", [{}, (), {"a": None}, {"a": optax.MaskedNode()}])
+def test_empty_trees(row, empty):
+    optimizer = row.make(0.01)
+    extra = {"grad": empty} if row.raw else {}
+    state = optimizer.init(empty)
+    updates, state = optimizer.update(empty, state, empty, **extra)
+    assert jax.tree.leaves(updates) == []
+    assert get_memory(state) == {}
+
+
+def test_a_tensor_without_elements():
+    params = {"w": jnp.zeros((0, 3)), "v": jnp.ones(2)}
+    optimizer = memory_adam(initial=0.01)
+    updates, state = optimizer.update(params, optimizer.init(params))
+    updates, state = optimizer.update(params, state)
+    assert updates["w"].shape == (0, 3)
+    chex.assert_tree_all_finite((updates, get_memory(state)))
+
+
+def test_abstract_initialisation(row):
+    params = make_params()
+    optimizer = row.make(0.01)
+    shapes = jax.eval_shape(lambda: params)
+    abstract = jax.eval_shape(optimizer.init, shapes)
+    assert kinds(optimizer.init(params)) == kinds(abstract)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_accelerators(row, platform):
+    optimizer = row.make(0.01)
+    params = make_params()
+    arguments = jax.eval_shape(lambda: (params, optimizer.init(params)))
+    step = jax.jit(make_step(optimizer, row.raw))
+    exported = jax.export.export(step, platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
+
+
+BASES = {
+    "identity": optax.identity(),
+    "adam": optax.scale_by_adam(),
+    "adam against": optax.adam(1.0),
+    "momentum": optax.trace(0.9),
+}
+
+
+@pytest.mark.parametrize("group_by", ["layer", "tensor", "all"])
+@pytest.mark.parametrize("base", BASES)
+def test_a_memory_that_does_not_move_is_the_base_optimizer(base, group_by):
+    still = scale_by_memory(
+        0.03, inner=BASES[base], memory_optimizer=optax.sgd(0.0), group_by=group_by
+    )
+    plain = optax.chain(BASES[base], optax.scale(0.03))
+    assert_close(run(still, make_params())[0], run(plain, make_params())[0], rtol=1e-6)
+
+
+def test_map_params_is_known_not_to_work():
+    # The state is keyed by label and optax.tree.map_params initialises it without
+    # any leaf. The docstring says so; if this starts to work, say that instead.
+    optimizer = scale_by_memory(0.01)
+    state = optimizer.init(make_params())
+    with pytest.raises(ValueError, match=r"(?i)structure|mismatch"):
+        optax.tree.map_params(optimizer, lambda x: x, state)
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_the_result_does_not_depend_on_the_x64_flag(row, bits):
+    params = make_params()
+    expected = run(row.make(0.01), params, raw=row.raw)
+    with jax.enable_x64(bits):
+        actual = run(row.make(0.01), params, raw=row.raw)
+        assert kinds(actual) == kinds(expected)
+        # Adam's bias correction is more exact with the flag.
+        assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_both_orientations_of_a_base_learn_the_same():
+    along = optax.chain(scale_by_memory(0.01, inner=optax.scale_by_adam()), DOWN)
+    against = scale_by_memory(0.01, inner=optax.adam(1.0))
+    chained = optax.chain(optax.adam(1.0), scale_by_memory(0.01))
+    one = run(along, make_params(), 30)
+    two = run(against, make_params(), 30)
+    three = run(chained, make_params(), 30, raw=True)
+    assert_close(one[0], two[0], rtol=1e-4)
+    assert_close(one[0], three[0], rtol=1e-4)
+    # The kernels are symmetric, and so are the memories: mirrored.
+    mirrored = np.asarray(get_memory(two[1])["dense"].rates)[::-1]
+    assert_close(get_memory(one[1])["dense"].rates, mirrored, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,160 @@
+"""Invariants of reading and correcting a memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from metalr_optax import (
+    Kernels,
+    Memory,
+    clipped_product,
+    linspace_kernels,
+    logspace_kernels,
+    sign_agreement,
+)
+from metalr_optax.memory import evidence, read, weigh_agreement
+
+KERNELS = {
+    "even": linspace_kernels(2.0, 20),
+    "narrow": linspace_kernels(2.0, 5, width=0.01),
+    "log": logspace_kernels(2.0, 20),
+    "one": linspace_kernels(2.0, 1),
+    "many": linspace_kernels(2.0, 500),
+}
+ANY_FLOAT32 = hnp.arrays(np.float32, 16, elements=st.floats(width=32))
+FINITE_FLOAT32 = hnp.arrays(
+    np.float32, 16, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+)
+fast = settings(max_examples=50, deadline=None, derandomize=True)
+read_compiled = jax.jit(read)
+evidence_compiled = jax.jit(evidence)
+
+
+def make_memory(name, dtype=np.float32):
+    centers, widths = KERNELS[name]
+    rates = np.geomspace(1e-6, 1.0, len(centers), dtype=dtype)
+    rates = np.random.default_rng(0).permutation(rates)
+    return Memory(Kernels(centers.astype(dtype), widths.astype(dtype)), rates)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@fast
+@given(address=FINITE_FLOAT32)
+def test_a_rate_is_always_a_weighted_mean_of_rates(name, address):
+    memory = make_memory(name)
+    rate = np.asarray(read_compiled(memory, address))
+    assert np.all(rate >= memory.rates.min() * (1 - 1e-5))
+    assert np.all(rate <= memory.rates.max() * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@fast
+@given(address=FINITE_FLOAT32)
+def test_a_constant_memory_is_a_constant_rate(name, address):
+    # The same as: normalised activations sum to one.
+    memory = make_memory(name)._replace(rates=np.full_like(KERNELS[name][0], 0.125))
+    memory = jax.tree.map(np.float32, memory)
+    np.testing.assert_allclose(read_compiled(memory, address), 0.125, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["even", "narrow", "log", "one"])
+@pytest.mark.parametrize("far", [1e2, 1e8, 1e20, 3e38, np.inf])
+def test_the_outermost_rate_holds_outside(name, far):
+    memory = make_memory(name)
+    address = np.float32([far, -far])
+    rate = read_compiled(memory, address)
+    np.testing.assert_allclose(rate, memory.rates[[-1, 0]], rtol=1e-3)
+
+
+def test_inside_the_read_is_the_plain_weighted_mean():
+    with jax.enable_x64(True):
+        for name in ("even", "log", "one", "many"):
+            centers, widths = KERNELS[name]
+            memory = make_memory(name, np.float64)
+            # Not further from a kernel than exp can reach in float64.
+            offsets = np.linspace(-2.0, 2.0, 9)
+            z = np.clip((centers[:, None] + widths[:, None] * offsets).ravel(), -2, 2)
+            psi = np.exp(-((z[:, None] - centers) ** 2) / (2 * widths**2))
+            expected = psi @ memory.rates / psi.sum(1)
+            np.testing.assert_allclose(read(memory, jnp.asarray(z)), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@fast
+@given(address=FINITE_FLOAT32, sign=st.sampled_from([-1.0, 1.0]))
+def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address, sign):
+    kernels = make_memory(name).kernels
+    u = np.asarray(evidence_compiled(kernels, address, np.full_like(address, sign)))
+    distance = np.abs(np.float64(address)[:, None] - kernels.centers) / kernels.widths
+    active = np.any(distance < 4.0, axis=0)
+    silent = np.all(distance > 20.0, axis=0)
+    assert np.all(sign * u[active] > 1e-4)
+    assert np.all(np.abs(u[silent]) < 1e-12)
+    assert np.all(np.isfinite(u))
+
+
+def test_evidence_is_the_hypergradient_of_a_quadratic():
+    """Minus d loss(x - eta(g) g) / d rates, up to the normalisation of the read."""
+    with jax.enable_x64(True):
+        memory = make_memory("even", np.float64)
+        x = jnp.array([0.3, -0.2, 0.15])
+        curvature = jnp.array([1.0, 3.0, 5.0])
+
+        def loss(x):
+            return 0.5 * jnp.sum(curvature * x**2)
+
+        g = jax.grad(loss)(x)
+
+        def after(rates):
+            return x - read(memory._replace(rates=rates), g) * g
+
+        hypergradient = jax.grad(lambda rates: loss(after(rates)))(memory.rates)
+        product = jax.grad(loss)(after(jnp.asarray(memory.rates))) * g
+        centers, widths = memory.kernels
+        mass = jnp.exp(-((g[:, None] - centers[None]) ** 2) / (2 * widths[None] ** 2))
+        u = evidence(memory.kernels, g, product / mass.sum(1))
+        np.testing.assert_allclose(u, -hypergradient, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("signal", [sign_agreement, clipped_product])
+@fast
+@given(gradient=ANY_FLOAT32, direction=ANY_FLOAT32)
+def test_agreement_is_bounded_and_finite_for_any_number(signal, gradient, direction):
+    agreement = np.asarray(weigh_agreement(signal, gradient, direction))
+    assert np.all(np.abs(agreement) <= 1.0)
+    unusable = ~np.isfinite(gradient) | ~np.isfinite(direction)
+    assert np.all(agreement[unusable | (gradient == 0) | (direction == 0)] == 0)
+
+
+def test_sign_agreement_does_not_underflow():
+    tiny = jnp.array([1e-30, -1e-30])
+    np.testing.assert_array_equal(sign_agreement(tiny, tiny), [1.0, 1.0])
+    np.testing.assert_array_equal(sign_agreement(tiny, -tiny), [-1.0, -1.0])
+
+
+def test_a_signal_that_looks_at_the_whole_tensor_sees_no_bad_numbers():
+    def normalised(gradient, direction):
+        scale = jnp.sqrt(jnp.mean(gradient**2) * jnp.mean(direction**2))
+        return jnp.clip(gradient * direction / scale, -1.0, 1.0)
+
+    gradient = jnp.array([1.0, jnp.nan, jnp.inf, -2.0])
+    agreement = weigh_agreement(normalised, gradient, jnp.ones(4))
+    np.testing.assert_array_equal(np.sign(agreement), [1, 0, 0, -1])
+    zeros = weigh_agreement(normalised, jnp.zeros(4), jnp.ones(4))  # 0 / 0 inside
+    np.testing.assert_array_equal(zeros, jnp.zeros(4))
+
+
+@pytest.mark.parametrize("what", ["read", "evidence"])
+def test_activations_of_a_large_tensor_are_never_stored(what):
+    memory = jax.tree.map(jnp.asarray, make_memory("many"))
+    z = jnp.zeros((300, 400))
+    functions = {
+        "read": lambda z: read(memory, z),
+        "evidence": lambda z: evidence(memory.kernels, z, z),
+    }
+    compiled = jax.jit(functions[what]).lower(z).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * z.nbytes

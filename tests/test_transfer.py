@@ -1,0 +1,172 @@
+"""Taking memories out of training states and giving them on."""
+
+import chex
+import flax.linen
+import flax.nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+
+from metalr_optax import (
+    Kernels,
+    Memory,
+    get_memory,
+    linspace_kernels,
+    memory_adam,
+    memory_sgd,
+    scale_by_memory,
+    set_memory,
+)
+
+PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
+WRAPPERS = {
+    "alone": lambda tx: tx,
+    "chain": lambda tx: optax.chain(optax.clip(1.0), tx, optax.scale(0.5)),
+    "named_chain": lambda tx: optax.named_chain(("x", optax.clip(1.0)), ("tx", tx)),
+    "masked": lambda tx: optax.masked(tx, {"a": True, "c": True}),
+    "partition": lambda tx: optax.partition({"x": tx}, {"a": "x", "c": "x"}),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "inject": lambda tx: optax.inject_hyperparams(lambda s: optax.chain(tx, s), "s")(
+        optax.scale(1.0)
+    ),
+}
+
+
+def learned(optimizer, params=PARAMS, steps=4):
+    """Return the state after a few steps in which most rates move."""
+    state = optimizer.init(params)
+    for step in range(steps):
+        updates = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), params)
+        _, state = optimizer.update(updates, state, params)
+    return state
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_memory_goes_through_wrappers_and_nothing_else_does(name):
+    optimizer = WRAPPERS[name](memory_sgd(initial=0.01))
+    memory = get_memory(learned(optimizer))
+    assert list(memory) == ["a", "c"]
+    assert np.max(memory["a"].rates) > 0.015
+    fresh = optimizer.init(PARAMS)
+    transferred = set_memory(fresh, memory)
+    chex.assert_trees_all_equal(get_memory(transferred), memory)
+    # Transfer to itself is the identity; all else is what init made.
+    chex.assert_trees_all_equal(set_memory(transferred, get_memory(fresh)), fresh)
+    assert jax.tree.map(jax.typeof, transferred) == jax.tree.map(jax.typeof, fresh)
+
+
+def test_set_memory_equals_initial():
+    memory = get_memory(learned(memory_adam(initial=0.01)))
+    one = set_memory(memory_adam(initial=0.5).init(PARAMS), memory)
+    other = memory_adam(initial=memory).init(PARAMS)
+    chex.assert_trees_all_equal(one, other)
+
+
+def test_one_memory_can_start_every_group():
+    one = get_memory(learned(memory_sgd(initial=0.01)))["a"]
+    memory = get_memory(memory_sgd(initial=one).init(PARAMS))
+    chex.assert_trees_all_equal(memory, {"a": one, "c": one})
+
+
+def test_a_transferred_memory_survives_the_donation_of_its_new_state():
+    memory = get_memory(learned(memory_sgd(initial=0.01)))
+    optimizer = memory_sgd()
+    state = set_memory(optimizer.init(PARAMS), memory)
+    jax.jit(optimizer.update, donate_argnums=1)(PARAMS, state)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(memory))
+
+
+def test_flax_train_state():
+    model = flax.linen.Dense(2)
+    params = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    optimizer = memory_adam(initial=0.01)
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+    state = state.apply_gradients(grads=params).apply_gradients(grads=params)
+    memory = get_memory(state)
+    assert list(memory) == ["params"]
+    fresh = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+    chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
+
+
+def test_flax_nnx_optimizer():
+    def make():
+        model = flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0))
+        optimizer = memory_adam(initial=0.01, group_by="all")
+        return model, flax.nnx.Optimizer(model, optimizer, wrt=flax.nnx.Param)
+
+    @flax.nnx.jit
+    def step(model, optimizer):
+        def loss(model):
+            return jnp.mean((model(jnp.ones((1, 3))) - 5.0) ** 2)
+
+        optimizer.update(model, flax.nnx.grad(loss)(model))
+
+    model, optimizer = make()
+    for _ in range(3):
+        step(model, optimizer)
+    memory = get_memory(optimizer)
+    assert isinstance(memory["all"].rates, jax.Array)
+    assert np.max(memory["all"].rates) > 0.015
+    chex.assert_trees_all_equal(get_memory(optimizer.opt_state), memory)
+
+    model, fresh = make()
+    fresh.opt_state = set_memory(fresh.opt_state, memory)
+    chex.assert_trees_all_equal(get_memory(fresh), memory)
+    step(model, fresh)  # and it trains on
+
+
+def test_states_of_a_vmap_are_transferred_together():
+    optimizer = memory_sgd(initial=0.01)
+    params = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
+    fresh = jax.vmap(optimizer.init)(params)
+    _, state = jax.vmap(optimizer.update)(params, fresh)
+    _, state = jax.vmap(optimizer.update)(params, state)
+    memory = get_memory(state)
+    assert memory["a"].rates.shape == (2, 20)
+    chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
+
+
+def test_two_memories_under_one_label_are_not_guessed():
+    optimizer = optax.partition(
+        {"w": memory_sgd(), "b": memory_sgd(), "c": optax.identity()},
+        {"a": {"w": "w", "b": "b"}, "c": "c"},
+    )
+    state = optimizer.init(PARAMS)
+    with pytest.raises(ValueError, match=r"\['a'\] are in several of its 2"):
+        get_memory(state)
+    with pytest.raises(ValueError, match="pass the part that is meant"):
+        set_memory(state, {})
+    assert list(get_memory(state.inner_states["w"])) == ["a"]
+
+
+def test_states_without_a_memory_are_refused():
+    with pytest.raises(ValueError, match="must contain a state of scale_by_memory"):
+        get_memory(optax.adam(0.1).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: {"a": m["a"]}, r"missing \['c'\], unknown \[\]"),
+        (lambda m: m | {"d": m["a"]}, r"missing \[\], unknown \['d'\]"),
+        (
+            lambda m: m | {"a": Memory(linspace_kernels(2.0, 7), np.full(7, 0.1))},
+            r"shape \(20,\) for this state, got \(7,\)",
+        ),
+        (lambda m: m | {"a": m["a"].rates}, r"memory\['a'\] must be a metalr_optax"),
+        (lambda m: m | {"a": m["a"]._replace(rates=-m["a"].rates)}, "rates within"),
+        (lambda m: m | {"a": m["a"]._replace(rates=np.full(20, np.nan))}, "rates with"),
+        (
+            lambda m: m | {"a": m["a"]._replace(kernels=Kernels(*2 * [np.zeros(20)]))},
+            "widths must be positive",
+        ),
+    ],
+)
+def test_memories_that_do_not_fit_are_refused(change, match):
+    state = scale_by_memory(0.01).init(PARAMS)
+    with pytest.raises(ValueError, match=match):
+        set_memory(state, change(get_memory(state)))

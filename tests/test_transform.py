@@ -1,0 +1,358 @@
+"""Labels, orientation, hostile values and refused arguments of scale_by_memory."""
+
+import equinox
+import flax.linen
+import flax.nnx
+import haiku
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_optax import (
+    Kernels,
+    Memory,
+    get_memory,
+    linspace_kernels,
+    memory_adam,
+    memory_sgd,
+    scale_by_memory,
+    sign_agreement,
+)
+
+KERNELS = linspace_kernels(2.0, 5)
+MEMORY = Memory(KERNELS, np.full(5, 0.01))
+
+
+def labels(params, group_by="layer"):
+    return sorted(get_memory(scale_by_memory(group_by=group_by).init(params)))
+
+
+# --- which tensors share a memory
+
+
+def test_labels_of_flax_linen():
+    class Net(flax.linen.Module):
+        @flax.linen.compact
+        def __call__(self, x):
+            return flax.linen.Dense(2)(flax.linen.Conv(3, (2,))(x))
+
+    params = Net().init(jax.random.key(0), jnp.zeros((4, 1)))
+    assert labels(params) == ["params/Conv_0", "params/Dense_0"]
+    assert labels(params["params"], "tensor") == [
+        "Conv_0/bias",
+        "Conv_0/kernel",
+        "Dense_0/bias",
+        "Dense_0/kernel",
+    ]
+
+
+def test_labels_of_flax_nnx_drop_the_wrapper():
+    class Net(flax.nnx.Module):
+        def __init__(self, rngs):
+            self.first = flax.nnx.Linear(2, 3, rngs=rngs)
+            self.free = flax.nnx.Param(jnp.ones(2))
+
+    params = flax.nnx.state(Net(flax.nnx.Rngs(0)), flax.nnx.Param)
+    assert labels(params) == ["first", "free"]
+    assert labels(params, "tensor") == ["first/bias", "first/kernel", "free"]
+
+
+def test_labels_of_haiku_keep_their_slashes():
+    net = haiku.transform(lambda x: haiku.nets.MLP([3, 2])(x))
+    params = net.init(jax.random.key(0), jnp.zeros(2))
+    assert labels(params) == ["mlp/~/linear_0", "mlp/~/linear_1"]
+
+
+def test_labels_of_equinox():
+    net = equinox.nn.MLP(2, 1, width_size=3, depth=1, key=jax.random.key(0))
+    params = equinox.filter(net, equinox.is_inexact_array)
+    assert labels(params) == ["layers/0", "layers/1"]
+
+
+def test_labels_of_plain_trees():
+    assert labels(jnp.zeros(3)) == ["params"]
+    assert labels(jnp.zeros(3), "tensor") == ["params"]
+    assert labels({"x1": jnp.zeros(()), "x2": jnp.zeros(())}) == ["x1", "x2"]
+    assert labels([jnp.zeros(2), {"w": jnp.zeros(2)}]) == ["0", "1"]
+    # A key "value" in a dict is a name; only an attribute is a wrapper.
+    attention = {"attention": {"query": jnp.zeros(2), "value": jnp.zeros(2)}}
+    assert labels(attention) == ["attention"]
+    assert labels(attention, "tensor") == ["attention/query", "attention/value"]
+
+
+def test_labels_of_a_function_see_path_and_leaf():
+    params = {"a": {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)}, "c": jnp.zeros(1)}
+
+    def by_rank(path, leaf):
+        return f"{path[0].key}, rank {leaf.ndim}"
+
+    assert labels(params, by_rank) == ["a, rank 1", "a, rank 2", "c, rank 1"]
+
+
+def test_paths_that_join_to_one_label_share_a_memory():
+    params = {"a/b": {"w": jnp.zeros(2)}, "a": {"b": {"w": jnp.zeros(2)}}}
+    assert labels(params) == ["a/b"]
+
+
+def test_a_memory_is_as_precise_as_its_most_precise_tensor():
+    with jax.enable_x64(True):
+        params = {
+            "mixed": {"w": jnp.zeros(2, jnp.bfloat16), "b": jnp.zeros(2, jnp.float64)},
+            "half": {"w": jnp.zeros(2, jnp.float16)},
+        }
+        memory = get_memory(scale_by_memory().init(params))
+        assert memory["mixed"].rates.dtype == jnp.float64
+        assert memory["half"].rates.dtype == jnp.float32
+
+
+# --- which way the base optimiser points
+
+
+def orientation_after(gradients, directions):
+    """Run a link whose inner transformation emits the given directions."""
+
+    def emit(updates, state, params=None):
+        del updates, params
+        return jnp.asarray(directions)[state], state + 1
+
+    inner = optax.GradientTransformation(lambda params: jnp.zeros([], int), emit)
+    optimizer = scale_by_memory(inner=inner)
+    state = optimizer.init(jnp.zeros(2))
+    for gradient in jnp.asarray(gradients):
+        _, state = optimizer.update(gradient, state)
+    return float(state.orientation)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "directions", "expected"),
+    [
+        ([[1.0, 2.0]], [[1.0, 2.0]], 1.0),
+        ([[1.0, 2.0]], [[-1.0, -2.0]], -1.0),
+        ([[1.0, 2.0]], [[2.0, -1.0]], 0.0),
+        ([[0.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [-1.0, 1.0]], -1.0),
+        # The first step that can tell decides for good.
+        ([[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]], 1.0),
+        # Neither under- nor overflow hides the sign.
+        ([[1e-30, 0.0]], [[-1e-30, 0.0]], -1.0),
+        ([[3e38, 3e38]], [[-3e38, -3e38]], -1.0),
+        ([[np.nan, 1.0]], [[1.0, -1.0]], -1.0),
+        ([[1.0, 1.0]], [[np.inf, -1.0]], -1.0),
+    ],
+)
+def test_orientation(gradients, directions, expected):
+    assert orientation_after(gradients, directions) == expected
+
+
+def test_a_base_that_points_against_the_gradient_raises_its_rates():
+    params = {"w": jnp.array([1.0, -2.0])}
+    for optimizer, extra in (
+        (scale_by_memory(1e-3, inner=optax.adam(1.0)), {}),
+        (optax.chain(optax.adam(1.0), scale_by_memory(1e-3)), {"grad": params}),
+    ):
+        state = optimizer.init(params)
+        for _ in range(5):  # the gradient never flips: every rate in use is too small
+            _, state = optimizer.update(params, state, params, **extra)
+        assert jnp.max(get_memory(state)["w"].rates) > 0.02
+
+
+def test_the_raw_gradient_judges_not_the_direction():
+    # Directions that agree with each other while the gradient flips every time.
+    directions = jnp.ones(2)
+    gradients = jnp.array([[1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    optimizer = scale_by_memory(0.1, memory_optimizer=optax.sgd(0.1))
+
+    def rates_after(with_gradient):
+        state = optimizer.init(directions)
+        for gradient in gradients[:2]:
+            extra = {"grad": gradient} if with_gradient else {}
+            _, state = optimizer.update(directions, state, **extra)
+        return get_memory(state)["params"].rates
+
+    assert jnp.max(rates_after(with_gradient=False)) > 0.15
+    assert jnp.min(rates_after(with_gradient=True)) < 0.05
+
+
+# --- values nobody wants
+
+
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+OPTIMIZERS = {
+    "link": scale_by_memory(0.01, memory_optimizer=optax.sgd(0.1)),
+    "memory_sgd": memory_sgd(initial=0.01, memory_optimizer=optax.sgd(0.1)),
+    "offset signal": scale_by_memory(
+        0.01,
+        memory_optimizer=optax.sgd(0.1),
+        signal=lambda g, d: sign_agreement(g, d) + 0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_bad_coordinate_is_passed_on_and_teaches_nothing(name, bad):
+    optimizer = OPTIMIZERS[name]
+    update = jax.jit(optimizer.update)
+    good = jnp.array([0.5, -0.3, 0.2])
+    poisoned = good.at[1].set(BAD[bad])
+    silenced = good.at[1].set(0.0)
+    state = silent = optimizer.init(good)
+    for step in (good, poisoned, good, good):
+        updates, state = update(step, state)
+        # The same run in which that coordinate has nothing to say.
+        _, silent = update(jnp.where(jnp.isfinite(step), step, silenced), silent)
+        np.testing.assert_array_equal(jnp.isfinite(updates), jnp.isfinite(step))
+        rates = get_memory(state)["params"].rates
+        assert np.all(np.isfinite(rates))
+        np.testing.assert_allclose(rates, get_memory(silent)["params"].rates)
+    assert jnp.max(rates) > 0.02  # it went on learning
+
+
+@pytest.mark.parametrize("make", [memory_sgd, memory_adam, scale_by_memory])
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38, 1e-8, 1e8, 3e38])
+def test_any_finite_gradient_gives_a_finite_update(make, value):
+    optimizer = make()
+    gradient = {"a": jnp.full(3, value), "b": jnp.array([-value, 1.0])}
+    state = optimizer.init(gradient)
+    for _ in range(3):
+        updates, state = jax.jit(optimizer.update)(gradient, state)
+        leaves = jax.tree.leaves((updates, get_memory(state)))
+        assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+
+
+def test_the_first_step_and_zeros_teach_nothing_whatever_the_signal():
+    optimizer = scale_by_memory(
+        0.01, memory_optimizer=optax.sgd(0.5), signal=lambda g, d: jnp.ones_like(g)
+    )
+    zeros, ones = jnp.zeros(3), jnp.ones(3)
+    state = optimizer.init(ones)
+    before = get_memory(state)["params"].rates
+    for gradient in (ones, zeros, ones, zeros):
+        _, state = optimizer.update(gradient, state)
+        np.testing.assert_array_equal(get_memory(state)["params"].rates, before)
+    _, state = optimizer.update(zeros, state)
+    np.testing.assert_array_equal(get_memory(state)["params"].rates, before)
+
+
+def test_the_authors_count_the_empty_first_step():
+    optimizer = scale_by_memory(0.01)
+    _, state = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
+    assert int(optax.tree.get(state.memory_optimizer_state, "count")) == 1
+
+
+def test_rates_stay_within_their_bounds():
+    bounds = (0.005, 0.02)
+    optimizer = scale_by_memory(
+        0.01, memory_optimizer=optax.sgd(10.0), rate_bounds=bounds
+    )
+    state = optimizer.init(jnp.ones(1))
+    seen = []
+    for gradient in (1.0, 1.0, -1.0):
+        _, state = optimizer.update(jnp.full(1, gradient), state)
+        seen.append(get_memory(state)["params"].rates)
+    assert np.max(seen[1]) == np.float32(bounds[1])
+    assert np.min(seen[2]) == np.float32(bounds[0])
+
+
+def test_aliases_clip_to_the_kernels():
+    gradient = jnp.array([0.1, 5.0, -7.0])
+    wide = Memory(linspace_kernels(4.0, 5), np.full(5, 0.01))
+    for arguments, bound in (
+        ({}, 2.0),
+        ({"kernels": linspace_kernels(3.0, 4)}, 3.0),
+        ({"kernels": linspace_kernels(3.0, 1)}, 3.0),
+        ({"initial": wide}, 4.0),
+        ({"initial": {"params": wide}}, 4.0),
+    ):
+        optimizer = memory_sgd(**({"initial": 0.01} | arguments))
+        updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+        expected = -0.01 * np.clip(gradient, -bound, bound)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+# --- refused arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"initial": 2.0}, "initial must have rates within .* got 2.0"),
+        ({"initial": 0.0}, "initial must have rates within .* got 0.0"),
+        ({"initial": np.nan}, "initial must have rates within .* got nan"),
+        ({"initial": "fast"}, "initial must be a rate, .* got 'fast'"),
+        ({"initial": np.ones(3)}, "initial must be a rate"),
+        ({"initial": {"a": 0.1}}, r"initial\['a'\] must be .*Memory, got 0.1"),
+        ({"initial": MEMORY, "kernels": KERNELS}, "kernels must be None"),
+        (
+            {"initial": {"a": MEMORY._replace(rates=np.full(5, 7.0))}},
+            r"initial\['a'\] must have rates within",
+        ),
+        (
+            {"initial": MEMORY._replace(rates=np.full(4, 0.1))},
+            "initial must have one rate per kernel",
+        ),
+        (
+            {"initial": MEMORY._replace(rates=np.full(5, np.inf))},
+            "initial must have rates within",
+        ),
+        (
+            {"initial": MEMORY._replace(kernels=Kernels(np.zeros(5), np.ones(5)))},
+            "centers must be finite and increasing",
+        ),
+        ({"kernels": np.zeros(3)}, "kernels must be metalr_optax.Kernels"),
+        ({"inner": optax.adam}, "inner must be .* got <function adam"),
+        ({"memory_optimizer": 0.1}, "memory_optimizer must be .* got 0.1"),
+        ({"signal": "sign"}, "signal must be a function .* got 'sign'"),
+        ({"group_by": "model"}, "group_by must be 'layer', .* got 'model'"),
+        ({"group_by": 3}, "group_by must be 'layer', .* got 3"),
+        ({"rate_bounds": (0.1, 0.01)}, r"rate_bounds must be .* got \(0.1, 0.01\)"),
+        ({"rate_bounds": (0.0, 1.0)}, "rate_bounds must be"),
+        ({"rate_bounds": (1e-9, np.inf)}, "rate_bounds must be"),
+        ({"rate_bounds": 1.0}, "rate_bounds must be .* got 1.0"),
+    ],
+)
+def test_bad_arguments_fail_at_construction(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        scale_by_memory(**arguments)
+    if "inner" not in arguments:
+        for alias in (memory_sgd, memory_adam):
+            with pytest.raises(ValueError, match=match):
+                alias(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"a": jnp.zeros(2, jnp.int32)}, "floating point arrays, got int32 at a"),
+        ({"a": jnp.zeros(2, bool)}, "floating point arrays, got bool at a"),
+        (jnp.zeros(2, jnp.complex64), "got complex64 at the top"),
+    ],
+)
+def test_parameters_that_are_not_real_floats_fail_at_init(params, match):
+    with pytest.raises(ValueError, match=match):
+        scale_by_memory().init(params)
+
+
+def test_labels_that_do_not_fit_fail_at_init():
+    optimizer = scale_by_memory({"a": MEMORY, "b": MEMORY})
+    with pytest.raises(ValueError, match=r"missing \['c'\], unknown \['b'\]"):
+        optimizer.init({"a": jnp.zeros(2), "c": jnp.zeros(2)})
+
+
+def test_a_label_that_is_no_string_fails_at_init():
+    with pytest.raises(ValueError, match="labels of type str, got 1"):
+        scale_by_memory(group_by=lambda path, leaf: leaf.ndim).init(jnp.zeros(2))
+
+
+def test_a_raw_gradient_of_another_structure_is_refused():
+    optimizer = scale_by_memory()
+    params = {"a": jnp.ones(2)}
+    with pytest.raises(ValueError, match="mask_compatible_extra_args=True"):
+        optimizer.update(params, optimizer.init(params), grad={"b": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_rate_at_its_bound_is_allowed_in_any_dtype(dtype):
+    for bound in (1e-9, 1.0):
+        scale_by_memory(jnp.asarray(bound, dtype))
