@@ -128,18 +128,18 @@ def log_activations(kernels: Kernels, address: jax.Array) -> jax.Array:
       address: [...], clamped to the reach of the kernels first.
 
     Returns:
-      [M, ...], :math:`\log \psi_m(z)`, finite for every address but NaN. Reduce it
-      at once, over either side: XLA then never stores it.
+      [..., M], :math:`\log \psi_m(z)`, finite for every address but NaN. Reduce it by
+      elementwise operations and sums at once: XLA then never stores it.
     """
-    centers = jnp.asarray(kernels.centers)
-    widths = jnp.asarray(kernels.widths)
-    inside = jnp.clip(
-        address, centers[0] - _REACH * widths[0], centers[-1] + _REACH * widths[-1]
-    )
     # Explicit shapes: users may forbid implicit rank promotion.
-    column = (-1,) + (1,) * address.ndim
-    distance = inside[None] - centers.reshape(column)
-    return -0.5 * jnp.square(distance / widths.reshape(column))
+    row = (1,) * address.ndim + (-1,)
+    centers = jnp.asarray(kernels.centers).reshape(row)
+    widths = jnp.asarray(kernels.widths).reshape(row)
+    reach = _REACH * widths
+    inside = jnp.clip(
+        address[..., None], (centers - reach)[..., :1], (centers + reach)[..., -1:]
+    )
+    return -0.5 * jnp.square((inside - centers) / widths)
 
 
 def grid_bound(kernels: Kernels) -> jax.Array:

@@ -51,10 +51,10 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
       memory, for every address but NaN, which reads NaN.
     """
     logits = log_activations(memory.kernels, address)
-    weights = jnp.exp(logits - jnp.max(logits, axis=0)[None])
-    rates = jnp.asarray(memory.rates).reshape((-1,) + (1,) * address.ndim)
-    # Two sums, not a matrix product: a product would store all M x D weights.
-    return jnp.sum(weights * rates, axis=0) / jnp.sum(weights, axis=0)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    rates = jnp.asarray(memory.rates).reshape((1,) * address.ndim + (-1,))
+    # Two sums, not a matrix product: a product would store all D x M weights.
+    return jnp.sum(weights * rates, axis=-1) / jnp.sum(weights, axis=-1)
 
 
 def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.Array:
@@ -71,8 +71,8 @@ def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.
       [M]; positive where rates should have been larger.
     """
     weights = jnp.exp(log_activations(kernels, address))
-    over_coordinates = tuple(range(1, 1 + address.ndim))
-    return jnp.sum(weights * agreement[None], axis=over_coordinates)
+    over_coordinates = tuple(range(address.ndim))
+    return jnp.sum(weights * agreement[..., None], axis=over_coordinates)
 
 
 def sign_agreement(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
