@@ -5,11 +5,7 @@ reloaded one goes on from the task before. Everything is paired: in one task, on
 has the same initial network and the same batches under every method.
 """
 
-import argparse
-import csv
 import functools
-import pathlib
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.mnist_data import Digits, load_digits
+from benchmarks.mnist_data import Digits
 from metalr_optax import (
     Memory,
     get_memory,
@@ -32,16 +28,7 @@ TASKS = ((1, 2), (1, 3), (1, 4))
 META_RATES = (0.1, 0.01, 0.001)
 BASE_RATE = 1e-3
 BOUND = 2.0
-GOAL = 0.98
-COLUMNS = (
-    "task",
-    "method",
-    "meta_rate",
-    "seed",
-    "update",
-    "test_accuracy",
-    "train_loss",
-)
+MODELS = 20
 
 
 class CNN(nn.Module):
@@ -65,7 +52,7 @@ class CNN(nn.Module):
         return nn.Dense(2)(hidden)
 
 
-class Task(NamedTuple):
+class TaskArrays(NamedTuple):
     """Two digits to tell apart: images in [0, 1], labels 0 and 1."""
 
     train_images: jax.Array
@@ -74,6 +61,13 @@ class Task(NamedTuple):
     test_labels: jax.Array
     batches: jax.Array  # [seeds, horizon, batch size], indices of training images
     params: Any  # initial networks, [seeds, ...]
+
+
+class Task(NamedTuple):
+    """A task and its name in the results."""
+
+    name: str
+    arrays: TaskArrays
 
 
 class Run(NamedTuple):
@@ -113,16 +107,17 @@ def make_task(
     keys = jax.vmap(lambda seed: jax.random.key(100 * seed + pair[1]))(
         jnp.arange(seeds)
     )
-    return Task(
+    arrays = TaskArrays(
         *train,
         *test,
         batches=jnp.asarray(orders).reshape(seeds, horizon, batch_size),
         params=jax.vmap(lambda key: CNN().init(key, train[0][:1]))(keys),
     )
+    return Task(f"{pair[0]} vs {pair[1]}", arrays)
 
 
 def memory_optimizer(
-    meta_rate: jax.typing.ArrayLike, num: int
+    meta_rate: float | jax.Array, num: int
 ) -> optax.GradientTransformationExtraArgs:
     """The paper's rule: clip, a memory of `num` local models, a step downhill."""
     return optax.chain(
@@ -137,13 +132,17 @@ def memory_optimizer(
 
 
 def train(
-    optimizer: optax.GradientTransformation, task: Task, states: optax.OptState
+    optimizer: optax.GradientTransformation, task: TaskArrays, states: optax.OptState
 ) -> tuple[jax.Array, jax.Array, optax.OptState]:
     """Train the networks of all seeds; return accuracies, losses and last states."""
 
+    def logits(params: Any, images: jax.Array) -> jax.Array:
+        return jnp.asarray(CNN().apply(params, images))
+
     def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = CNN().apply(params, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, images), labels
+        )
         return jnp.mean(losses)
 
     def step(params: Any, state: optax.OptState, batch: jax.Array) -> Any:
@@ -154,11 +153,12 @@ def train(
         return optax.apply_updates(params, updates), state, loss
 
     def test(params: Any) -> jax.Array:
-        predicted = jnp.argmax(CNN().apply(params, task.test_images), axis=-1)
+        predicted = jnp.argmax(logits(params, task.test_images), axis=-1)
         return jnp.mean(predicted == task.test_labels)
 
     def update(carry: Any, batch: jax.Array) -> Any:
-        params, state, loss = jax.vmap(step)(*carry, batch)
+        params, state = carry
+        params, state, loss = jax.vmap(step)(params, state, batch)
         # One network at a time: products batched over networks are slow on a CPU.
         return (params, state), (jax.lax.map(test, params), loss)
 
@@ -169,21 +169,24 @@ def train(
 
 
 @functools.partial(jax.jit, static_argnames="name")
-def train_base(name: str, task: Task) -> tuple[jax.Array, jax.Array]:
+def train_base(name: str, task: TaskArrays) -> tuple[jax.Array, jax.Array]:
     """Train with plain SGD or Adam at the base rate."""
     optimizer = {"sgd": optax.sgd, "adam": optax.adam}[name](BASE_RATE)
     return train(optimizer, task, jax.vmap(optimizer.init)(task.params))[:2]
 
 
 @functools.partial(jax.jit, static_argnames="num")
-def fresh_memory(task: Task, num: int) -> dict[str, Memory]:
+def fresh_memory(task: TaskArrays, num: int) -> dict[str, Memory]:
     """Return the memory of every seed before anything was learned."""
     return get_memory(jax.vmap(memory_optimizer(0.0, num).init)(task.params))
 
 
 @functools.partial(jax.jit, static_argnames="num")
 def train_memory(
-    task: Task, memory: dict[str, Memory], meta_rate: jax.typing.ArrayLike, num: int
+    task: TaskArrays,
+    memory: dict[str, Memory],
+    meta_rate: float | jax.Array,
+    num: int,
 ) -> tuple[jax.Array, jax.Array, dict[str, Memory]]:
     """Train from a memory; return accuracies, losses and the memory at the end."""
     optimizer = memory_optimizer(meta_rate, num)
@@ -213,35 +216,64 @@ def shuffled(memory: dict[str, Memory]) -> dict[str, Memory]:
     }
 
 
-def run_all(tasks: list[Task]) -> Iterator[Run]:
-    """Yield every run of the experiment, in the order of the tasks."""
-    names = [f"{first} vs {second}" for first, second in TASKS]
-    for name, task in zip(names, tasks, strict=True):
+def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterator[Run]:
+    """Yield every run of the experiment as it is done.
+
+    Raises:
+      ValueError: there are not enough images for the horizon.
+    """
+    tasks = [make_task(digits, pair, seeds, horizon, batch_size) for pair in TASKS]
+    for task in tasks:
         for method in ("sgd", "adam"):
-            yield Run(name, method, None, *map(np.asarray, train_base(method, task)))
+            accuracies, losses = train_base(method, task.arrays)
+            yield Run(
+                task.name, method, None, np.asarray(accuracies), np.asarray(losses)
+            )
     for meta_rate in META_RATES:
-        yield from run_memory(names, tasks, meta_rate, 20, "")
-        yield from run_memory(names, tasks, meta_rate, 1, " M=1")
+        yield from run_memory(tasks, meta_rate)
+        yield from run_single(tasks, meta_rate)
 
 
-def run_memory(
-    names: list[str], tasks: list[Task], meta_rate: float, num: int, suffix: str
-) -> Iterator[Run]:
-    """Yield the runs of one memory setting, and the controls on the last task."""
+def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
+    """Yield new and reloaded memories on all tasks, and the controls on the last."""
+    run, memory = train_run(tasks[0], "new", meta_rate)
+    yield run
+    for task in tasks[1:]:
+        yield train_run(task, "new", meta_rate)[0]
+        if task is tasks[-1]:
+            yield train_run(task, "frozen", meta_rate, memory, step=0.0)[0]
+            yield train_run(task, "constant", meta_rate, averaged(memory), step=0.0)[0]
+            yield train_run(task, "shuffled", meta_rate, shuffled(memory))[0]
+        run, memory = train_run(task, "reloaded", meta_rate, memory)
+        yield run
 
-    def run(index: int, method: str, memory: Any, step: float = meta_rate) -> Any:
-        accuracies, losses, memory = train_memory(tasks[index], memory, step, num)
-        result = map(np.asarray, (accuracies, losses))
-        return Run(names[index], method + suffix, meta_rate, *result), memory
 
-    last = len(tasks) - 1
-    new, memory = run(0, "new", fresh_memory(tasks[0], num))
-    yield new
-    for index in range(1, len(tasks)):
-        yield run(index, "new", fresh_memory(tasks[index], num))[0]
-        if index == last and num > 1:
-            yield run(index, "frozen", memory, step=0.0)[0]
-            yield run(index, "constant", averaged(memory), step=0.0)[0]
-            yield run(index, "shuffled", shuffled(memory))[0]
-        reloaded, memory = run(index, "reloaded", memory)
-        yield reloaded
+def run_single(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
+    """Yield the control with one local model per layer: its runs on the last task."""
+    _, memory = train_run(tasks[0], "new_m1", meta_rate, num=1)
+    for task in tasks[1:-1]:
+        _, memory = train_run(task, "reloaded_m1", meta_rate, memory, num=1)
+    yield train_run(tasks[-1], "new_m1", meta_rate, num=1)[0]
+    yield train_run(tasks[-1], "reloaded_m1", meta_rate, memory, num=1)[0]
+
+
+def train_run(
+    task: Task,
+    method: str,
+    meta_rate: float,
+    memory: dict[str, Memory] | None = None,
+    *,
+    step: float | None = None,
+    num: int = MODELS,
+) -> tuple[Run, dict[str, Memory]]:
+    """Train from a memory, or from a fresh one; return the run and what it learned.
+
+    The memory steps with the meta rate, or with `step` where a control keeps it still.
+    """
+    if memory is None:
+        memory = fresh_memory(task.arrays, num)
+    accuracies, losses, memory = train_memory(
+        task.arrays, memory, meta_rate if step is None else step, num
+    )
+    run = Run(task.name, method, meta_rate, np.asarray(accuracies), np.asarray(losses))
+    return run, memory

@@ -1,0 +1,210 @@
+"""The experiments run, are paired, and end with one clear line when they cannot."""
+
+import csv
+import gzip
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import mnist_data, mnist_report
+from benchmarks.__main__ import main
+from benchmarks.mnist import (
+    MODELS,
+    Run,
+    averaged,
+    fresh_memory,
+    make_task,
+    shuffled,
+    train_base,
+    train_run,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mnist_data.load_digits()
+
+
+def test_the_bundled_digits_are_balanced(digits):
+    assert digits.train_images.shape == (10_000, 28, 28)
+    assert digits.test_images.shape == (2_000, 28, 28)
+    assert np.bincount(digits.train_labels).tolist() == [1000] * 10
+    assert np.bincount(digits.test_labels).tolist() == [200] * 10
+    assert mnist_data.SUBSET.stat().st_size < 3e6
+
+
+@pytest.fixture(scope="module")
+def task(digits):
+    return make_task(digits, (1, 4), seeds=2, horizon=3, batch_size=8)
+
+
+def test_a_task_is_two_digits_and_a_pass_without_repeats(digits, task):
+    arrays = task.arrays
+    assert arrays.train_images.shape == (2000, 28, 28)
+    assert float(arrays.train_images.max()) == 1.0
+    assert arrays.train_labels.mean() == 0.5
+    assert all(len(set(batches.ravel().tolist())) == 24 for batches in arrays.batches)
+    assert not np.array_equal(*arrays.batches)
+    again = make_task(digits, (1, 4), seeds=1, horizon=3, batch_size=8).arrays
+    np.testing.assert_array_equal(again.batches[0], arrays.batches[0])
+
+
+def test_runs_are_paired_and_a_still_memory_is_sgd(task):
+    accuracies, losses = train_base("sgd", task.arrays)
+    run, _ = train_run(task, "new", 0.1, step=0.0)
+    np.testing.assert_allclose(run.losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(run.accuracies, accuracies, atol=0.006)
+
+
+def test_a_memory_goes_from_run_to_run(task):
+    _, learned = train_run(task, "new", 0.01)
+    rates = learned["params/Dense_0"].rates
+    assert rates.shape == (2, MODELS)
+    assert rates.max() > 5e-3
+    _, kept = train_run(task, "frozen", 0.01, learned, step=0.0)
+    np.testing.assert_array_equal(kept["params/Dense_0"].rates, rates)
+
+
+def test_controls_keep_the_mean_of_every_layer_and_nothing_else(task):
+    _, learned = train_run(task, "new", 0.01)
+    for control in (averaged(learned), shuffled(learned)):
+        for label, memory in control.items():
+            rates = np.asarray(learned[label].rates)
+            assert memory.rates.shape == rates.shape
+            assert not np.allclose(memory.rates, rates, rtol=1e-2)
+            np.testing.assert_allclose(
+                np.mean(memory.rates, -1), np.mean(rates, -1), rtol=1e-5
+            )
+    spread = np.ptp(averaged(learned)["params/Dense_0"].rates, axis=-1)
+    np.testing.assert_array_equal(spread, [0.0, 0.0])
+
+
+def test_one_local_model_is_one_scalar_per_layer(task):
+    assert fresh_memory(task.arrays, 1)["params/Dense_0"].rates.shape == (2, 1)
+
+
+RUNS = [
+    Run("1 vs 2", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    Run("1 vs 4", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    Run(
+        "1 vs 4",
+        "new",
+        0.01,
+        np.array([[0.5, 0.98, 0.9, 1.0], [0.9, 0.9, 0.9, 0.97]]),
+        np.arange(8.0).reshape(2, 4),
+    ),
+]
+
+
+def test_a_miss_counts_as_one_more_than_the_horizon():
+    assert mnist_report.updates_to_goal(RUNS[1]).tolist() == [5, 5]
+    assert mnist_report.updates_to_goal(RUNS[2]).tolist() == [2, 5]
+
+
+def test_the_table_shows_misses_and_the_papers_figure():
+    *_, sgd, new = mnist_report.format_table(RUNS).splitlines()
+    assert sgd.split()[-4:] == ["5.0", "5.0", "2", "24.7"]
+    assert new.split()[-5:] == ["0.01", "3.5", "3.5", "1", "14.6"]
+
+
+def test_rows_hold_every_number(tmp_path):
+    path = tmp_path / "mnist.csv"
+    mnist_report.write_rows(RUNS, path)
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == mnist_report.COLUMNS
+    assert len(rows) == 3 * 2 * 4
+    assert rows[0]["meta_rate"] == ""
+    assert rows[-1] == {
+        "task": "1 vs 4",
+        "method": "new",
+        "meta_rate": "0.01",
+        "seed": "1",
+        "update": "4",
+        "test_accuracy": "0.97",
+        "train_loss": "7",
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["mnist.csv"]
+
+
+def test_rows_can_be_read_back(tmp_path):
+    path = tmp_path / "mnist.csv"
+    mnist_report.write_rows(RUNS, path)
+    for run, again in zip(RUNS, mnist_report.read_rows(path), strict=True):
+        assert again[:3] == run[:3]
+        np.testing.assert_allclose(again.accuracies, run.accuracies)
+        np.testing.assert_allclose(again.losses, run.losses)
+
+
+def test_the_readme_prints_what_the_raw_rows_say():
+    root = pathlib.Path(__file__).parents[1]
+    runs = mnist_report.read_rows(root / "benchmarks" / "results" / "mnist.csv")
+    assert mnist_report.format_table(runs) in (root / "README.md").read_text()
+
+
+def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
+    arguments = ["--seeds", "2", "--horizon", "2", "--batch-size", "4"]
+    main(["mnist", *arguments, "--out", str(tmp_path / "new" / "folder")])
+    out = capsys.readouterr().out
+    assert "Updates until 98% test accuracy on 1 vs 4, 2 seeds" in out
+    with open(tmp_path / "new" / "folder" / "mnist.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings = {(row["task"], row["method"], row["meta_rate"]) for row in rows}
+    assert len(rows) == len(settings) * 2 * 2
+    for meta_rate in ("0.1", "0.01", "0.001"):
+        for method in mnist_report.LEGEND:
+            rate = "" if method in ("sgd", "adam") else meta_rate
+            assert ("1 vs 4", method, rate) in settings
+        assert ("1 vs 2", "new", meta_rate) in settings
+        assert ("1 vs 3", "reloaded", meta_rate) in settings
+    picture = (tmp_path / "new" / "folder" / "mnist.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--speed", "3"], "unrecognized arguments: --speed 3"),
+        (["--seeds", "0"], "must be at least 1, got 0"),
+        (["--seeds", "many"], "invalid positive value: 'many'"),
+        (["--horizon", "1000"], "needs 64000 images, but there are 2000"),
+        (["--data-dir", "/nowhere"], "no MNIST file /nowhere/train-images-idx3-ubyte"),
+        (["--out", "/dev/null/x"], "/dev/null"),
+    ],
+)
+def test_what_cannot_work_ends_with_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["mnist", *arguments])
+    # An exit with a text prints it and gives the status 1.
+    text = capsys.readouterr().err or str(stop.value.code)
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+    assert stop.value.code not in (0, None)
+
+
+def test_the_command_itself_ends_with_a_status():
+    command = [sys.executable, "-m", "benchmarks", "nonsense"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "invalid choice: 'nonsense'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train-images-idx3-ubyte", b"not digits", "is damaged: its MD5 is"),
+        ("train-images-idx3-ubyte.gz", b"not gzip", "cannot read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 99)[:-9], "cannot read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"digits"), "is damaged"),
+    ],
+)
+def test_damaged_files_are_refused_by_path(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as refusal:
+        mnist_data.load_digits(tmp_path)
+    assert str(tmp_path / name) in str(refusal.value)

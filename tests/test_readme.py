@@ -1,0 +1,27 @@
+import pathlib
+import re
+
+import metalr_optax
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_readme_names_what_is_public():
+    listed = re.search(r"All public names: (.*?)\. Each", README, re.DOTALL)
+    assert listed is not None
+    modules = {"alias", "kernels", "memory", "transfer", "transform"}
+    public = {name for name in dir(metalr_optax) if not name.startswith("_")}
+    assert set(re.findall(r"`(\w+)`", listed[1])) == public - modules
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (pathlib.Path(__file__).parents[1] / link).exists(), link
+
+
+def test_public_names_have_docstrings():
+    for name in dir(metalr_optax):
+        if not name.startswith("_"):
+            assert getattr(metalr_optax, name).__doc__, name
