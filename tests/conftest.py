@@ -1,4 +1,9 @@
 import jax
+import pytest
 
-# Users may forbid implicit broadcasting; so the whole suite runs without it.
-jax.config.update("jax_numpy_rank_promotion", "raise")
+
+@pytest.fixture(autouse=True)
+def no_implicit_broadcasting():
+    """Users may forbid it; so the whole suite runs without it."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
