@@ -75,11 +75,8 @@ def memory_sgd(
         group_by=group_by,
         rate_bounds=rate_bounds,
     )
-    return optax.chain(
-        _clip(_all_kernels(initial, kernels)),
-        scale,
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    clip = _clip(_all_kernels(initial, kernels))
+    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def memory_adam(
@@ -102,7 +99,8 @@ def memory_adam(
 
     The memory is addressed by Adam's direction :math:`d`, and judges it by the raw
     gradient of the next step: directions of Adam agree with each other even in pure
-    noise. Gradients are clipped like those of :func:`memory_sgd`.
+    noise. Raw gradients are clipped like those of :func:`memory_sgd`, before Adam sees
+    them: kernels that are much narrower than usual gradients change Adam too.
 
     Args:
       learning_rate: factor on all learned rates, a number or a schedule.
@@ -149,11 +147,8 @@ def memory_adam(
         group_by=group_by,
         rate_bounds=rate_bounds,
     )
-    return optax.chain(
-        _clip(_all_kernels(initial, kernels)),
-        scale,
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    clip = _clip(_all_kernels(initial, kernels))
+    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
 
 
 def _all_kernels(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
@@ -168,10 +163,12 @@ def _all_kernels(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
 
 def _clip(all_kernels: list[Kernels]) -> optax.GradientTransformation:
     """Clip to the widest kernels; unlike `optax.clip`, infinity stays visible."""
+    bounds = [grid_bound(kernels) for kernels in all_kernels]
 
-    def clip(gradient: jax.Array) -> jax.Array:
-        bounds = [jnp.asarray(grid_bound(kernels)) for kernels in all_kernels]
-        bound = functools.reduce(jnp.maximum, bounds).astype(gradient.dtype)
+    def clip(gradient: jax.typing.ArrayLike) -> jax.Array:
+        gradient = jnp.asarray(gradient)
+        bound = functools.reduce(jnp.maximum, map(jnp.asarray, bounds))
+        bound = bound.astype(gradient.dtype)
         clipped = jnp.clip(gradient, -bound, bound)
         return jnp.where(jnp.isinf(gradient), gradient, clipped)
 

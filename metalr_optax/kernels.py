@@ -4,15 +4,16 @@ The kernels of a memory never change. They say which local models answer for an
 address ``z`` (for plain SGD: the value of one coordinate of the gradient).
 """
 
-from typing import NamedTuple
+import numbers
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 # Addresses further than this many widths outside the outermost kernels are moved
-# to that distance. There the outermost kernel is all but alone and still 1e-14
-# strong, so the function inside is untouched, nothing divides 0 by 0 and a
+# to that distance. There a kernel is 1e-14 strong and, at half a spacing of width,
+# all but alone: the function inside is untouched, nothing divides 0 by 0, and a
 # gradient from far outside hardly moves the memory.
 _REACH = 8.0
 
@@ -32,6 +33,9 @@ class Kernels(NamedTuple):
     Attributes:
       centers: [M], :math:`c_m`, strictly increasing, in units of the address.
       widths: [M], :math:`s_m`, positive, in units of the address.
+
+    A single kernel is taken for the scalar memory that ``linspace_kernels(bound, 1)``
+    makes: the ready optimisers clip gradients at a thousandth of its width.
     """
 
     centers: Array
@@ -120,42 +124,40 @@ def logspace_kernels(
     )
 
 
-def log_activations(kernels: Kernels, address: jax.Array) -> jax.Array:
-    r"""Return the logarithm of every kernel at every address.
+def log_activation(kernel: Kernels, kernels: Kernels, address: jax.Array) -> jax.Array:
+    r"""Return the logarithm of one of the kernels at every address.
 
     Args:
-      kernels: M kernels.
-      address: [...], clamped to the reach of the kernels first.
+      kernel: one centre and one width, of shape [].
+      kernels: all M kernels it belongs to; addresses are clamped to their reach.
+      address: [...].
 
     Returns:
-      [..., M], :math:`\log \psi_m(z)`, finite for every address but NaN. Reduce it by
-      elementwise operations and sums at once: XLA then never stores it.
+      [...], :math:`\log \psi_m(z)`, finite for every address but NaN.
     """
-    # Explicit shapes: users may forbid implicit rank promotion.
-    row = (1,) * address.ndim + (-1,)
-    centers = jnp.asarray(kernels.centers).reshape(row)
-    widths = jnp.asarray(kernels.widths).reshape(row)
-    reach = _REACH * widths
+    centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
     inside = jnp.clip(
-        address[..., None], (centers - reach)[..., :1], (centers + reach)[..., -1:]
+        address, centers[0] - _REACH * widths[0], centers[-1] + _REACH * widths[-1]
     )
-    return -0.5 * jnp.square((inside - centers) / widths)
+    return -0.5 * jnp.square((inside - kernel.centers) / kernel.widths)
 
 
-def grid_bound(kernels: Kernels) -> jax.Array:
+def grid_bound(kernels: Kernels) -> Any:
     """Return the magnitude up to which the kernels cover an address.
 
     It is the outermost centre; a single kernel (``linspace_kernels`` makes it 1000
     bounds wide) covers a thousandth of its width on either side.
     """
-    centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
+    # A number as soon as can be: whoever keeps it then depends on no buffer.
+    xp = jnp if _is_traced(kernels) else np
+    centers, widths = xp.asarray(kernels.centers), xp.asarray(kernels.widths)
     if centers.shape == (1,):
-        return jnp.abs(centers[0]) + widths[0] / 1000.0
-    return jnp.max(jnp.abs(centers))
+        return xp.abs(centers[0]) + widths[0] / 1000.0
+    return xp.max(xp.abs(centers))
 
 
-def check_kernels(kernels: Kernels) -> None:
-    """Raise ValueError unless the kernels are usable; traced values are trusted."""
+def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
+    """Raise ValueError unless the kernels are usable in a dtype; traced ones pass."""
     if not isinstance(kernels, Kernels):
         raise ValueError(
             "kernels must be metalr_optax.Kernels, for example "
@@ -167,15 +169,18 @@ def check_kernels(kernels: Kernels) -> None:
             "kernels must hold centers and widths of one shape [M] with M >= 1, "
             f"got {shapes[0]} and {shapes[1]}"
         )
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in kernels):
+    if _is_traced(kernels):
         return
-    centers = np.asarray(kernels.centers, np.float64)
-    widths = np.asarray(kernels.widths, np.float64)
-    if not (np.isfinite(widths).all() and (widths > 0).all()):
-        raise ValueError(f"widths must be positive and finite, got {widths}")
-    gaps = np.diff(centers)
+    centers, widths = np.asarray(kernels.centers), np.asarray(kernels.widths)
+    if not (np.isfinite(widths) & (widths.astype(dtype) >= np.finfo(dtype).tiny)).all():
+        raise ValueError(
+            f"widths must be positive and finite as {np.dtype(dtype)}, got {widths}"
+        )
+    gaps = np.diff(centers.astype(dtype))
     if not (np.isfinite(centers).all() and (gaps > 0).all()):
-        raise ValueError(f"centers must be finite and increasing, got {centers}")
+        raise ValueError(
+            f"centers must be finite and increasing as {np.dtype(dtype)}, got {centers}"
+        )
     if (gaps > _LARGEST_GAP * np.maximum(widths[1:], widths[:-1])).any():
         raise ValueError(
             f"neighbours must be within {_LARGEST_GAP:g} widths of each other, got "
@@ -183,9 +188,18 @@ def check_kernels(kernels: Kernels) -> None:
         )
 
 
+def _is_traced(kernels: Kernels) -> bool:
+    return any(isinstance(array, jax.core.Tracer) for array in kernels)
+
+
 def _check_positive(name: str, value: float) -> None:
-    if not (np.ndim(value) == 0 and np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    is_number = isinstance(value, numbers.Real) or (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and value.ndim == 0
+    )
+    if not (is_number and np.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
 
 
 def _check_count(num: int, smallest: int) -> None:

@@ -5,13 +5,13 @@ Pure functions of arrays. When they are called is the business of
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.kernels import Array, Kernels, check_kernels, log_activations
+from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
 
 Signal = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -50,11 +50,26 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
       [...], learning rates between the smallest and the largest rate of the
       memory, for every address but NaN, which reads NaN.
     """
-    logits = log_activations(memory.kernels, address)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    rates = jnp.asarray(memory.rates).reshape((1,) * address.ndim + (-1,))
-    # Two sums, not a matrix product: a product would store all D x M weights.
-    return jnp.sum(weights * rates, axis=-1) / jnp.sum(weights, axis=-1)
+    kernels = memory.kernels
+
+    def log_weight(kernel: Kernels) -> jax.Array:
+        return log_activation(kernel, kernels, address)
+
+    # One local model at a time: written as one array operation, XLA stores [D, M]
+    # numbers as soon as a whole update is compiled.
+    def take_nearest(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
+        return jnp.maximum(nearest, log_weight(kernel)), None
+
+    first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
+    nearest, _ = jax.lax.scan(take_nearest, log_weight(first), kernels)
+
+    def add(sums: tuple[jax.Array, jax.Array], model: Memory) -> Any:
+        weight = jnp.exp(log_weight(model.kernels) - nearest)
+        return (sums[0] + weight * model.rates, sums[1] + weight), None
+
+    zero = jnp.zeros_like(nearest)
+    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), memory)
+    return weighted_rates / weights
 
 
 def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.Array:
@@ -70,9 +85,11 @@ def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.
     Returns:
       [M]; positive where rates should have been larger.
     """
-    weights = jnp.exp(log_activations(kernels, address))
-    over_coordinates = tuple(range(address.ndim))
-    return jnp.sum(weights * agreement[..., None], axis=over_coordinates)
+
+    def of_model(kernel: Kernels) -> jax.Array:
+        return jnp.sum(jnp.exp(log_activation(kernel, kernels, address)) * agreement)
+
+    return jax.lax.map(of_model, kernels)
 
 
 def sign_agreement(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
@@ -141,7 +158,7 @@ def weigh_agreement(
     previous_direction = jnp.where(usable, previous_direction, 0)
     values = signal(gradient, previous_direction)
     told = (gradient != 0) & (previous_direction != 0) & jnp.isfinite(values)
-    return jnp.where(told, values, 0)
+    return jnp.where(told, values, 0).astype(gradient.dtype)
 
 
 def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) -> None:
@@ -160,13 +177,17 @@ def check_rates(
     name: str, rates: jax.typing.ArrayLike, rate_bounds: tuple[float, float]
 ) -> None:
     """Raise ValueError unless all rates are within the bounds; traced ones pass."""
-    if isinstance(rates, jax.core.Tracer):
+    if any(isinstance(value, jax.core.Tracer) for value in (rates, *rate_bounds)):
         return
     values = np.asarray(rates)
-    # A rate at a bound may have been rounded by its dtype: round the bound too.
+    if not jnp.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        raise ValueError(f"{name} must have real numbers for rates, got {rates!r}")
+    # A rate at a bound may have been rounded on its way here.
     inexact = jnp.issubdtype(values.dtype, np.inexact)
-    low, high = np.asarray(rate_bounds, values.dtype if inexact else np.float64)
-    if not ((values >= low) & (values <= high)).all():
+    slack = max(1e-6, float(jnp.finfo(values.dtype).eps)) if inexact else 0.0
+    low, high = float(rate_bounds[0]), float(rate_bounds[1])
+    values = values.astype(np.float64)
+    if not ((values >= low * (1 - slack)) & (values <= high * (1 + slack))).all():
         raise ValueError(
             f"{name} must have rates within rate_bounds={rate_bounds}, got {rates}"
         )

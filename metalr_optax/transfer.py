@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.kernels import Array, Kernels
-from metalr_optax.memory import Memory, check_memory, check_rates
+from metalr_optax.memory import Memory, check_memory
 from metalr_optax.transform import ScaleByMemoryState
 
 # A state does not tell the bounds of its optimizer, which clips to them anyway.
@@ -23,8 +23,8 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
         the state of a chain or wrapper, a Flax ``TrainState``, an ``nnx.Optimizer``.
 
     Returns:
-      label -> :class:`Memory`. The arrays are those of the state, not copies: take the
-      memory before the state is donated, or copy it.
+      label -> :class:`Memory`. The arrays are copies: they outlive a state that is
+      donated to its next step.
 
     Raises:
       ValueError: no memory inside, or one label in several states (two optimisers in
@@ -42,7 +42,7 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
     memories: dict[str, Memory] = {}
     for state in _memory_states(opt_state):
         for label, memory in state.memory.items():
-            memories[label] = _plain(memory)
+            memories[label] = jax.tree.map(_copy, _plain(memory))
     return memories
 
 
@@ -73,6 +73,11 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
       >>> float(get_memory(state)["params"].rates[0])
       0.25
     """
+    if not isinstance(memory, Mapping):
+        raise ValueError(
+            "memory must be a mapping from label to metalr_optax.Memory, got "
+            f"{memory!r}"
+        )
     labels = {label for state in _memory_states(opt_state) for label in state.memory}
     if set(memory) != labels:
         raise ValueError(
@@ -118,6 +123,10 @@ def _memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
     return states
 
 
+def _copy(array: Any) -> Any:
+    return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.array(array)
+
+
 def _plain(memory: Memory) -> Memory:
     """Return the memory with bare arrays, whatever they are wrapped in."""
     centers, widths, rates = jax.tree.leaves(memory)
@@ -140,13 +149,13 @@ def _fit(label: str, memory: Memory, old: Memory) -> Memory:
             )
         return jnp.array(new, like.dtype)
 
-    name = f"memory[{label!r}]"
-    if np.ndim(memory.rates) == 1:
-        check_memory(name, memory, _POSITIVE)
-    else:  # one memory per member of a vmapped state
-        check_rates(name, memory.rates, _POSITIVE)
     (centers, widths), rates = memory
-    return Memory(
+    fitted = Memory(
         Kernels(fit(centers, old.kernels.centers), fit(widths, old.kernels.widths)),
         fit(rates, old.rates),
     )
+    # A vmapped state has one memory per member.
+    for member in np.ndindex(fitted.rates.shape[:-1]):
+        one = jax.tree.map(lambda array, member=member: array[member], fitted)
+        check_memory(f"memory[{label!r}]", one, _POSITIVE)
+    return fitted

@@ -1,5 +1,6 @@
 """When a memory is corrected and read: the Optax transformation."""
 
+import collections
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalr_optax.kernels import Kernels, check_kernels, linspace_kernels
+from metalr_optax.kernels import Array, Kernels, check_kernels, linspace_kernels
 from metalr_optax.memory import (
     Memory,
     Signal,
@@ -33,8 +34,8 @@ class ScaleByMemoryState(NamedTuple):
       count: shape=(), dtype=int32, updates so far.
       memory: label -> :class:`Memory`, one per group of tensors.
       memory_optimizer_state: state of the transformation that steps the rates.
-      previous_direction: the last direction, like the parameters, the only part of
-        the state that is as large as the model.
+      previous_direction: the last direction, like the parameters; besides
+        ``inner_state`` the only part that is as large as the model.
       orientation: shape=(), 1 if directions point along the gradient, -1 if against
         it, 0 as long as nothing is known. Always 0 where no raw gradient is seen.
       inner_state: state of ``inner``.
@@ -86,12 +87,14 @@ def scale_by_memory(
     Args:
       initial: the learning rate all local models start with, a :class:`Memory` that
         every group starts with, or a mapping from label to memory as
-        :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit).
-        Values are copied.
+        :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit, so
+        each part of an ``optax.partition`` takes its own). Values are copied.
       inner: the base optimiser that turns a gradient into a direction, for example
         ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
         gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out
-        at the first step at which it can tell.
+        at the first step at which it can tell. It is addressed by the direction as it
+        is, so a memory learned along the gradient is the mirror image of one learned
+        against it: transfer between bases of one kind.
       kernels: where the local models are, in units of the direction; default
         ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
         brings its own.
@@ -103,7 +106,7 @@ def scale_by_memory(
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
-        function ``(path, leaf) -> label``.
+        function ``(path, leaf) -> label`` of a path as JAX gives it.
       rate_bounds: smallest and largest rate a memory may hold.
 
     Returns:
@@ -122,13 +125,13 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter, plus 3 M and the optimiser's state per memory.
+    parameter besides that of ``inner``, plus 3 M and the optimiser's state per memory.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
-    ``params/Dense_0``; a trailing ``value`` attribute (Flax NNX) is dropped, a tensor
-    at the top of the tree is a layer of its own, a bare array is ``params``. Haiku's
-    names keep the slashes they have. Paths that join to the same label share a memory,
-    and so do layers stacked into one tensor by a scan.
+    ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
+    dropped, a tensor at the top of the tree is a layer of its own, a bare array is
+    ``params``. Haiku's names keep the slashes they have. Paths that join to the same
+    label share a memory, and so do layers stacked into one tensor by a scan.
 
     Examples:
       A loop on a quadratic that is 5 times steeper in one direction. From a rate of
@@ -189,7 +192,8 @@ def scale_by_memory(
 
     def init_fn(params: optax.Params) -> ScaleByMemoryState:
         memory = _init_memory(initial, kernels, _group_dtypes(params, group_by))
-        rates = {label: one.rates for label, one in memory.items()}
+        # Copies: some optimizers keep the parameters that they start with.
+        rates = {label: jnp.array(one.rates) for label, one in memory.items()}
         return ScaleByMemoryState(
             count=jnp.zeros([], jnp.int32),
             memory=memory,
@@ -203,10 +207,10 @@ def scale_by_memory(
         direction, inner_state = base.update(
             updates, state.inner_state, params, **extra_args
         )
-        gradient = extra_args.get("grad", updates)
-        _check_structure(gradient, updates)
+        updates, direction = jax.tree.map(jnp.asarray, (updates, direction))
+        gradient = _raw_gradient(extra_args, updates)
         orientation, sign = state.orientation, None
-        if inner is not None or "grad" in extra_args:
+        if inner is not None or gradient is not updates:
             orientation = sign = _orient(gradient, direction, orientation)
 
         labels = _labels(updates, group_by)
@@ -331,8 +335,11 @@ def _finite_pair(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _labels(tree: Any, group_by: GroupBy) -> list[str]:
     """Return the label of the memory of each leaf, in the order of the leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = _without_wrappers([path for path, _ in leaves])
     if callable(group_by):
-        labels = [group_by(path, leaf) for path, leaf in leaves]
+        labels = [
+            group_by(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
+        ]
         for label in labels:
             if not isinstance(label, str):
                 raise ValueError(
@@ -341,17 +348,21 @@ def _labels(tree: Any, group_by: GroupBy) -> list[str]:
         return labels
     if group_by == "all":
         return ["all"] * len(leaves)
-    paths = [_without_wrapper(path) for path, _ in leaves]
     if group_by == "layer":
         paths = [path[:-1] or path for path in paths]
     return [_join(path) or "params" for path in paths]
 
 
-def _without_wrapper(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Drop the attribute in which Flax keeps the array of a variable or box."""
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        return path[:-1]
-    return path
+def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Drop the attribute `value` in which Flax wraps an array, always on its own."""
+    siblings = collections.Counter(path[:-1] for path in paths)
+    wrapper = jax.tree_util.GetAttrKey("value")
+    return [
+        path[:-1]
+        if len(path) > 1 and path[-1] == wrapper and siblings[path[:-1]] == 1
+        else path
+        for path in paths
+    ]
 
 
 def _join(path: tuple[Any, ...]) -> str:
@@ -393,22 +404,31 @@ def _init_memory(
             (centers, widths), rates = initial[label]
         else:
             (centers, widths), rates = kernels, initial
+        check_kernels(Kernels(centers, widths), dtype)
         memories[label] = Memory(
             # Copies: a donated step must not take the caller's arrays with it.
             Kernels(jnp.array(centers, dtype), jnp.array(widths, dtype)),
-            jnp.array(jnp.broadcast_to(rates, np.shape(centers)), dtype),
+            jnp.array(jnp.broadcast_to(jnp.asarray(rates), np.shape(centers)), dtype),
         )
     return memories
 
 
-def _check_structure(gradient: optax.Updates, updates: optax.Updates) -> None:
+def _raw_gradient(extra_args: dict[str, Any], updates: optax.Updates) -> Any:
+    """Return the extra argument `grad`, or the updates where it is not given."""
+    gradient = extra_args.get("grad")
+    if gradient is None:
+        return updates
+    gradient = jax.tree.map(jnp.asarray, gradient)
     structures = jax.tree.structure(gradient), jax.tree.structure(updates)
-    if structures[0] != structures[1]:
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(t)] for t in (gradient, updates)]
+    if structures[0] != structures[1] or shapes[0] != shapes[1]:
         raise ValueError(
-            f"grad must have the structure of the updates, {structures[1]}, got "
-            f"{structures[0]}; optax.masked and optax.partition mask it with "
+            "grad must have the structure and shapes of the updates, "
+            f"{structures[1]} with {shapes[1]}, got {structures[0]} with {shapes[0]}; "
+            "optax.masked and optax.partition mask it with "
             "mask_compatible_extra_args=True"
         )
+    return gradient
 
 
 def _check_arguments(
@@ -430,10 +450,13 @@ def _check_arguments(
             f"(path, leaf) -> label, got {group_by!r}"
         )
     try:
-        low, high = (float(bound) for bound in rate_bounds)
+        low, high = rate_bounds
+        if any(isinstance(bound, jax.core.Tracer) for bound in (low, high)):
+            return
+        ordered = 0 < float(low) < float(high) < np.inf
     except (TypeError, ValueError):
-        low, high = np.nan, np.nan
-    if not 0 < low < high < np.inf:
+        ordered = False
+    if not ordered:
         raise ValueError(
             "rate_bounds must be two finite numbers with 0 < smallest < largest, got "
             f"{rate_bounds!r}"
@@ -459,7 +482,11 @@ def _check_initial(
                     f"initial[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
                 )
             check_memory(f"initial[{label!r}]", memory, rate_bounds)
-    elif isinstance(initial, bool | str) or np.shape(initial) != ():
+    elif (
+        isinstance(initial, bool)
+        or not isinstance(initial, int | float | complex | np.number | Array)
+        or np.shape(initial) != ()
+    ):
         raise ValueError(
             "initial must be a rate, a metalr_optax.Memory or a mapping from label to "
             f"Memory, got {initial!r}"

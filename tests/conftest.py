@@ -1,6 +1,9 @@
 import jax
 import pytest
 
+# Some tests shard parameters over a mesh of eight.
+jax.config.update("jax_num_cpu_devices", 8)
+
 
 @pytest.fixture(autouse=True)
 def no_implicit_broadcasting():

@@ -283,6 +283,14 @@ def test_inject_hyperparams_with_functions_as_static_arguments():
     assert list(get_memory(state)) == ["one"]
 
 
+def test_inject_hyperparams_with_bfloat16_parameters():
+    injected = optax.inject_hyperparams(memory_sgd)(initial=0.01)
+    params = make_params(jnp.bfloat16)
+    trained, state = run(injected, params, steps=20)
+    assert quadratic(trained) < 0.9 * quadratic(params)
+    assert get_memory(state)["dense"].rates.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_schedule_multiplies_the_learned_rates(name):
     constant = run(ALIASES[name](0.5, initial=0.01), make_params())[0]
@@ -423,6 +431,84 @@ def test_a_memory_that_does_not_move_is_the_base_optimizer(base, group_by):
     assert_close(run(still, make_params())[0], run(plain, make_params())[0], rtol=1e-6)
 
 
+def test_inner_sees_parameters_and_extra_arguments():
+    params = make_params()
+    grads = jax.grad(quadratic)(params)
+    for inner, extra in (
+        (optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.5)), {}),
+        (optax.scale_by_polyak(), {"value": 3.0}),
+    ):
+        still = scale_by_memory(0.03, inner=inner, memory_optimizer=optax.sgd(0.0))
+        plain = optax.with_extra_args_support(inner)
+        updates, _ = still.update(grads, still.init(params), params, **extra)
+        expected, _ = plain.update(grads, plain.init(params), params, **extra)
+        assert_close(updates, optax.tree.scale(0.03, expected))
+
+
+def test_the_memory_optimizer_sees_the_rates():
+    decay = optax.chain(optax.add_decayed_weights(0.5), optax.scale(-1.0))
+    optimizer = scale_by_memory(0.1, memory_optimizer=decay)
+    params = make_params()
+    _, state = optimizer.update(params, optimizer.init(params))
+    assert_close(get_memory(state)["dense"].rates, jnp.full(20, 0.05))
+
+
+def test_memory_adam_is_adam_with_the_given_moments():
+    adam = {"b1": 0.5, "b2": 0.8, "eps": 0.1}
+    by_hand = optax.chain(
+        optax.clip(2.0),
+        scale_by_memory(0.01, inner=optax.scale_by_adam(**adam)),
+        optax.scale(-1.0),
+    )
+    assert_close(
+        run(memory_adam(initial=0.01, **adam), make_params())[0],
+        run(by_hand, make_params())[0],
+    )
+
+
+def test_a_memory_optimizer_that_keeps_its_parameters_can_be_donated():
+    optimizer = memory_sgd(initial=0.01, memory_optimizer=optax.contrib.dog(1e-3))
+    params = make_params()
+    step = jax.jit(make_step(optimizer), donate_argnums=(0, 1))
+    step(params, optimizer.init(params))
+
+
+@pytest.mark.parametrize(
+    ("spec", "explicit"), [(("x", "y"), True), ((None, ("y", "x")), False)]
+)
+def test_sharded_parameters_give_the_same_numbers(row, spec, explicit):
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    whole = {"dense": jnp.linspace(-1.0, 1.5, 64).reshape(8, 8)}
+    optimizer = optax.with_extra_args_support(row.make(0.01))
+
+    def train(params):
+        state = jax.jit(optimizer.init)(params)
+        before = kinds(state)
+
+        def step(_, carry):
+            params, state = carry
+            extra = {"grad": params} if row.raw else {}
+            updates, state = optimizer.update(params, state, params, **extra)
+            return optax.apply_updates(params, updates), state
+
+        params, state = jax.jit(lambda c: jax.lax.fori_loop(0, 4, step, c))(
+            (params, state)
+        )
+        return params, get_memory(state), (before, kinds(state))
+
+    expected, memory, _ = train(whole)
+    with jax.set_mesh(mesh):
+        actual, sharded_memory, (before, after) = train(
+            jax.tree.map(lambda x: jax.device_put(x, sharding), whole)
+        )
+        assert before == after
+        assert actual["dense"].sharding.is_equivalent_to(sharding, 2)
+    assert_close(jax.device_get(actual), jax.device_get(expected))
+    assert_close(jax.device_get(sharded_memory), jax.device_get(memory), rtol=1e-4)
+
+
 def test_map_params_is_known_not_to_work():
     # The state is keyed by label and optax.tree.map_params initialises it without
     # any leaf. The docstring says so; if this starts to work, say that instead.
@@ -432,11 +518,10 @@ def test_map_params_is_known_not_to_work():
         optax.tree.map_params(optimizer, lambda x: x, state)
 
 
-@pytest.mark.parametrize("bits", [False, True])
-def test_the_result_does_not_depend_on_the_x64_flag(row, bits):
+def test_the_result_does_not_depend_on_the_x64_flag(row):
     params = make_params()
     expected = run(row.make(0.01), params, raw=row.raw)
-    with jax.enable_x64(bits):
+    with jax.enable_x64(True):
         actual = run(row.make(0.01), params, raw=row.raw)
         assert kinds(actual) == kinds(expected)
         # Adam's bias correction is more exact with the flag.

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from metalr_optax import (
+    Memory,
     clipped_product,
     get_memory,
     linspace_kernels,
@@ -19,6 +20,7 @@ from metalr_optax import (
     scale_by_memory,
     set_memory,
 )
+from metalr_optax.memory import read
 
 CASES = ("p1", "p2", "p3", "p4", "p5")
 
@@ -185,6 +187,14 @@ def test_one_recorded_step(case):
             grad = np.clip(grads[name], -clip, clip)
             error = deviation(grad, trace["grad"], largest(trace["grad"]))
             assert error <= limits["gradient"], name
+            # One table of rates per step, read at the recorded gradients.
+            kernels = jax.tree.map(np.float32, make_kernels(case["config"]))
+            memories = np.float32(trace["memory"][1:])
+            lr = jax.vmap(lambda rates, z, k=kernels: read(Memory(k, rates), z))(
+                memories, np.float32(trace["grad"])
+            )
+            error = deviation(lr, trace["lr"], largest(trace["lr"]))
+            assert error <= case["tolerance"]["driven"]["lr"], name
             after = params[name][:-1] - np.float32(trace["lr"]) * np.float32(
                 trace["grad"]
             )

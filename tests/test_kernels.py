@@ -66,9 +66,14 @@ def test_kernels_are_float64_numpy_until_an_optimizer_is_initialised():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: linspace_kernels(0.0), "bound must be positive and finite, got 0.0"),
+        (
+            lambda: linspace_kernels(0.0),
+            "bound must be a positive, finite number, got 0.0",
+        ),
         (lambda: linspace_kernels(np.inf), "bound must be .* got inf"),
         (lambda: linspace_kernels(np.nan), "bound must be .* got nan"),
+        (lambda: linspace_kernels("2"), "bound must be .* got '2'"),
+        (lambda: linspace_kernels(None), "bound must be .* got None"),
         (lambda: linspace_kernels(2.0, 0), "num must be at least 1, got 0"),
         (lambda: linspace_kernels(2.0, 2.5), "num must be a whole number, got 2.5"),
         (lambda: linspace_kernels(2.0, True), "num must be a whole number, got True"),

@@ -14,6 +14,7 @@ from metalr_optax import (
     clipped_product,
     linspace_kernels,
     logspace_kernels,
+    scale_by_memory,
     sign_agreement,
 )
 from metalr_optax.memory import evidence, read, weigh_agreement
@@ -148,13 +149,20 @@ def test_a_signal_that_looks_at_the_whole_tensor_sees_no_bad_numbers():
     np.testing.assert_array_equal(zeros, jnp.zeros(4))
 
 
-@pytest.mark.parametrize("what", ["read", "evidence"])
-def test_activations_of_a_large_tensor_are_never_stored(what):
-    memory = jax.tree.map(jnp.asarray, make_memory("many"))
-    z = jnp.zeros((300, 400))
-    functions = {
-        "read": lambda z: read(memory, z),
-        "evidence": lambda z: evidence(memory.kernels, z, z),
-    }
-    compiled = jax.jit(functions[what]).lower(z).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 8 * z.nbytes
+def test_a_signal_that_is_not_finite_says_nothing():
+    values = jnp.array([0.5, jnp.nan, jnp.inf])
+    agreement = weigh_agreement(lambda g, d: values, jnp.ones(3), jnp.ones(3))
+    np.testing.assert_array_equal(agreement, [0.5, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"a": (300, 400)}, {"layer": {"a": (300, 200), "b": (300, 200)}}]
+)
+def test_activations_of_a_large_tensor_are_never_stored(shapes):
+    # The whole update: its parts alone may well be fused where they are not together.
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    optimizer = scale_by_memory(kernels=KERNELS["many"])
+    state = optimizer.init(params)
+    compiled = jax.jit(optimizer.update).lower(params, state).compile()
+    size = 4 * 300 * 400
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * size

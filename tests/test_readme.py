@@ -19,9 +19,3 @@ def test_every_link_into_the_repository_leads_somewhere():
     assert links
     for link in links:
         assert (pathlib.Path(__file__).parents[1] / link).exists(), link
-
-
-def test_public_names_have_docstrings():
-    for name in dir(metalr_optax):
-        if not name.startswith("_"):
-            assert getattr(metalr_optax, name).__doc__, name

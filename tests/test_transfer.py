@@ -66,6 +66,28 @@ def test_set_memory_equals_initial():
     chex.assert_trees_all_equal(one, other)
 
 
+def test_kernels_are_transferred_with_the_rates():
+    other = Memory(linspace_kernels(0.5, 20), np.geomspace(1e-3, 0.1, 20))
+    memory = {"a": other, "c": other}
+    state = set_memory(memory_sgd().init(PARAMS), memory)
+    chex.assert_trees_all_close(
+        get_memory(state), jax.tree.map(jnp.float32, memory), rtol=1e-6
+    )
+
+
+def test_memories_outlive_the_donation_of_their_state():
+    optimizer = memory_sgd(initial=0.01)
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    state, history = optimizer.init(PARAMS), []
+    for _ in range(3):
+        history.append(get_memory(state))
+        _, state = step(PARAMS, state)
+    successor = memory_sgd(initial=history[-1])
+    step(PARAMS, state)
+    successor.update(PARAMS, successor.init(PARAMS))
+    assert np.all(np.isfinite([memory["a"].rates for memory in history]))
+
+
 def test_one_memory_can_start_every_group():
     one = get_memory(learned(memory_sgd(initial=0.01)))["a"]
     memory = get_memory(memory_sgd(initial=one).init(PARAMS))
@@ -92,10 +114,19 @@ def test_flax_train_state():
     chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
 
 
-def test_flax_nnx_optimizer():
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [
+        ("all", ["all"]),
+        ("tensor", ["bias", "kernel"]),
+        ("layer", ["bias", "kernel"]),
+        (lambda path, leaf: jax.tree_util.keystr(path), ["['bias']", "['kernel']"]),
+    ],
+)
+def test_flax_nnx_optimizer(group_by, expected):
     def make():
         model = flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0))
-        optimizer = memory_adam(initial=0.01, group_by="all")
+        optimizer = memory_adam(initial=0.01, group_by=group_by)
         return model, flax.nnx.Optimizer(model, optimizer, wrt=flax.nnx.Param)
 
     @flax.nnx.jit
@@ -109,8 +140,10 @@ def test_flax_nnx_optimizer():
     for _ in range(3):
         step(model, optimizer)
     memory = get_memory(optimizer)
-    assert isinstance(memory["all"].rates, jax.Array)
-    assert np.max(memory["all"].rates) > 0.015
+    assert sorted(memory) == expected
+    for one in memory.values():
+        assert isinstance(one.rates, jax.Array)
+        assert np.max(one.rates) > 0.015
     chex.assert_trees_all_equal(get_memory(optimizer.opt_state), memory)
 
     model, fresh = make()
@@ -128,6 +161,19 @@ def test_states_of_a_vmap_are_transferred_together():
     memory = get_memory(state)
     assert memory["a"].rates.shape == (2, 20)
     chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
+
+    flat = {
+        label: one._replace(kernels=jax.tree.map(jnp.zeros_like, one.kernels))
+        for label, one in memory.items()
+    }
+    with pytest.raises(ValueError, match="widths must be positive"):
+        set_memory(fresh, flat)
+
+
+def test_a_bare_memory_is_not_a_mapping():
+    state = memory_sgd().init(PARAMS)
+    with pytest.raises(ValueError, match="memory must be a mapping"):
+        set_memory(state, get_memory(state)["a"])
 
 
 def test_two_memories_under_one_label_are_not_guessed():

@@ -15,6 +15,7 @@ from metalr_optax import (
     Memory,
     get_memory,
     linspace_kernels,
+    logspace_kernels,
     memory_adam,
     memory_sgd,
     scale_by_memory,
@@ -80,6 +81,16 @@ def test_labels_of_plain_trees():
     attention = {"attention": {"query": jnp.zeros(2), "value": jnp.zeros(2)}}
     assert labels(attention) == ["attention"]
     assert labels(attention, "tensor") == ["attention/query", "attention/value"]
+
+
+def test_an_attribute_value_with_siblings_is_no_wrapper():
+    class Attention(equinox.Module):
+        query: jax.Array
+        value: jax.Array
+
+    params = {"attention": Attention(jnp.zeros(2), jnp.zeros(2))}
+    assert labels(params) == ["attention"]
+    assert labels(params, "tensor") == ["attention/query", "attention/value"]
 
 
 def test_labels_of_a_function_see_path_and_leaf():
@@ -209,6 +220,42 @@ def test_a_bad_coordinate_is_passed_on_and_teaches_nothing(name, bad):
     assert jnp.max(rates) > 0.02  # it went on learning
 
 
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_a_bad_coordinate_leaves_the_memory_of_a_base_learning(with_grad, bad):
+    inner = None if with_grad else optax.adam(1.0)
+    link = scale_by_memory(0.01, inner=inner, memory_optimizer=optax.sgd(0.1))
+    optimizer = optax.chain(optax.adam(1.0), link) if with_grad else link
+    good = jnp.array([0.5, -0.3, 0.2])
+    state = optimizer.init(good)
+    for gradient in (good, good.at[1].set(BAD[bad]), good, good, good):
+        extra = {"grad": gradient} if with_grad else {}
+        updates, state = jax.jit(optimizer.update)(gradient, state, **extra)
+        assert np.all(np.isfinite(get_memory(state)["params"].rates))
+    # Adam itself never recovers that coordinate; nobody hides it.
+    np.testing.assert_array_equal(np.isfinite(updates), [True, False, True])
+    assert jnp.max(get_memory(state)["params"].rates) > 0.05
+
+
+def test_plain_numbers_are_gradients_too():
+    for optimizer in (memory_sgd(), memory_adam(), scale_by_memory()):
+        state = optimizer.init({"x": 1.0})
+        updates, _ = optimizer.update({"x": 2.0}, state)
+        assert updates["x"].dtype == jnp.float32
+        precise = np.ones(3)  # float64, which JAX makes float32 without a warning
+        updates, _ = optimizer.update(precise, optimizer.init(precise))
+        assert updates.dtype == jnp.float32
+
+
+def test_a_precise_signal_does_not_change_the_state():
+    with jax.enable_x64(True):
+        optimizer = scale_by_memory(signal=lambda g, d: g * d + np.float64(0.1))
+        params = jnp.ones(3, jnp.float32)
+        state = optimizer.init(params)
+        _, after = optimizer.update(params, state)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+
+
 @pytest.mark.parametrize("make", [memory_sgd, memory_adam, scale_by_memory])
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38, 1e-8, 1e8, 3e38])
 def test_any_finite_gradient_gives_a_finite_update(make, value):
@@ -282,6 +329,15 @@ def test_aliases_clip_to_the_kernels():
         ({"initial": np.nan}, "initial must have rates within .* got nan"),
         ({"initial": "fast"}, "initial must be a rate, .* got 'fast'"),
         ({"initial": np.ones(3)}, "initial must be a rate"),
+        ({"initial": None}, "initial must be a rate, .* got None"),
+        (
+            {"initial": optax.constant_schedule(0.1)},
+            "initial must be a rate, .* got <f",
+        ),
+        ({"initial": [MEMORY]}, "initial must be a rate"),
+        ({"initial": tuple(MEMORY)}, "initial must be a rate"),
+        ({"initial": 0.1j}, "initial must have real numbers"),
+        ({"initial": np.float16(0)}, "initial must have rates within"),
         ({"initial": {"a": 0.1}}, r"initial\['a'\] must be .*Memory, got 0.1"),
         ({"initial": MEMORY, "kernels": KERNELS}, "kernels must be None"),
         (
@@ -350,6 +406,51 @@ def test_a_raw_gradient_of_another_structure_is_refused():
     params = {"a": jnp.ones(2)}
     with pytest.raises(ValueError, match="mask_compatible_extra_args=True"):
         optimizer.update(params, optimizer.init(params), grad={"b": jnp.ones(2)})
+
+
+def test_a_raw_gradient_of_another_shape_is_refused_and_none_is_no_gradient():
+    optimizer = scale_by_memory()
+    params = {"a": jnp.ones(2)}
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"got .* with \[\(\)\]"):
+        optimizer.update(params, state, grad={"a": jnp.ones(())})
+    optimizer.update(params, state, grad=None)
+
+
+def test_kernels_that_float32_cannot_hold_fail_at_init():
+    narrow = scale_by_memory(kernels=logspace_kernels(1.0, 4, smallest=1e-38))
+    with pytest.raises(ValueError, match=r"widths must be positive .* as float32"):
+        narrow.init(jnp.zeros(2))
+    close = Kernels(np.array([1.0, 1.0 + 1e-12]), np.ones(2))
+    with pytest.raises(ValueError, match=r"centers must be .* increasing as float32"):
+        scale_by_memory(kernels=close).init(jnp.zeros(2))
+
+
+def test_a_memory_of_lists_is_a_memory():
+    kernels = Kernels([-1.0, 0.0, 1.0], [0.5, 0.5, 0.5])
+    optimizer = scale_by_memory(Memory(kernels, [0.1, 0.2, 0.3]))
+    rates = get_memory(optimizer.init(jnp.zeros(2)))["params"].rates
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3])
+
+
+def test_rates_that_went_through_text_are_within_the_bounds_they_came_from():
+    for bounds in ((1e-9, 0.1), (3e-7, 0.7)):
+        for bound in np.float32(bounds):
+            scale_by_memory(float(repr(float(bound))), rate_bounds=bounds)
+
+
+def test_bounds_may_be_traced():
+    def first_rate(largest):
+        optimizer = scale_by_memory(
+            0.1, memory_optimizer=optax.sgd(9.0), rate_bounds=(1e-9, largest)
+        )
+        state = optimizer.init(jnp.ones(2))
+        for _ in range(2):
+            _, state = optimizer.update(jnp.ones(2), state)
+        return jnp.max(get_memory(state)["params"].rates)
+
+    bounds = jnp.array([0.2, 0.5])
+    np.testing.assert_allclose(jax.vmap(first_rate)(bounds), bounds)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
