@@ -15,7 +15,7 @@ import numpy as np
 # to that distance. There a kernel is 1e-14 strong and, at half a spacing of width,
 # all but alone: the function inside is untouched, nothing divides 0 by 0, and a
 # gradient from far outside hardly moves the memory.
-_REACH = 8.0
+REACH = 8.0
 
 # With wider gaps than this (in widths) the square of a distance overflows float32
 # and no kernel would answer at all.
@@ -137,7 +137,7 @@ def log_activation(kernel: Kernels, kernels: Kernels, address: jax.Array) -> jax
     """
     centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
     inside = jnp.clip(
-        address, centers[0] - _REACH * widths[0], centers[-1] + _REACH * widths[-1]
+        address, centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
     )
     return -0.5 * jnp.square((inside - kernel.centers) / kernel.widths)
 

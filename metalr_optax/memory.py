@@ -12,6 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
+from metalr_optax.table import Grid, evidence_by_table, make_grid, read_by_table
+
+# From this size and number of local models on a table pays.
+_LARGE = 2**14
+_MANY = 4
 
 Signal = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -34,6 +39,53 @@ class Memory(NamedTuple):
 
     kernels: Kernels
     rates: Array
+
+
+def scale(memory: Memory, direction: jax.Array) -> jax.Array:
+    """Return a direction [...] times the learning rates it reads from a memory."""
+
+    def by_table(grid: Grid, direction: jax.Array) -> jax.Array:
+        return direction * read_by_table(grid, *memory, direction)
+
+    def one_by_one(direction: jax.Array) -> jax.Array:
+        return direction * read(memory, direction)
+
+    return _choose(memory.kernels, by_table, one_by_one, direction)
+
+
+def judge(
+    kernels: Kernels, signal: Signal, gradient: jax.Array, previous: jax.Array
+) -> jax.Array:
+    """Return [M], what a gradient [...] says about the rates of the last direction."""
+
+    def compare(
+        gradient: jax.Array, previous: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        address = jnp.where(jnp.isfinite(previous), previous, 0)
+        return address, weigh_agreement(signal, gradient, previous)
+
+    def by_table(grid: Grid, gradient: jax.Array, previous: jax.Array) -> jax.Array:
+        return evidence_by_table(grid, kernels, *compare(gradient, previous))
+
+    def one_by_one(gradient: jax.Array, previous: jax.Array) -> jax.Array:
+        return evidence(kernels, *compare(gradient, previous))
+
+    return _choose(kernels, by_table, one_by_one, gradient, previous)
+
+
+def _choose(
+    kernels: Kernels, by_table: Any, one_by_one: Any, *tensors: jax.Array
+) -> jax.Array:
+    """Apply the way that suits the size of the tensors and the kernels."""
+    # Sharding in types wants to be told how to shard what is scattered; on automatic
+    # meshes the compiler finds out.
+    explicit = any(jax.typeof(tensors[0]).sharding.spec)
+    if explicit or tensors[0].size < _LARGE or len(kernels.centers) < _MANY:
+        return one_by_one(*tensors)
+    grid, resolved = make_grid(kernels)
+    return jax.lax.cond(
+        resolved, lambda *args: by_table(grid, *args), one_by_one, *tensors
+    )
 
 
 def read(memory: Memory, address: jax.Array) -> jax.Array:

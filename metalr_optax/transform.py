@@ -15,10 +15,9 @@ from metalr_optax.memory import (
     Signal,
     check_memory,
     check_rates,
-    evidence,
-    read,
+    judge,
+    scale,
     sign_agreement,
-    weigh_agreement,
 )
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
@@ -164,7 +163,9 @@ def scale_by_memory(
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule. ``optax.tree.map_params`` does not work: the state is keyed by label.
+      schedule. Tensors of at least 16,384 coordinates are read from a table: rates
+      within 1e-4 of the largest, evidence within 1e-3 of the mean absolute agreement.
+      ``optax.tree.map_params`` does not work: the state is keyed by label.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
@@ -240,6 +241,10 @@ def _ascent(
     signal: Signal,
 ) -> dict[str, jax.Array]:
     """Return u: the mean evidence of the coordinates that share each memory."""
+
+    def oriented(gradient: jax.Array, previous: jax.Array) -> jax.Array:
+        return signal(gradient, previous if sign is None else sign * previous)
+
     totals = {
         label: jnp.zeros_like(memory.rates) for label, memory in state.memory.items()
     }
@@ -250,9 +255,7 @@ def _ascent(
     ):
         memory = state.memory[label]
         g, d = g.astype(memory.rates.dtype), d.astype(memory.rates.dtype)
-        agreement = weigh_agreement(signal, g, d if sign is None else sign * d)
-        address = jnp.where(jnp.isfinite(d), d, 0)
-        totals[label] += evidence(memory.kernels, address, agreement)
+        totals[label] += judge(memory.kernels, oriented, g, d)
         sizes[label] += d.size
     return {
         label: total / float(max(sizes[label], 1)) for label, total in totals.items()
@@ -287,9 +290,8 @@ def _scale(
     leaves, structure = jax.tree.flatten(direction)
     scaled = []
     for label, d, update in zip(labels, leaves, jax.tree.leaves(updates), strict=True):
-        address = d.astype(memory[label].rates.dtype)
-        rate = read(memory[label], address)
-        scaled.append((rate * address).astype(update.dtype))
+        precise = d.astype(memory[label].rates.dtype)
+        scaled.append(scale(memory[label], precise).astype(update.dtype))
     return jax.tree.unflatten(structure, scaled)
 
 

@@ -474,13 +474,18 @@ def test_a_memory_optimizer_that_keeps_its_parameters_can_be_donated():
 
 
 @pytest.mark.parametrize(
-    ("spec", "explicit"), [(("x", "y"), True), ((None, ("y", "x")), False)]
+    ("size", "spec", "explicit"),
+    [
+        (8, ("x", "y"), True),
+        (128, ("x", "y"), True),
+        (128, (None, ("y", "x")), False),  # large enough for a table
+    ],
 )
-def test_sharded_parameters_give_the_same_numbers(row, spec, explicit):
+def test_sharded_parameters_give_the_same_numbers(row, size, spec, explicit):
     kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-    whole = {"dense": jnp.linspace(-1.0, 1.5, 64).reshape(8, 8)}
+    whole = {"dense": jnp.linspace(-1.0, 1.5, size**2).reshape(size, size)}
     optimizer = optax.with_extra_args_support(row.make(0.01))
 
     def train(params):

@@ -164,5 +164,6 @@ def test_activations_of_a_large_tensor_are_never_stored(shapes):
     optimizer = scale_by_memory(kernels=KERNELS["many"])
     state = optimizer.init(params)
     compiled = jax.jit(optimizer.update).lower(params, state).compile()
-    size = 4 * 300 * 400
-    assert compiled.memory_analysis().temp_size_in_bytes < 8 * size
+    # A few times the gradient and a few tables; the activations would take 240 MB.
+    limit = 8 * 4 * 300 * 400 + 8e6
+    assert compiled.memory_analysis().temp_size_in_bytes < limit
