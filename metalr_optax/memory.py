@@ -54,15 +54,23 @@ def scale(memory: Memory, direction: jax.Array) -> jax.Array:
 
 
 def judge(
-    kernels: Kernels, signal: Signal, gradient: jax.Array, previous: jax.Array
+    kernels: Kernels,
+    signal: Signal,
+    gradient: jax.Array,
+    previous: jax.Array,
+    orientation: float | jax.Array,
 ) -> jax.Array:
-    """Return [M], what a gradient [...] says about the rates of the last direction."""
+    """Return [M], what a gradient [...] says about the rates of the last direction.
+
+    The orientation, 1 or -1, turns that direction along its gradient; with 0, nothing
+    is known and nothing said.
+    """
 
     def compare(
         gradient: jax.Array, previous: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         address = jnp.where(jnp.isfinite(previous), previous, 0)
-        return address, weigh_agreement(signal, gradient, previous)
+        return address, weigh_agreement(signal, gradient, orientation * previous)
 
     def by_table(grid: Grid, gradient: jax.Array, previous: jax.Array) -> jax.Array:
         return evidence_by_table(grid, kernels, *compare(gradient, previous))

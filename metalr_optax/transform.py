@@ -210,7 +210,7 @@ def scale_by_memory(
         )
         updates, direction = jax.tree.map(jnp.asarray, (updates, direction))
         gradient = _raw_gradient(extra_args, updates)
-        orientation, sign = state.orientation, None
+        orientation, sign = state.orientation, 1.0
         if inner is not None or gradient is not updates:
             orientation = sign = _orient(gradient, direction, orientation)
 
@@ -236,15 +236,11 @@ def scale_by_memory(
 def _ascent(
     state: ScaleByMemoryState,
     gradient: optax.Updates,
-    sign: jax.Array | None,
+    orientation: float | jax.Array,
     labels: list[str],
     signal: Signal,
 ) -> dict[str, jax.Array]:
     """Return u: the mean evidence of the coordinates that share each memory."""
-
-    def oriented(gradient: jax.Array, previous: jax.Array) -> jax.Array:
-        return signal(gradient, previous if sign is None else sign * previous)
-
     totals = {
         label: jnp.zeros_like(memory.rates) for label, memory in state.memory.items()
     }
@@ -255,7 +251,7 @@ def _ascent(
     ):
         memory = state.memory[label]
         g, d = g.astype(memory.rates.dtype), d.astype(memory.rates.dtype)
-        totals[label] += judge(memory.kernels, oriented, g, d)
+        totals[label] += judge(memory.kernels, signal, g, d, orientation)
         sizes[label] += d.size
     return {
         label: total / float(max(sizes[label], 1)) for label, total in totals.items()

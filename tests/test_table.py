@@ -152,7 +152,7 @@ def test_hostile_addresses_of_a_large_tensor():
     far = np.full_like(address, 3e38)
     mass = COMPILED["evidence_by_table"](grid, kernels, far, np.ones_like(far))
     assert np.max(np.abs(mass)) < 1e-6
-    told = jax.jit(lambda g, d: judge(kernels, sign_agreement, g, d))(far, address)
+    told = jax.jit(lambda g, d: judge(kernels, sign_agreement, g, d, 1.0))(far, address)
     assert np.all(np.isfinite(told))
 
 

@@ -156,6 +156,21 @@ def test_orientation(gradients, directions, expected):
     assert orientation_after(gradients, directions) == expected
 
 
+def test_nothing_is_learned_before_the_orientation_is_known():
+    # Always at right angles to the gradient, and a signal that praises everything.
+    inner = optax.stateless(lambda g, _: jnp.array([-g[1], g[0]]))
+    optimizer = scale_by_memory(
+        0.01,
+        inner=inner,
+        memory_optimizer=optax.sgd(1.0),
+        signal=lambda g, d: jnp.ones_like(g),
+    )
+    state = optimizer.init(jnp.ones(2))
+    for _ in range(3):
+        _, state = optimizer.update(jnp.array([1.0, 2.0]), state)
+    np.testing.assert_allclose(get_memory(state)["params"].rates, 0.01)
+
+
 def test_a_base_that_points_against_the_gradient_raises_its_rates():
     params = {"w": jnp.array([1.0, -2.0])}
     for optimizer, extra in (
