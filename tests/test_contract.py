@@ -217,7 +217,7 @@ def test_vmap_over_seeds_equals_separate_runs(row):
     starts = jax.vmap(lambda shift: jax.tree.map(lambda x: x + shift, make_params()))(
         shifts
     )
-    train = functools.partial(run, optimizer, steps=4, raw=row.raw)
+    train = jax.jit(functools.partial(run, optimizer, steps=4, raw=row.raw))
     together = jax.vmap(train)(starts)
     for i in range(len(shifts)):
         alone = train(jax.tree.map(lambda x, i=i: x[i], starts))
@@ -227,11 +227,12 @@ def test_vmap_over_seeds_equals_separate_runs(row):
 def test_vmap_over_rates_equals_separate_runs(row):
     rates = jnp.array([1e-3, 1e-2, 0.1])
 
+    @jax.jit
     def train(rate):
         return run(row.make(rate), make_params(), steps=4, raw=row.raw)[0]
 
     together = jax.vmap(train)(rates)
-    for i, rate in enumerate(rates.tolist()):
+    for i, rate in enumerate(rates):
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), train(rate))
 
 
