@@ -223,8 +223,12 @@ def scale_by_memory(
             count=optax.safe_increment(state.count),
             memory=memory,
             memory_optimizer_state=memory_optimizer_state,
-            previous_direction=optax.tree.cast_like(
-                direction, state.previous_direction
+            # A copy: without jit the direction may be the caller's gradient itself,
+            # which the next donated step would take with it.
+            previous_direction=jax.tree.map(
+                lambda d, last: jnp.array(d, last.dtype),
+                direction,
+                state.previous_direction,
             ),
             orientation=orientation,
             inner_state=inner_state,

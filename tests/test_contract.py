@@ -246,6 +246,17 @@ def test_donated_steps(row):
     assert_close((params, state), run(optimizer, make_params(), 3, row.raw))
 
 
+def test_a_donated_step_leaves_the_callers_gradient_alive(row):
+    optimizer = row.make(0.01)
+    grads = make_params()
+    extra = {"grad": grads} if row.raw else {}
+    _, state = optimizer.update(grads, optimizer.init(grads), grads, **extra)  # no jit
+    others = jax.tree.map(lambda x: x + 1, grads)
+    extra = {"grad": others} if row.raw else {}
+    jax.jit(optimizer.update, donate_argnums=1)(others, state, others, **extra)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize("transfer", [lambda m: m, lambda m: m["dense"]])
 def test_a_donated_step_leaves_the_callers_memory_alive(transfer):
     memory = get_memory(run(memory_sgd(initial=0.01), make_params())[1])
