@@ -12,11 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
-from metalr_optax.table import Grid, evidence_by_table, make_grid, read_by_table
 
-# From this size and number of local models on a table pays.
-_LARGE = 2**14
-_MANY = 4
+# So many local models, or fewer, are evaluated in one go instead of one by one.
+_FEW = 3
 
 Signal = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -41,61 +39,6 @@ class Memory(NamedTuple):
     rates: Array
 
 
-def scale(memory: Memory, direction: jax.Array) -> jax.Array:
-    """Return a direction [...] times the learning rates it reads from a memory."""
-
-    def by_table(grid: Grid, direction: jax.Array) -> jax.Array:
-        return direction * read_by_table(grid, *memory, direction)
-
-    def one_by_one(direction: jax.Array) -> jax.Array:
-        return direction * read(memory, direction)
-
-    return _choose(memory.kernels, by_table, one_by_one, direction)
-
-
-def judge(
-    kernels: Kernels,
-    signal: Signal,
-    gradient: jax.Array,
-    previous: jax.Array,
-    orientation: float | jax.Array,
-) -> jax.Array:
-    """Return [M], what a gradient [...] says about the rates of the last direction.
-
-    The orientation, 1 or -1, turns that direction along its gradient; with 0, nothing
-    is known and nothing said.
-    """
-
-    def compare(
-        gradient: jax.Array, previous: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        address = jnp.where(jnp.isfinite(previous), previous, 0)
-        return address, weigh_agreement(signal, gradient, orientation * previous)
-
-    def by_table(grid: Grid, gradient: jax.Array, previous: jax.Array) -> jax.Array:
-        return evidence_by_table(grid, kernels, *compare(gradient, previous))
-
-    def one_by_one(gradient: jax.Array, previous: jax.Array) -> jax.Array:
-        return evidence(kernels, *compare(gradient, previous))
-
-    return _choose(kernels, by_table, one_by_one, gradient, previous)
-
-
-def _choose(
-    kernels: Kernels, by_table: Any, one_by_one: Any, *tensors: jax.Array
-) -> jax.Array:
-    """Apply the way that suits the size of the tensors and the kernels."""
-    # Sharding in types wants to be told how to shard what is scattered; on automatic
-    # meshes the compiler finds out.
-    explicit = any(jax.typeof(tensors[0]).sharding.spec)
-    if explicit or tensors[0].size < _LARGE or len(kernels.centers) < _MANY:
-        return one_by_one(*tensors)
-    grid, resolved = make_grid(kernels)
-    return jax.lax.cond(
-        resolved, lambda *args: by_table(grid, *args), one_by_one, *tensors
-    )
-
-
 def read(memory: Memory, address: jax.Array) -> jax.Array:
     r"""Return the learning rate that the memory has for each address.
 
@@ -111,6 +54,8 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
       memory, for every address but NaN, which reads NaN.
     """
     kernels = memory.kernels
+    if len(kernels.centers) == 1:
+        return jnp.where(jnp.isnan(address), address, memory.rates[0])
 
     def log_weight(kernel: Kernels) -> jax.Array:
         return log_activation(kernel, kernels, address)
@@ -121,14 +66,15 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
         return jnp.maximum(nearest, log_weight(kernel)), None
 
     first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
-    nearest, _ = jax.lax.scan(take_nearest, log_weight(first), kernels)
+    few = len(kernels.centers) <= _FEW
+    nearest, _ = jax.lax.scan(take_nearest, log_weight(first), kernels, unroll=few)
 
     def add(sums: tuple[jax.Array, jax.Array], model: Memory) -> Any:
         weight = jnp.exp(log_weight(model.kernels) - nearest)
         return (sums[0] + weight * model.rates, sums[1] + weight), None
 
     zero = jnp.zeros_like(nearest)
-    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), memory)
+    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), memory, unroll=few)
     return weighted_rates / weights
 
 
@@ -146,10 +92,12 @@ def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.
       [M]; positive where rates should have been larger.
     """
 
-    def of_model(kernel: Kernels) -> jax.Array:
-        return jnp.sum(jnp.exp(log_activation(kernel, kernels, address)) * agreement)
+    def of_model(_: None, kernel: Kernels) -> tuple[None, jax.Array]:
+        activation = jnp.exp(log_activation(kernel, kernels, address))
+        return None, jnp.sum(activation * agreement)
 
-    return jax.lax.map(of_model, kernels)
+    few = len(kernels.centers) <= _FEW
+    return jax.lax.scan(of_model, None, kernels, unroll=few)[1]
 
 
 def sign_agreement(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:

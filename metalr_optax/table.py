@@ -2,8 +2,9 @@
 
 The rate is a smooth function of a single number, so it is tabulated: exactly (value
 and slope) on coarse nodes, by cubic interpolation on fine nodes, and linearly from
-there for every coordinate. Evidence is the same linear map transposed: coordinates are
-spread onto fine nodes, those onto coarse nodes, and only these meet the kernels.
+there for every coordinate. Evidence takes the same way back: every coordinate is
+counted at one of its two nearest fine nodes, those are spread onto coarse nodes, and
+only these meet the kernels.
 
 The nodes are even in a coordinate that is linear near an origin and logarithmic far
 from it, so that kernels of one width and kernels spaced over many decades are both
@@ -11,6 +12,7 @@ resolved. Kernels that are not (very narrow or very wide for their distance) are
 to be, and have to be read one by one.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,12 +21,17 @@ import numpy as np
 
 from metalr_optax.kernels import REACH, Array, Kernels
 
-# Fine nodes: 64 KiB of evidence per memory, which is what sharded devices exchange.
-_EVIDENCE_CELLS = 2**14
-_READ_CELLS = 2**16
-_BAND = 64  # kernels that a coarse node looks at, the nearest by index
+# Fine nodes for evidence: 64 KiB, which is what sharded devices exchange. Only above
+# 512 kernels are there more.
+_LARGEST_HISTOGRAM = 2**14
+_READ_CELLS = 8  # fine cells for reading in a coarse one
+_BLOCK = 16  # coarse nodes that look at the same kernels
+_NEAR = 48  # kernels that a block of nodes looks at, the nearest by index
 _MANTISSA = 23  # bits of a float32 within its octave
 _EXPONENT = 0x7F800000  # bits that say which octave
+_RECIPROCAL = 254 << _MANTISSA  # minus the bits of 2^k are the bits of 2^-k
+# 2^32 divided by the golden ratio: multiples of it, modulo 2^32, are evenly spread.
+_GOLDEN = 2654435769
 
 
 class Grid(NamedTuple):
@@ -35,19 +42,199 @@ class Grid(NamedTuple):
       offset: distance from the origin up to which they are even, a power of two.
       per_octave: coarse cells per doubling of (distance + offset), a whole number.
       start: coordinate of the origin in coarse cells, a whole number.
-      nodes: [cells + 1], addresses.
     """
 
     origin: jax.Array
     offset: jax.Array
     per_octave: jax.Array
     start: jax.Array
-    nodes: jax.Array
 
 
-def make_grid(kernels: Kernels) -> tuple[Grid, jax.Array]:
-    """Place coarse nodes for the kernels; say whether they resolve them."""
+class Table(NamedTuple):
+    """What the kernels of a memory say at C coarse nodes.
+
+    Nodes come in blocks of N neighbours, each with the B kernels that are near it.
+
+    Attributes:
+      grid: where the nodes are.
+      widths: [C], distance of a node to the next.
+      first: [C / N], index of the first kernel near a block.
+      weights: [C / N, N, B], activations divided by their sum.
+      pulls: [C / N, N, B], weights times derivatives of log-activations.
+      mass: [C], sum of the activations.
+    """
+
+    grid: Grid
+    widths: jax.Array
+    first: jax.Array
+    weights: jax.Array
+    pulls: jax.Array
+    mass: jax.Array
+
+
+def make_table(kernels: Kernels) -> Table:
+    """Evaluate kernels at coarse nodes."""
     centers, widths = (jnp.asarray(array, jnp.float32) for array in kernels)
+    grid, _ = _make_grid(centers, widths)
+    blocks, first = _blocks(grid, centers)
+    near_centers, near_widths = (_near(array, first) for array in (centers, widths))
+    distance = (blocks[..., None] - near_centers) / near_widths
+    logs = -0.5 * jnp.square(distance)
+    strongest = jnp.max(logs, axis=-1, keepdims=True)
+    weights = jnp.exp(logs - strongest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / total
+    return Table(
+        grid=grid,
+        widths=jnp.diff(blocks.ravel(), append=blocks[-1, -1:]),
+        first=first,
+        weights=weights,
+        pulls=-weights * (distance / near_widths),
+        mass=(total * jnp.exp(strongest)).ravel(),
+    )
+
+
+def resolves(kernels: Kernels) -> jax.Array:
+    """Return whether a table of the kernels keeps the stated accuracy."""
+    centers, widths = (jnp.asarray(array, jnp.float32) for array in kernels)
+    grid, coarseness = _make_grid(centers, widths)
+    # Kernels that are not near a block must be at most 1e-8 strong there.
+    blocks, first = _blocks(grid, centers)
+    index = jnp.arange(centers.size)[None]
+    outside = (index < first[:, None]) | (index >= first[:, None] + _near_size(centers))
+    gap = jnp.maximum(blocks[:, :1] - centers[None], centers[None] - blocks[:, -1:])
+    return (coarseness <= 1.0) & jnp.all(~outside | (gap > 6.0 * widths[None]))
+
+
+def tabulate(table: Table, rates: Array) -> jax.Array:
+    """Return the rate at every fine node; the dtype is that of the rates."""
+    rates = jnp.asarray(rates)
+    near = _near(rates.astype(jnp.float32), table.first)
+    sums = [
+        _einsum("kij,klj->ki", array, near) for array in (table.weights, table.pulls)
+    ]
+    value = sums[0].ravel()
+    slope = sums[1].ravel() - value * jnp.sum(table.pulls, axis=-1).ravel()
+    corners = (value, slope * table.widths, _next(value), _next(slope) * table.widths)
+    fine = _einsum("qc,qf->cf", jnp.stack(corners), _hermite(_READ_CELLS)).ravel()
+    return jnp.clip(fine.astype(rates.dtype), jnp.min(rates), jnp.max(rates))
+
+
+def look_up(grid: Grid, fine: jax.Array, address: jax.Array, num: int) -> jax.Array:
+    """Return the rate for each address [...] from the fine nodes of M = num kernels.
+
+    An address that is NaN reads any one of the rates.
+    """
+    place = _place(grid, address, num, fine.size)
+    cell = place.astype(jnp.int32)
+    fraction = (place - cell.astype(place.dtype)).astype(fine.dtype)
+    cell = cell.astype(jnp.uint32)  # so that nobody asks whether it is negative
+    low = fine.at[cell].get(mode="promise_in_bounds")
+    high = fine.at[cell + 1].get(mode="promise_in_bounds")
+    return low + fraction * (high - low)
+
+
+def spread(
+    grid: Grid, address: jax.Array, agreement: jax.Array, num: int, start: int = 0
+) -> jax.Array:
+    """Add agreement up at the fine nodes for evidence of M = num kernels.
+
+    A coordinate between two nodes is counted at one of them, the nearer the likelier:
+    which one is set by a fixed, evenly spread pattern over the coordinates. So the
+    mean over coordinates is that of linear weights, for half their price.
+
+    Args:
+      grid: of the kernels.
+      address: [...], finite.
+      agreement: [...].
+      num: M.
+      start: index in the pattern of the first coordinate.
+    """
+    cells = _histogram_cells(num)
+    place = _place(grid, address, num, cells) + _dither(address.shape, start)
+    cell = place.astype(jnp.int32).astype(jnp.uint16 if cells <= 2**16 else jnp.uint32)
+    histogram = jnp.zeros(cells, agreement.dtype)
+    return histogram.at[cell].add(agreement, mode="promise_in_bounds")
+
+
+def collect(table: Table, histogram: jax.Array, num: int) -> jax.Array:
+    """Return [M] from the fine nodes: the sum of agreement x activation."""
+    fine = histogram.reshape(table.widths.size, -1).astype(jnp.float32)
+    corners = _einsum("cf,qf->qc", fine, _hermite(fine.shape[1]))
+    by_value = corners[0] + _previous(corners[2])
+    by_slope = corners[1] * table.widths + _previous(corners[3] * table.widths)
+    blocks = table.pulls.shape[:2]
+    near = sum(
+        _einsum("kij,ki->kj", array, (table.mass * by_node).reshape(blocks))
+        for array, by_node in ((table.weights, by_value), (table.pulls, by_slope))
+    )
+    index = table.first[:, None] + jnp.arange(near.shape[1])[None]
+    total = jnp.zeros(num, jnp.float32).at[index].add(near, mode="promise_in_bounds")
+    return total.astype(histogram.dtype)
+
+
+def _coarse_cells(num: int) -> int:
+    # Twice as many as even kernels need, for those that are log-spaced.
+    return 2 ** max(10, min(11, _octave(16 * num)), _octave(8 * num))
+
+
+def _histogram_cells(num: int) -> int:
+    coarse = _coarse_cells(num)
+    return min(8 * coarse, max(4 * coarse, _LARGEST_HISTOGRAM))
+
+
+def _octave(number: int) -> int:
+    return math.ceil(math.log2(number))
+
+
+def _near_size(centers: jax.Array) -> int:
+    return min(_NEAR, centers.size)
+
+
+def _blocks(grid: Grid, centers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the nodes in blocks, and the first kernel near each block."""
+    nodes = _address(grid, jnp.arange(_coarse_cells(centers.size)))
+    size = _near_size(centers)
+    blocks = nodes.reshape(-1, nodes.size if size == centers.size else _BLOCK)
+    middle = jnp.searchsorted(centers, blocks[:, blocks.shape[1] // 2])
+    return blocks, jnp.clip(middle - size // 2, 0, centers.size - size)
+
+
+def _near(array: jax.Array, first: jax.Array) -> jax.Array:
+    """Return [blocks, 1, B], the entries of an array of M that are near a block."""
+    size = _near_size(array)
+    if size == array.size:
+        return array[None, None]
+    take = jax.vmap(jax.lax.dynamic_slice_in_dim, (None, 0, None))
+    return take(array, first, size)[:, None]
+
+
+def _einsum(subscripts: str, *arrays: jax.Array | np.ndarray) -> jax.Array:
+    return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def _next(array: jax.Array) -> jax.Array:
+    return jnp.append(array[1:], array[-1])
+
+
+def _previous(array: jax.Array) -> jax.Array:
+    return jnp.pad(array[:-1], (1, 0))
+
+
+def _hermite(fine: int) -> np.ndarray:
+    """Return [4, fine], the weights of (value, slope) here, (value, slope) there.
+
+    For a cubic through the two ends of a cell of width 1: in a coarse cell, fine
+    nodes are even.
+    """
+    s = np.arange(fine) / fine
+    rest = 1 - s
+    weights = (1 + 2 * s) * rest**2, s * rest**2, s**2 * (3 - 2 * s), -(s**2) * rest
+    return np.stack(weights).astype(np.float32)
+
+
+def _make_grid(centers: jax.Array, widths: jax.Array) -> tuple[Grid, jax.Array]:
+    """Place coarse nodes; say how coarse they are, 1 being just fine enough."""
     cells = _coarse_cells(centers.size)
     # Of the narrowest kernels the one in the middle: the shorter the better.
     middle = jnp.abs(centers - jnp.mean(centers[jnp.array([0, -1])]))
@@ -58,93 +245,28 @@ def make_grid(kernels: Kernels) -> tuple[Grid, jax.Array]:
     largest = jnp.ceil(jnp.log2(jnp.maximum(below, above)))
     exponents = largest.astype(jnp.int32) - jnp.arange(48)
     offsets = _power_of_two(jnp.maximum(exponents, -126))
-
-    def resolution(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-        span = _octaves(below, offset) + _octaves(above, offset)
-        per_octave = jnp.floor((cells - 1) / span)
-        return _coarseness(centers, widths, origin, offset, per_octave), per_octave
-
-    coarseness, per_octave = jax.vmap(resolution)(offsets)
+    span = _octaves(below, offsets) + _octaves(above, offsets)
+    per_octave = jnp.floor((cells - 2) / span)  # the last cell is not used
+    coarseness = jax.vmap(_coarseness, (None, None, None, 0, 0))(
+        centers, widths, origin, offsets, per_octave
+    )
     best = jnp.argmin(coarseness)
     offset, per_octave = offsets[best], per_octave[best]
     start = jnp.ceil(_octaves(below, offset) * per_octave)
-    grid = Grid(origin, offset, per_octave, start, jnp.zeros(cells + 1, jnp.float32))
-    places = jnp.arange(cells + 1, dtype=jnp.float32)
-    grid = grid._replace(nodes=_address(grid, places))
-    resolved = coarseness[best] <= 1.0
-    if centers.size > _BAND:
-        resolved &= _band_suffices(centers, widths)
-    return grid, resolved
-
-
-def read_by_table(
-    grid: Grid, kernels: Kernels, rates: Array, address: jax.Array
-) -> jax.Array:
-    """Return the rate for each address [...]."""
-    index, distance = _band(grid, kernels)
-    widths = jnp.asarray(kernels.widths)[index]
-    weights = jax.nn.softmax(-0.5 * jnp.square(distance / widths), axis=-1)
-    pull = -(distance / widths) / widths  # derivative of the log-activations
-    near = jnp.asarray(rates)[index]
-    value = jnp.sum(weights * near, axis=-1)
-    mean_pull = jnp.sum(weights * pull, axis=-1)
-    slope = jnp.sum(weights * near * pull, axis=-1) - value * mean_pull
-
-    basis = _cubic_basis(grid, _READ_CELLS)
-    fine = (
-        basis[0] * value[:-1, None]
-        + basis[1] * slope[:-1, None]
-        + basis[2] * value[1:, None]
-        + basis[3] * slope[1:, None]
-    )
-    table = jnp.append(fine.ravel(), value[-1])
-    table = jnp.clip(table, jnp.min(rates), jnp.max(rates))
-    cell, fraction = _coordinate(grid, address, _READ_CELLS)
-    low = table.at[cell].get(mode="promise_in_bounds")
-    high = table.at[cell + 1].get(mode="promise_in_bounds")
-    return low + fraction.astype(low.dtype) * (high - low)
-
-
-def evidence_by_table(
-    grid: Grid, kernels: Kernels, address: jax.Array, agreement: jax.Array
-) -> jax.Array:
-    """Return [M], the sum over coordinates of agreement x activation."""
-    cell, fraction = _coordinate(grid, address, _EVIDENCE_CELLS)
-    fraction = fraction.astype(agreement.dtype)
-    zeros = jnp.zeros(_EVIDENCE_CELLS, agreement.dtype)
-    # Two scatters that do not wait for each other.
-    low = zeros.at[cell].add(agreement * (1 - fraction), mode="promise_in_bounds")
-    high = zeros.at[cell].add(agreement * fraction, mode="promise_in_bounds")
-    spread = jnp.pad(low, (0, 1)) + jnp.pad(high, (1, 0))
-
-    fine = spread[:-1].reshape(grid.nodes.size - 1, -1)
-    parts = [
-        jnp.sum(part * fine, axis=-1) for part in _cubic_basis(grid, _EVIDENCE_CELLS)
-    ]
-    by_value = jnp.append(parts[0], spread[-1]) + jnp.pad(parts[2], (1, 0))
-    by_slope = jnp.pad(parts[1], (0, 1)) + jnp.pad(parts[3], (1, 0))
-
-    index, distance = _band(grid, kernels)
-    widths = jnp.asarray(kernels.widths)[index]
-    activations = jnp.exp(-0.5 * jnp.square(distance / widths))
-    slopes = -(distance / widths) / widths * activations
-    parts = by_value[:, None] * activations + by_slope[:, None] * slopes
-    total = jnp.zeros(np.shape(kernels.centers), agreement.dtype)
-    return total.at[index].add(parts.astype(agreement.dtype))
-
-
-def _coarse_cells(num: int) -> int:
-    return 2**11 if num <= 32 else 2**13
+    return Grid(origin, offset, per_octave, start), coarseness[best]
 
 
 def _bits(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.int32)
 
 
+def _from_bits(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def _power_of_two(exponent: jax.Array) -> jax.Array:
     """Return 2^exponent for whole exponents, exactly: XLA's exp2 is not."""
-    bits = (exponent.astype(jnp.int32) + 127) << _MANTISSA
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return _from_bits((exponent.astype(jnp.int32) + 127) << _MANTISSA)
 
 
 def _octaves(distance: jax.Array, offset: jax.Array) -> jax.Array:
@@ -153,59 +275,43 @@ def _octaves(distance: jax.Array, offset: jax.Array) -> jax.Array:
     # taken from the distance itself, which adding the offset would round.
     bits = _bits(distance + offset)
     octave = (bits >> _MANTISSA) - (_bits(offset) >> _MANTISSA)
-    begin = jax.lax.bitcast_convert_type(bits & _EXPONENT, jnp.float32)
-    return octave.astype(jnp.float32) + (distance - (begin - offset)) / begin
+    bits = bits & _EXPONENT
+    inside = (distance - (_from_bits(bits) - offset)) * _from_bits(_RECIPROCAL - bits)
+    return octave.astype(jnp.float32) + inside
 
 
-def _coordinate(
-    grid: Grid, address: jax.Array, fine_cells: int
-) -> tuple[jax.Array, jax.Array]:
-    """Return the fine cell [...] of each address, and how far through it [0, 1]."""
-    # Infinity is as far as need be, and half of it as well.
-    signed = jnp.clip(address.astype(jnp.float32), -1e38, 1e38) - grid.origin
-    per_coarse = fine_cells // (grid.nodes.size - 1)
-    scale = grid.per_octave * per_coarse
-    octaves = _octaves(jnp.abs(signed), grid.offset)
-    place = grid.start * per_coarse + jnp.sign(signed) * octaves * scale
-    # A NaN passes this clip, but not the next, and is no index.
-    place = jnp.clip(place, 0.0, fine_cells)
-    cell = jnp.clip(place.astype(jnp.int32), 0, fine_cells - 1)
-    return cell, place - cell.astype(jnp.float32)
+def _place(grid: Grid, address: jax.Array, num: int, fine_cells: int) -> jax.Array:
+    """Return the coordinate of each address [...] in fine cells, before the last."""
+    signed = address.astype(jnp.float32) - grid.origin
+    # Infinity is as far as need be.
+    octaves = _octaves(jnp.minimum(jnp.abs(signed), 1e38), grid.offset)
+    per_coarse = fine_cells // _coarse_cells(num)
+    octaves = jnp.where(signed < 0, -octaves, octaves)
+    place = octaves * (grid.per_octave * per_coarse) + grid.start * per_coarse
+    # Not a clip, which a NaN passes that is no index.
+    last = np.nextafter(np.float32(fine_cells - 1), np.float32(0))
+    return jnp.minimum(jnp.where(place > 0, place, 0.0), last)
+
+
+def _dither(shape: tuple[int, ...], start: int | jax.Array) -> jax.Array:
+    """Return numbers in [0, 1) that are even over any run of coordinates."""
+    index = jnp.asarray(start).astype(jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        steps = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + steps * jnp.uint32(stride % 2**32)
+        stride *= shape[axis]
+    bits = (index * jnp.uint32(_GOLDEN)) >> 8
+    return bits.astype(jnp.int32).astype(jnp.float32) * jnp.float32(2.0**-24)
 
 
 def _address(grid: Grid, place: jax.Array) -> jax.Array:
     """Return the address at a coordinate in coarse cells: the inverse."""
-    octaves = jnp.abs(place - grid.start) / grid.per_octave
+    octaves = jnp.abs(place.astype(jnp.float32) - grid.start) / grid.per_octave
     octave = jnp.floor(octaves)
     begin = grid.offset * _power_of_two(octave)
     distance = (begin - grid.offset) + (octaves - octave) * begin
     return grid.origin + jnp.sign(place - grid.start) * distance
-
-
-def _cubic_basis(grid: Grid, fine_cells: int) -> tuple[jax.Array, ...]:
-    """Return Hermite's weights [cells, fine per coarse] of both values and slopes."""
-    cells = grid.nodes.size - 1
-    fine = jnp.arange(fine_cells, dtype=jnp.float32) * (cells / fine_cells)
-    address = _address(grid, fine).reshape(cells, -1)
-    width = jnp.diff(grid.nodes)[:, None]
-    s = (address - grid.nodes[:-1, None]) / width
-    rest = 1 - s
-    return (
-        (1 + 2 * s) * rest**2,
-        s * rest**2 * width,
-        s**2 * (3 - 2 * s),
-        -(s**2) * rest * width,
-    )
-
-
-def _band(grid: Grid, kernels: Kernels) -> tuple[jax.Array, jax.Array]:
-    """Return the kernels near every coarse node: index and signed distance."""
-    centers = jnp.asarray(kernels.centers)
-    size = min(_BAND, centers.size)
-    first = jnp.searchsorted(centers, grid.nodes.astype(centers.dtype)) - size // 2
-    first = jnp.clip(first, 0, centers.size - size)
-    index = first[:, None] + jnp.arange(size)[None]
-    return index, grid.nodes[:, None] - centers[index]
 
 
 def _coarseness(
@@ -216,26 +322,20 @@ def _coarseness(
     per_octave: jax.Array,
 ) -> jax.Array:
     """Return the worst cell in units of what the kernels allow; 1 is just enough."""
-    fine = _coarse_cells(centers.size) / _EVIDENCE_CELLS
+    coarse = _coarse_cells(centers.size)
 
     def cell(address: jax.Array) -> jax.Array:
         magnitude = jnp.abs(address - origin) + offset
-        begin = jax.lax.bitcast_convert_type(_bits(magnitude) & _EXPONENT, jnp.float32)
-        return begin / per_octave
+        return _from_bits(_bits(magnitude) & _EXPONENT) / per_octave
 
     # An activation bends within its width: with cells of h widths, linear interpolation
     # (evidence, from fine nodes) is off by h^2 / 8 and cubic by h^4 / 130.
-    worst = jnp.max(cell(centers) / widths) * max(fine / 0.085, 1.0 / 0.35)
+    histogram = coarse / _histogram_cells(centers.size)
+    worst = jnp.max(cell(centers) / widths) * max(histogram / 0.085, 1.0 / 0.35)
     # A rate turns from one neighbour to the next like a logistic function.
     gaps = jnp.diff(centers)
     crossing = centers[:-1] + gaps * (widths[:-1] / (widths[:-1] + widths[1:]))
     steepness = gaps / widths[:-1] * (cell(crossing) / widths[1:])
-    half = _EVIDENCE_CELLS / _READ_CELLS
-    return jnp.maximum(worst, jnp.max(steepness) * max(fine * half / 0.085, 1.0 / 0.65))
-
-
-def _band_suffices(centers: jax.Array, widths: jax.Array) -> jax.Array:
-    """Return whether kernels outside a band are at most 1e-8 strong in its middle."""
-    half = _BAND // 2
-    gap = centers[half:] - centers[:-half]
-    return jnp.all(gap > 6.0 * jnp.maximum(widths[half:], widths[:-half]))
+    return jnp.maximum(
+        worst, jnp.max(steepness) * max(1.0 / _READ_CELLS / 0.085, 1.0 / 0.65)
+    )

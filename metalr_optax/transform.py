@@ -1,7 +1,7 @@
 """When a memory is corrected and read: the Optax transformation."""
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metalr_optax.evaluation import (
+    Judged,
+    Tables,
+    can_be_tabled,
+    is_large,
+    judge,
+    make_tables,
+    scale,
+)
 from metalr_optax.kernels import Array, Kernels, check_kernels, linspace_kernels
 from metalr_optax.memory import (
     Memory,
     Signal,
     check_memory,
     check_rates,
-    judge,
-    scale,
     sign_agreement,
 )
 
@@ -189,6 +196,7 @@ def scale_by_memory(
         memory_optimizer = optax.adam(1e-2)
     if signal is None:
         signal = sign_agreement
+    kind_of_kernels = _kinds_of_kernels(initial, kernels)
     base = optax.with_extra_args_support(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> ScaleByMemoryState:
@@ -215,11 +223,19 @@ def scale_by_memory(
             orientation = sign = _orient(gradient, direction, orientation)
 
         labels = _labels(updates, group_by)
-        ascent = _ascent(state, gradient, sign, labels, signal)
+        leaves = jax.tree.leaves(updates)
+        kinds = {
+            label: kind
+            for label, leaf in zip(labels, leaves, strict=True)
+            if is_large(leaf) and (kind := kind_of_kernels(label)) is not None
+        }
+        tables = make_tables(state.memory, kinds)
+        ascent = _ascent(state, tables, gradient, sign, labels, signal)
         memory, memory_optimizer_state = _correct(
             state, ascent, memory_optimizer, rate_bounds
         )
-        return _scale(direction, updates, memory, labels), ScaleByMemoryState(
+        updates = _scale(direction, updates, memory, tables, labels)
+        return updates, ScaleByMemoryState(
             count=optax.safe_increment(state.count),
             memory=memory,
             memory_optimizer_state=memory_optimizer_state,
@@ -239,24 +255,25 @@ def scale_by_memory(
 
 def _ascent(
     state: ScaleByMemoryState,
+    tables: list[Tables],
     gradient: optax.Updates,
     orientation: float | jax.Array,
     labels: list[str],
     signal: Signal,
 ) -> dict[str, jax.Array]:
     """Return u: the mean evidence of the coordinates that share each memory."""
-    totals = {
-        label: jnp.zeros_like(memory.rates) for label, memory in state.memory.items()
-    }
-    sizes = dict.fromkeys(totals, 0)
-    previous_directions = jax.tree.leaves(state.previous_direction)
+    tensors = []
+    sizes = dict.fromkeys(state.memory, 0)
     for label, g, d in zip(
-        labels, jax.tree.leaves(gradient), previous_directions, strict=True
+        labels,
+        jax.tree.leaves(gradient),
+        jax.tree.leaves(state.previous_direction),
+        strict=True,
     ):
-        memory = state.memory[label]
-        g, d = g.astype(memory.rates.dtype), d.astype(memory.rates.dtype)
-        totals[label] += judge(memory.kernels, signal, g, d, orientation)
-        sizes[label] += d.size
+        dtype = state.memory[label].rates.dtype
+        tensors.append(Judged(label, 1.0, g.astype(dtype), d.astype(dtype)))
+        sizes[label] += g.size
+    totals = judge(state.memory, tables, signal, orientation, tensors)
     return {
         label: total / float(max(sizes[label], 1)) for label, total in totals.items()
     }
@@ -284,14 +301,23 @@ def _scale(
     direction: optax.Updates,
     updates: optax.Updates,
     memory: dict[str, Memory],
+    tables: list[Tables],
     labels: list[str],
 ) -> optax.Updates:
     """Multiply directions by the rates they read; the dtype is that of the updates."""
     leaves, structure = jax.tree.flatten(direction)
-    scaled = []
-    for label, d, update in zip(labels, leaves, jax.tree.leaves(updates), strict=True):
-        precise = d.astype(memory[label].rates.dtype)
-        scaled.append(scale(memory[label], precise).astype(update.dtype))
+    precise = [
+        d.astype(memory[label].rates.dtype)
+        for label, d in zip(labels, leaves, strict=True)
+    ]
+    scaled = [
+        one.astype(update.dtype)
+        for one, update in zip(
+            scale(memory, tables, labels, precise),
+            jax.tree.leaves(updates),
+            strict=True,
+        )
+    ]
     return jax.tree.unflatten(structure, scaled)
 
 
@@ -306,25 +332,27 @@ def _orient(
         return orientation
 
     def measure() -> jax.Array:
-        pairs_finite = [_finite_pair(g, d) for g, d in pairs]
-        # Brought to a size of 1 first, exactly: no product that matters under- or
-        # overflows, and what cancels still does.
-        g_size, d_size = (
-            _exponent(leaves) for leaves in zip(*pairs_finite, strict=True)
-        )
-        products = [
-            jnp.sum(jnp.ldexp(g, -g_size) * jnp.ldexp(d, -d_size))
-            for g, d in pairs_finite
-        ]
-        return jnp.sign(sum(products)).astype(orientation.dtype)
+        # Every tensor brought to a size of 1, exactly: no product that matters under-
+        # or overflows, and what cancels still does.
+        products, sizes = [], []
+        for g, d in (_finite_pair(g, d) for g, d in pairs):
+            g_size, d_size = _power_of_two_below(g), _power_of_two_below(d)
+            products.append(jnp.sum((g / g_size) * (d / d_size)))
+            sizes.append((g_size, d_size))
+        product = jnp.stack(products)
+        exponents = jnp.frexp(jnp.array(sizes))[1]
+        exponent = jnp.where(product != 0, jnp.sum(exponents, axis=1), -(2**20))
+        product = jnp.ldexp(product, exponent - jnp.max(exponent))
+        return jnp.sign(jnp.sum(product)).astype(orientation.dtype)
 
     return jax.lax.cond(orientation == 0, measure, lambda: orientation)
 
 
-def _exponent(leaves: tuple[jax.Array, ...]) -> jax.Array:
-    """Return the binary exponent of the largest magnitude in the leaves."""
-    largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]
-    return jnp.frexp(jnp.max(jnp.stack(largest)))[1]
+def _power_of_two_below(tensor: jax.Array) -> jax.Array:
+    """Return the largest power of two that is not above the largest magnitude."""
+    largest = jnp.max(jnp.abs(tensor), initial=0.0)
+    fraction, _ = jnp.frexp(largest)
+    return jnp.where(largest > 0, largest / (2 * fraction), 1.0)
 
 
 def _finite_pair(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -413,6 +441,26 @@ def _init_memory(
             jnp.array(jnp.broadcast_to(jnp.asarray(rates), np.shape(centers)), dtype),
         )
     return memories
+
+
+def _kinds_of_kernels(
+    initial: Initial, kernels: Kernels
+) -> Callable[[str], Hashable | None]:
+    """Return a function of a label, equal where kernels start equal.
+
+    None is returned for kernels that have to be read one by one.
+    """
+
+    def kind(kernels: Kernels) -> Hashable | None:
+        if not can_be_tabled(kernels):
+            return None
+        return tuple(np.asarray(array, np.float64).tobytes() for array in kernels)
+
+    if isinstance(initial, Mapping):
+        kinds = {label: kind(one.kernels) for label, one in initial.items()}
+        return kinds.__getitem__
+    one = kind(initial.kernels if isinstance(initial, Memory) else kernels)
+    return lambda label: one
 
 
 def _raw_gradient(extra_args: dict[str, Any], updates: optax.Updates) -> Any:
