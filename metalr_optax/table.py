@@ -24,7 +24,7 @@ from metalr_optax.kernels import REACH, Array, Kernels
 # Fine nodes for evidence: 64 KiB, which is what sharded devices exchange. Only above
 # 512 kernels are there more.
 _LARGEST_HISTOGRAM = 2**14
-_READ_CELLS = 8  # fine cells for reading in a coarse one
+_READ_CELLS = 16  # fine cells for reading in a coarse one
 _BLOCK = 16  # coarse nodes that look at the same kernels
 _NEAR = 48  # kernels that a block of nodes looks at, the nearest by index
 _MANTISSA = 23  # bits of a float32 within its octave
@@ -42,12 +42,14 @@ class Grid(NamedTuple):
       offset: distance from the origin up to which they are even, a power of two.
       per_octave: coarse cells per doubling of (distance + offset), a whole number.
       start: coordinate of the origin in coarse cells, a whole number.
+      reach: [2], coordinates between which addresses are told apart.
     """
 
     origin: jax.Array
     offset: jax.Array
     per_octave: jax.Array
     start: jax.Array
+    reach: jax.Array
 
 
 class Table(NamedTuple):
@@ -252,8 +254,10 @@ def _make_grid(centers: jax.Array, widths: jax.Array) -> tuple[Grid, jax.Array]:
     )
     best = jnp.argmin(coarseness)
     offset, per_octave = offsets[best], per_octave[best]
-    start = jnp.ceil(_octaves(below, offset) * per_octave)
-    return Grid(origin, offset, per_octave, start), coarseness[best]
+    ends = jnp.array([-1.0, 1.0], jnp.float32) * _octaves(jnp.array([below, above]), offset)
+    start = jnp.ceil(-ends[0] * per_octave)
+    grid = Grid(origin, offset, per_octave, start, start + ends * per_octave)
+    return grid, coarseness[best]
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -281,16 +285,16 @@ def _octaves(distance: jax.Array, offset: jax.Array) -> jax.Array:
 
 
 def _place(grid: Grid, address: jax.Array, num: int, fine_cells: int) -> jax.Array:
-    """Return the coordinate of each address [...] in fine cells, before the last."""
+    """Return the coordinate of each address [...] in fine cells."""
     signed = address.astype(jnp.float32) - grid.origin
     # Infinity is as far as need be.
     octaves = _octaves(jnp.minimum(jnp.abs(signed), 1e38), grid.offset)
     per_coarse = fine_cells // _coarse_cells(num)
     octaves = jnp.where(signed < 0, -octaves, octaves)
     place = octaves * (grid.per_octave * per_coarse) + grid.start * per_coarse
+    low, high = grid.reach[0] * per_coarse, grid.reach[1] * per_coarse
     # Not a clip, which a NaN passes that is no index.
-    last = np.nextafter(np.float32(fine_cells - 1), np.float32(0))
-    return jnp.minimum(jnp.where(place > 0, place, 0.0), last)
+    return jnp.minimum(jnp.where(place > low, place, low), high)
 
 
 def _dither(shape: tuple[int, ...], start: int | jax.Array) -> jax.Array:
