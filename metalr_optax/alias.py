@@ -2,19 +2,16 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from metalr_optax.kernels import Kernels, grid_bound
+from metalr_optax.labels import GroupBy
 from metalr_optax.memory import Memory, Signal
-from metalr_optax.transform import (
-    PAPER_KERNELS,
-    GroupBy,
-    Initial,
-    scale_by_memory,
-)
+from metalr_optax.transform import PAPER_KERNELS, Initial, scale_by_memory
 
 
 def memory_sgd(
@@ -26,6 +23,8 @@ def memory_sgd(
     signal: Signal | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
+    evidence_sample: int | None = None,
+    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with a learned memory of learning rates.
 
@@ -44,6 +43,8 @@ def memory_sgd(
       signal: how a gradient judges the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
+      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      direction_dtype: dtype of the last direction in the state.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -74,6 +75,8 @@ def memory_sgd(
         signal=signal,
         group_by=group_by,
         rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+        direction_dtype=direction_dtype,
     )
     clip = _clip(_all_kernels(initial, kernels))
     return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
@@ -91,6 +94,8 @@ def memory_adam(
     signal: Signal | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
+    evidence_sample: int | None = None,
+    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with a learned memory of learning rates.
 
@@ -113,6 +118,8 @@ def memory_adam(
       signal: how a gradient judges the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
+      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      direction_dtype: dtype of the last direction in the state.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -146,6 +153,8 @@ def memory_adam(
         signal=signal,
         group_by=group_by,
         rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+        direction_dtype=direction_dtype,
     )
     clip = _clip(_all_kernels(initial, kernels))
     return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))

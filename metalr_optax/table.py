@@ -254,7 +254,9 @@ def _make_grid(centers: jax.Array, widths: jax.Array) -> tuple[Grid, jax.Array]:
     )
     best = jnp.argmin(coarseness)
     offset, per_octave = offsets[best], per_octave[best]
-    ends = jnp.array([-1.0, 1.0], jnp.float32) * _octaves(jnp.array([below, above]), offset)
+    ends = jnp.array([-1.0, 1.0], jnp.float32) * _octaves(
+        jnp.array([below, above]), offset
+    )
     start = jnp.ceil(-ends[0] * per_octave)
     grid = Grid(origin, offset, per_octave, start, start + ends * per_octave)
     return grid, coarseness[best]

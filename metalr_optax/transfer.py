@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalr_optax.evaluation import can_be_tabled
 from metalr_optax.kernels import Array, Kernels
 from metalr_optax.memory import Memory, check_memory
 from metalr_optax.transform import ScaleByMemoryState
@@ -63,7 +64,9 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
 
     Raises:
       ValueError: labels or shapes that do not fit, rates that are not positive and
-        finite, or a state that :func:`get_memory` would refuse.
+        finite, kernels that differ where those of the state do not or that a table
+        would blur (build the optimizer with ``initial=memory`` instead), or a state
+        that :func:`get_memory` would refuse.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -92,6 +95,7 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
             label: _fit(label, memory[label], _plain(old))
             for label, old in node.memory.items()
         }
+        _check_shared(node.memory, fitted)
         # Flax NNX keeps every array of an optimizer in a variable: fill those.
         structure = jax.tree.structure(node.memory)
         return node._replace(
@@ -125,6 +129,43 @@ def _memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
 
 def _copy(array: Any) -> Any:
     return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.array(array)
+
+
+def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
+    """Raise ValueError if memories would no longer share the kernels they shared.
+
+    Those share a table as well, which was decided when the optimizer was built.
+    """
+    kinds: dict[Any, tuple[str, Kernels]] = {}
+    for label, memory in old.items():
+        before, after = _plain(memory).kernels, new[label].kernels
+        if not _is_concrete((before, after)):
+            return
+        kind = tuple(np.asarray(array, np.float64).tobytes() for array in before)
+        first, shared = kinds.setdefault(kind, (label, after))
+        if not all(map(np.array_equal, shared, after)):
+            raise ValueError(
+                f"memory must have the same kernels for {first!r} and {label!r}, as "
+                "this state has; to start from other kernels, build the optimizer "
+                "with initial=memory"
+            )
+        if all(map(np.array_equal, before, after)):
+            continue
+        # A vmapped state has kernels per member.
+        rows = (array.reshape(-1, array.shape[-1]) for array in after)
+        if not all(can_be_tabled(Kernels(*row)) for row in zip(*rows, strict=True)):
+            raise ValueError(
+                f"memory[{label!r}] must have kernels that a table resolves, got "
+                f"{after}; to start from others, build the optimizer with "
+                "initial=memory"
+            )
+
+
+def _is_concrete(tree: Any) -> bool:
+    return not any(
+        isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _plain(memory: Memory) -> Memory:
