@@ -7,7 +7,7 @@ tables, which memories with the same kernels share.
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ from metalr_optax.memory import (
     weigh_agreement,
 )
 from metalr_optax.table import (
-    Grid,
     Table,
     collect,
     look_up,
@@ -67,18 +66,24 @@ class Judged:
     previous: jax.Array
 
 
-class Tables(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["table"],
+    meta_fields=["labels", "num"],
+)
+@dataclasses.dataclass(frozen=True)
+class Tables:
     """The table that memories with the same kernels share.
 
     Attributes:
       labels: of the memories.
-      table: of their kernels.
       num: M.
+      table: of their kernels.
     """
 
-    labels: list[str]
-    table: Table
+    labels: tuple[str, ...]
     num: int
+    table: Table
 
 
 @jax.jit
@@ -111,7 +116,8 @@ def make_tables(
     tables = []
     for labels in alike.values():
         kernels = memory[labels[0]].kernels
-        tables.append(Tables(labels, make_table(kernels), len(kernels.centers)))
+        table = make_table(kernels)
+        tables.append(Tables(tuple(labels), len(kernels.centers), table))
     return tables
 
 
@@ -120,7 +126,7 @@ def judge(
     tables: list[Tables],
     signal: Signal,
     orientation: float | jax.Array,
-    tensors: Sequence[Judged],
+    tensors: list[Judged],
 ) -> dict[str, jax.Array]:
     """Return label -> [M], what gradients say about the rates of the last directions.
 
@@ -132,55 +138,135 @@ def judge(
         nothing is known and nothing said.
       tensors: what is judged.
     """
-
-    def compare(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-        address = jnp.where(jnp.isfinite(d), d, 0)
-        return address, weigh_agreement(signal, g, orientation * d)
-
-    def one_by_one(tensors: Sequence[Judged]) -> dict[str, jax.Array]:
-        sums = _map_alike(
-            lambda kernels, g, d: evidence(kernels, *compare(g, d)),
-            [(memory[t.label].kernels, t.gradient, t.previous) for t in tensors],
-        )
-        return _add_up(tensors, sums)
-
-    def by_table(tensors: Sequence[Judged]) -> dict[str, jax.Array]:
-        found = _find(tables)
-        histograms = [
-            _count(*found[t.label], compare, signal in _BY_COORDINATE, t)
-            for t in tensors
-        ]
-        return _collect(tables, _add_up(tensors, histograms))
-
-    tabled = _find(tables)
-    large = [t for t in tensors if t.label in tabled and is_large(t.gradient)]
-    small = [t for t in tensors if t.label not in tabled or not is_large(t.gradient)]
-    totals = {label: jnp.zeros_like(one.rates) for label, one in memory.items()}
-    parts = [one_by_one(small)]
-    if large:
-        # A CPU is good at counting; elsewhere coordinates would queue for a node.
-        parts.append(
-            jax.lax.platform_dependent(large, cpu=by_table, default=one_by_one)
-        )
-    for part in parts:
-        for label, total in part.items():
-            totals[label] += total
-    return totals
+    function: Callable[..., Any] = functools.partial(_judge, signal)
+    mesh = _explicit_mesh([one.gradient for one in tensors])
+    if mesh is not None:
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        function = jax.sharding.auto_axes(function, out_sharding=whole)
+    return function(memory, tables, orientation, tensors)
 
 
 def scale(
     memory: dict[str, Memory],
     tables: list[Tables],
     labels: Sequence[str],
-    directions: Sequence[jax.Array],
+    directions: list[jax.Array],
 ) -> list[jax.Array]:
     """Return every direction [...] times the rates it reads from its memory."""
+    function: Callable[..., Any] = functools.partial(_scale, labels)
+    if _explicit_mesh(directions) is not None:
+        shardings = [jax.typeof(one).sharding for one in directions]
+        function = jax.sharding.auto_axes(function, out_sharding=shardings)
+    return function(memory, tables, directions)
+
+
+def _explicit_mesh(tensors: Sequence[jax.Array]) -> Any:
+    """Return the mesh of tensors that have their sharding in their type, or None."""
+    # XLA finds out how to share the work, as it does on a mesh of automatic axes.
+    for tensor in tensors:
+        mesh = jax.typeof(tensor).sharding.mesh
+        if jax.sharding.AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def _judge(
+    signal: Signal,
+    memory: dict[str, Memory],
+    tables: list[Tables],
+    orientation: float | jax.Array,
+    tensors: list[Judged],
+) -> dict[str, jax.Array]:
+    def compare(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+        address = jnp.where(jnp.isfinite(d), d, 0)
+        return address, weigh_agreement(signal, g, orientation * d)
+
+    def one_by_one(tensors: list[Judged]) -> dict[str, jax.Array]:
+        sums = _map_alike(
+            lambda kernels, g, d: evidence(kernels, *compare(g, d)),
+            [(memory[t.label].kernels, t.gradient, t.previous) for t in tensors],
+        )
+        return _add_up(tensors, sums)
+
+    def by_table(tensors: list[Judged]) -> dict[str, jax.Array]:
+        counts = [_count(shared[t.label], compare, signal, t) for t in tensors]
+        return _collect(tables, _add_up(tensors, counts))
+
+    shared = {label: one for one in tables for label in one.labels}
+    large = [t for t in tensors if t.label in shared and is_large(t.gradient)]
+    small = [t for t in tensors if t.label not in shared or not is_large(t.gradient)]
+    parts = [one_by_one(small)]
+    if large:
+        # A CPU is good at counting; elsewhere coordinates would queue for a node.
+        parts.append(
+            jax.lax.platform_dependent(large, cpu=by_table, default=one_by_one)
+        )
+    totals = {label: jnp.zeros_like(one.rates) for label, one in memory.items()}
+    for part in parts:
+        for label, total in part.items():
+            totals[label] += total
+    return totals
+
+
+def _count(
+    shared: Tables, compare: Compare, signal: Signal, tensor: Judged
+) -> jax.Array:
+    """Return the agreement of a large tensor, added up at the fine nodes."""
+
+    def count(g: jax.Array, d: jax.Array, start: int | jax.Array) -> jax.Array:
+        address, agreement = compare(g, d)
+        return spread(shared.table.grid, address, agreement, shared.num, start)
+
+    size = tensor.gradient.size
+    # Any other shape, or a piece, of a sharded tensor would have to be gathered.
+    on_mesh = not (
+        jax.typeof(tensor.gradient).sharding.mesh.empty
+        and jax.sharding.get_abstract_mesh().empty
+    )
+    if on_mesh or size <= _PIECE or signal not in _BY_COORDINATE:
+        return count(tensor.gradient, tensor.previous, 0)
+    flat = [tensor.gradient.ravel(), tensor.previous.ravel()]
+
+    def count_piece(start: int | jax.Array, length: int) -> jax.Array:
+        g, d = (jax.lax.dynamic_slice_in_dim(one, start, length) for one in flat)
+        return count(g, d, start)
+
+    whole, rest = divmod(size, _PIECE)
+    return jax.lax.fori_loop(
+        0,
+        whole,
+        lambda i, total: total + count_piece(i * _PIECE, _PIECE),
+        count_piece(whole * _PIECE, rest),
+    )
+
+
+def _collect(
+    tables: list[Tables], counts: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Return label -> [M] from the counts of the memories."""
+    totals = {}
+    for one in tables:
+        # A memory may be read by table and judged by a small sample.
+        judged = [label for label in one.labels if label in counts]
+        if judged:
+            stack = jnp.stack([counts[label] for label in judged])
+            sums = jax.vmap(collect, (None, 0, None))(one.table, stack, one.num)
+            totals.update(zip(judged, jnp.unstack(sums), strict=True))
+    return totals
+
+
+def _scale(
+    labels: Sequence[str],
+    memory: dict[str, Memory],
+    tables: list[Tables],
+    directions: list[jax.Array],
+) -> list[jax.Array]:
     fine = {}
-    for alike, table, num in tables:
-        rates = jnp.stack([memory[label].rates for label in alike])
-        rows = jnp.unstack(jax.vmap(tabulate, (None, 0))(table, rates))
-        for label, nodes in zip(alike, rows, strict=True):
-            fine[label] = table.grid, nodes, num
+    for one in tables:
+        rates = jnp.stack([memory[label].rates for label in one.labels])
+        rows = jnp.unstack(jax.vmap(tabulate, (None, 0))(one.table, rates))
+        for label, nodes in zip(one.labels, rows, strict=True):
+            fine[label] = one.table.grid, nodes, one.num
 
     scaled: dict[int, jax.Array] = {}
     small = []
@@ -198,69 +284,15 @@ def scale(
     return [scaled[index] for index in range(len(labels))]
 
 
-def _find(tables: list[Tables]) -> dict[str, tuple[Grid, int]]:
-    """Return label -> grid and M."""
-    return {
-        label: (table.grid, num) for labels, table, num in tables for label in labels
-    }
-
-
-def _count(
-    grid: Grid, num: int, compare: Compare, in_pieces: bool, tensor: Judged
-) -> jax.Array:
-    """Return the agreement of a large tensor, added up at the fine nodes."""
-    pair = tensor.gradient, tensor.previous
-    on_mesh = (
-        not jax.typeof(pair[0]).sharding.mesh.empty
-        or not jax.sharding.get_abstract_mesh().empty
-    )
-    if on_mesh:
-        # As it is: any other shape, or a piece, would have to be gathered.
-        return spread(grid, *compare(*pair), num)
-    if not in_pieces:
-        pair, compare = compare(*pair), lambda *pair: pair
-    flat = [array.ravel() for array in pair]
-
-    def piece(start: int | jax.Array, size: int) -> jax.Array:
-        parts = [jax.lax.dynamic_slice_in_dim(array, start, size) for array in flat]
-        return spread(grid, *compare(*parts), num, start)
-
-    whole, rest = divmod(flat[0].size, _PIECE)
-    total = piece(whole * _PIECE, rest) if rest else 0.0
-    if not whole:
-        return total
-    return (
-        jax.lax.fori_loop(
-            1, whole, lambda i, sums: sums + piece(i * _PIECE, _PIECE), piece(0, _PIECE)
-        )
-        + total
-    )
-
-
-def _collect(
-    tables: list[Tables], histograms: dict[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """Return label -> [M] from the histograms of the memories."""
-    totals = {}
-    for labels, table, num in tables:
-        # A memory may be read by table and judged by a small sample.
-        judged = [label for label in labels if label in histograms]
-        if judged:
-            stack = jnp.stack([histograms[label] for label in judged])
-            sums = jax.vmap(collect, (None, 0, None))(table, stack, num)
-            totals.update(zip(judged, jnp.unstack(sums), strict=True))
-    return totals
-
-
 def _add_up(
     tensors: Sequence[Judged], sums: Sequence[jax.Array]
 ) -> dict[str, jax.Array]:
+    """Return label -> weighted sum."""
     totals: dict[str, jax.Array] = {}
     for tensor, one in zip(tensors, sums, strict=True):
-        one = tensor.weight * one if tensor.weight != 1.0 else one
-        totals[tensor.label] = (
-            totals[tensor.label] + one if tensor.label in totals else one
-        )
+        one = tensor.weight * one
+        known = totals.get(tensor.label)
+        totals[tensor.label] = one if known is None else known + one
     return totals
 
 

@@ -137,7 +137,11 @@ def look_up(grid: Grid, fine: jax.Array, address: jax.Array, num: int) -> jax.Ar
 
 
 def spread(
-    grid: Grid, address: jax.Array, agreement: jax.Array, num: int, start: int = 0
+    grid: Grid,
+    address: jax.Array,
+    agreement: jax.Array,
+    num: int,
+    start: int | jax.Array = 0,
 ) -> jax.Array:
     """Add agreement up at the fine nodes for evidence of M = num kernels.
 
@@ -166,10 +170,11 @@ def collect(table: Table, histogram: jax.Array, num: int) -> jax.Array:
     by_value = corners[0] + _previous(corners[2])
     by_slope = corners[1] * table.widths + _previous(corners[3] * table.widths)
     blocks = table.pulls.shape[:2]
-    near = sum(
-        _einsum("kij,ki->kj", array, (table.mass * by_node).reshape(blocks))
-        for array, by_node in ((table.weights, by_value), (table.pulls, by_slope))
+    by_value, by_slope = (
+        (table.mass * by_node).reshape(blocks) for by_node in (by_value, by_slope)
     )
+    near = _einsum("kij,ki->kj", table.weights, by_value)
+    near += _einsum("kij,ki->kj", table.pulls, by_slope)
     index = table.first[:, None] + jnp.arange(near.shape[1])[None]
     total = jnp.zeros(num, jnp.float32).at[index].add(near, mode="promise_in_bounds")
     return total.astype(histogram.dtype)
