@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.kernels import Kernels
+from metalr_optax.kernels import Array, Kernels
 from metalr_optax.memory import (
     Memory,
     Signal,
@@ -177,19 +177,28 @@ def _judge(
     orientation: float | jax.Array,
     tensors: list[Judged],
 ) -> dict[str, jax.Array]:
-    def compare(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compare(like: Array, g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+        g, d = g.astype(like.dtype), d.astype(like.dtype)
         address = jnp.where(jnp.isfinite(d), d, 0)
         return address, weigh_agreement(signal, g, orientation * d)
 
     def one_by_one(tensors: list[Judged]) -> dict[str, jax.Array]:
         sums = _map_alike(
-            lambda kernels, g, d: evidence(kernels, *compare(g, d)),
+            lambda kernels, *pair: evidence(kernels, *compare(kernels.centers, *pair)),
             [(memory[t.label].kernels, t.gradient, t.previous) for t in tensors],
         )
         return _add_up(tensors, sums)
 
     def by_table(tensors: list[Judged]) -> dict[str, jax.Array]:
-        counts = [_count(shared[t.label], compare, signal, t) for t in tensors]
+        counts = [
+            _count(
+                shared[t.label],
+                functools.partial(compare, memory[t.label].rates),
+                signal,
+                t,
+            )
+            for t in tensors
+        ]
         return _collect(tables, _add_up(tensors, counts))
 
     shared = {label: one for one in tables for label in one.labels}

@@ -290,9 +290,7 @@ def _ascent(
         strict=True,
     ):
         g = sample(whole, evidence_sample)
-        dtype = state.memory[label].rates.dtype
-        weight = whole.size / max(g.size, 1)
-        tensors.append(Judged(label, weight, g.astype(dtype), d.astype(dtype)))
+        tensors.append(Judged(label, whole.size / max(g.size, 1), g, d))
         sizes[label] += whole.size
     totals = judge(state.memory, tables, signal, orientation, tensors)
     return {

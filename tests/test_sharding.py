@@ -1,0 +1,133 @@
+"""What devices say to each other, and that several processes learn as one."""
+
+import math
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from train_sharded import train
+
+from metalr_optax import memory_adam, memory_sgd
+
+SHAPES = {
+    "dense": {"kernel": (256, 128), "bias": (128,)},
+    "convolution": {"kernel": (3, 3, 64, 32), "bias": (32,)},
+}
+SPECS = {
+    "both axes": (("x", "y"), (None, None, "y", "x")),
+    "both axes, turned": (("y", "x"), (None, None, "x", "y")),
+    "first": (("x",), (None, None, "y")),
+    "last": ((None, "x"), (None, None, None, "x")),
+    "first over all": ((("x", "y"),), (None, None, ("x", "y"))),
+    "last over all": ((None, ("y", "x")), (None, None, None, ("y", "x"))),
+}
+HISTOGRAM = 2**16  # bytes
+
+
+def compile_update(optimizer, spec, kind=AxisType.Auto):
+    """Compile an update of parameters that are sharded over a 4x2 mesh."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
+
+    def struct(shape, spec):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    dense, convolution = SPECS[spec]
+    params = {
+        "dense": {
+            "kernel": struct((256, 128), dense),
+            "bias": struct((128,), dense[-1:]),
+        },
+        "convolution": {
+            "kernel": struct((3, 3, 64, 32), convolution),
+            "bias": struct((32,), ()),
+        },
+    }
+    with jax.set_mesh(mesh):
+        # Compiled, because only then it is known where the state of a sharded
+        # model lies.
+        zeros = jax.tree.map(
+            lambda p: jax.device_put(jnp.zeros(p.shape), p.sharding), params
+        )
+        state = jax.jit(optimizer.init)(zeros)
+        return zeros, jax.jit(optimizer.update).lower(zeros, state).compile()
+
+
+def collectives(compiled):
+    """Return (operation, bytes) of all that devices exchange."""
+    found = re.findall(
+        r"= (.*?) (all-reduce|all-gather|all-to-all|collective-\w+|reduce-scatter)"
+        r"(?:-start)?\(",
+        compiled.as_text(),
+    )
+    sizes = {"f32": 4, "s32": 4, "u32": 4, "pred": 1}
+    return [
+        (
+            operation,
+            sum(
+                sizes[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+                for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+            ),
+        )
+        for result, operation in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "make", "kind"),
+    [(spec, memory_sgd, AxisType.Auto) for spec in SPECS]
+    + [
+        ("both axes", memory_sgd, AxisType.Explicit),
+        ("last over all", memory_adam, AxisType.Auto),
+    ],
+)
+def test_devices_exchange_histograms_and_no_tensor(spec, make, kind):
+    params, compiled = compile_update(make(), spec, kind)
+    exchanged = collectives(compiled)
+    assert {operation for operation, _ in exchanged} == {"all-reduce"}
+    # Two memories; the axes of a mesh are summed over one after the other.
+    assert max(size for _, size in exchanged) <= 2 * HISTOGRAM
+    updates, state = compiled.output_shardings
+    for out in updates, state[1].previous_direction:
+        for sharding, leaf in zip(
+            jax.tree.leaves(out), jax.tree.leaves(params), strict=True
+        ):
+            assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+def test_a_sample_is_taken_shard_by_shard():
+    optimizer = memory_sgd(evidence_sample=2**12)
+    _, compiled = compile_update(optimizer, "both axes")
+    exchanged = collectives(compiled)
+    assert {operation for operation, _ in exchanged} == {"all-reduce"}
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    script = pathlib.Path(__file__).with_name("train_sharded.py")
+    files = [tmp_path / f"{index}.npy" for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, "2", str(index), file],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index, file in enumerate(files)
+    ]
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+    expected = train(np.array(jax.devices()[:1]).reshape(1, 1))
+    assert np.ptp(expected) > 1e-3
+    for file in files:
+        np.testing.assert_allclose(np.load(file), expected, rtol=1e-3)
