@@ -138,11 +138,9 @@ def judge(
         nothing is known and nothing said.
       tensors: what is judged.
     """
-    function: Callable[..., Any] = functools.partial(_judge, signal)
     mesh = _explicit_mesh([one.gradient for one in tensors])
-    if mesh is not None:
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        function = jax.sharding.auto_axes(function, out_sharding=whole)
+    whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    function = _automatically(functools.partial(_judge, signal), whole)
     return function(memory, tables, orientation, tensors)
 
 
@@ -153,21 +151,26 @@ def scale(
     directions: list[jax.Array],
 ) -> list[jax.Array]:
     """Return every direction [...] times the rates it reads from its memory."""
-    function: Callable[..., Any] = functools.partial(_scale, labels)
-    if _explicit_mesh(directions) is not None:
-        shardings = [jax.typeof(one).sharding for one in directions]
-        function = jax.sharding.auto_axes(function, out_sharding=shardings)
+    explicit = _explicit_mesh(directions) is not None
+    shardings = [jax.typeof(one).sharding for one in directions] if explicit else None
+    function = _automatically(functools.partial(_scale, labels), shardings)
     return function(memory, tables, directions)
 
 
 def _explicit_mesh(tensors: Sequence[jax.Array]) -> Any:
     """Return the mesh of tensors that have their sharding in their type, or None."""
-    # XLA finds out how to share the work, as it does on a mesh of automatic axes.
     for tensor in tensors:
         mesh = jax.typeof(tensor).sharding.mesh
         if jax.sharding.AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
+
+
+def _automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
+    """Leave it to XLA how to share the work, as on a mesh of automatic axes."""
+    if out_sharding is None:
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out_sharding)
 
 
 def _judge(
