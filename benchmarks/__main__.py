@@ -6,9 +6,10 @@ import sys
 import time
 from typing import NoReturn
 
+from benchmarks import mnist_report, speed_report
 from benchmarks.mnist import TASKS, run_all
 from benchmarks.mnist_data import load_digits
-from benchmarks.mnist_report import draw, format_table, write_rows
+from benchmarks.speed import make_cases, run_case
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +55,22 @@ def make_parser() -> Parser:
         type=pathlib.Path,
         help="folder with the four MNIST files instead of the bundled subset",
     )
+    speed = experiments.add_parser(
+        "speed",
+        help="what an update costs, beside Adam and others",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    speed.add_argument(
+        "--out", type=pathlib.Path, default="results", help="folder for CSV and PNG"
+    )
+    speed.add_argument(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        default=[10**4, 10**5, 10**6, 10**7, 10**8],
+        help="parameters of the model",
+    )
     return parser
 
 
@@ -78,9 +95,29 @@ def mnist(arguments: argparse.Namespace) -> None:
             flush=True,
         )
     rows, picture = arguments.out / "mnist.csv", arguments.out / "mnist.png"
-    write_rows(runs, rows)
-    draw(runs, picture)
-    print(f"\n{format_table(runs)}\n\nWrote {rows} and {picture}.")
+    mnist_report.write_rows(runs, rows)
+    mnist_report.draw(runs, picture)
+    print(f"\n{mnist_report.format_table(runs)}\n\nWrote {rows} and {picture}.")
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Time the updates; print every row as it is measured, write rows and picture."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print(
+        "Whole updates in turns, medians. x Adam: time over that of optax.adam;\n"
+        "% step: share of a training step; state and temp: bytes per parameter.\n\n"
+        f"{speed_report.HEADER}",
+        flush=True,
+    )
+    measurements = []
+    for case in make_cases(arguments.sizes):
+        for one in run_case(case):
+            measurements.append(one)
+            print(speed_report.format_row(one), flush=True)
+    rows, picture = arguments.out / "speed.csv", arguments.out / "speed.png"
+    speed_report.write_rows(measurements, rows)
+    speed_report.draw(measurements, picture)
+    print(f"\nWrote {rows} and {picture}.")
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -88,7 +125,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(command_line)
     try:
-        {"mnist": mnist}[arguments.experiment](arguments)
+        {"mnist": mnist, "speed": speed}[arguments.experiment](arguments)
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog} {arguments.experiment}: {error}")
 

@@ -38,6 +38,8 @@ _MANY = 4
 # Coordinates that are counted at a time where nothing is sharded: what is computed on
 # the way stays in the cache, and counts stay exact in float32.
 _PIECE = 2**20
+# XLA vectorises and shares out a loop over a multiple of this, an odd one it may not.
+_ALIGNED = 8
 # Signals of which it is known that they look at one coordinate at a time.
 _BY_COORDINATE = (sign_agreement, clipped_product)
 
@@ -235,7 +237,8 @@ def _count(
         jax.typeof(tensor.gradient).sharding.mesh.empty
         and jax.sharding.get_abstract_mesh().empty
     )
-    if on_mesh or size <= _PIECE or signal not in _BY_COORDINATE:
+    aligned = size % _ALIGNED == 0
+    if on_mesh or signal not in _BY_COORDINATE or (aligned and size <= _PIECE):
         return count(tensor.gradient, tensor.previous, 0)
     flat = [tensor.gradient.ravel(), tensor.previous.ravel()]
 
@@ -244,11 +247,10 @@ def _count(
         return count(g, d, start)
 
     whole, rest = divmod(size, _PIECE)
+    odd = rest % _ALIGNED
+    total = count_piece(size - rest, rest - odd) + count_piece(size - odd, odd)
     return jax.lax.fori_loop(
-        0,
-        whole,
-        lambda i, total: total + count_piece(i * _PIECE, _PIECE),
-        count_piece(whole * _PIECE, rest),
+        0, whole, lambda i, sums: sums + count_piece(i * _PIECE, _PIECE), total
     )
 
 

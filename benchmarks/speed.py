@@ -1,0 +1,256 @@
+"""What a step costs: whole updates beside Adam's, and their share of a training step.
+
+Every case alternates between all methods, round after round, so that a slow moment of
+the machine falls on all of them; what counts are medians and ratios.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+from benchmarks.mnist import CNN
+from metalr_optax import Kernels, linspace_kernels, memory_adam, memory_sgd
+
+SAMPLE = 2**16
+Make = Callable[[int], optax.GradientTransformation]
+
+
+class Measurement(NamedTuple):
+    """What one method took in one case."""
+
+    case: str  # "update", or the model whose training step is meant
+    platform: str
+    size: int  # parameters
+    leaves: int
+    method: str
+    kernels: int  # M, 0 where there is none
+    milliseconds: float  # median of a whole update, or of an update in training
+    ratio: float  # median over rounds: this update over optax.adam's
+    share: float  # update / (gradient + update); 0 where there is no gradient
+    state_bytes: float  # per parameter
+    temporary_bytes: float  # per parameter, at most at a time, from XLA
+    compile_seconds: float
+
+
+class Case(NamedTuple):
+    """Optimisers beside each other on one tree of parameters."""
+
+    name: str
+    params: Any
+    methods: list[tuple[str, int]]  # name and M
+    rounds: int
+    gradient: Callable[[Any], Any] | None = None  # of a model, jitted
+
+
+def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
+    """Return a `memory_sgd` that evaluates every local model, as the authors do."""
+
+    def make() -> optax.GradientTransformation:
+        # Of traced kernels nobody knows whether a table would do.
+        return memory_sgd(kernels=Kernels(*jax.lax.optimization_barrier(kernels)))
+
+    return optax.GradientTransformation(
+        lambda params: make().init(params),
+        lambda updates, state, params=None: make().update(updates, state, params),
+    )
+
+
+METHODS: dict[str, Make] = {
+    "adam": lambda _: optax.adam(1e-3),
+    "sgd": lambda _: optax.sgd(1e-3),
+    "momentum": lambda _: optax.sgd(1e-3, momentum=0.9),
+    "dowg": lambda _: contrib.dowg(),
+    "prodigy": lambda _: contrib.prodigy(),
+    "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
+    "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(2.0, num)),
+    "memory_sgd, bfloat16": lambda num: memory_sgd(
+        kernels=linspace_kernels(2.0, num), direction_dtype=jnp.bfloat16
+    ),
+    "memory_sgd, sampled": lambda num: memory_sgd(
+        kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
+    ),
+    "memory_sgd, one by one": lambda num: one_by_one(linspace_kernels(2.0, num)),
+    "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(2.0, num)),
+    "memory_adam, sampled": lambda num: memory_adam(
+        kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
+    ),
+}
+PEERS = [(name, 0) for name in METHODS if "memory" not in name]
+EXACT, ADAM = ("memory_sgd", 20), ("adam", 0)
+VARIANTS = [(name, 20) for name in METHODS if "memory" in name and "one by" not in name]
+
+
+class Transformer(nn.Module):
+    """A small decoder over bytes."""
+
+    width: int = 128
+    layers: int = 4
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Map tokens [..., length] to logits [..., length, 256]."""
+        x: Any = nn.Embed(256, self.width)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), x.shape[-2:])
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            x += nn.SelfAttention(4)(nn.LayerNorm()(x), mask)
+            x += nn.Dense(self.width)(
+                nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            )
+        return nn.Dense(256)(nn.LayerNorm()(x))
+
+
+def make_cases(sizes: list[int]) -> Iterator[Case]:
+    """Yield the cases: by size, by M, by number of leaves, and in training."""
+    for size in sizes:
+        methods = [*PEERS, *VARIANTS]
+        if size <= 10**6:
+            methods.append(("memory_sgd, one by one", 20))
+        if size > 10**7:
+            methods = [ADAM, ("momentum", 0), EXACT, ("memory_sgd, sampled", 20)]
+        rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
+        yield Case("update", make_leaves(size, 1), methods, rounds)
+        if size in (10**6, 10**7):
+            more = [("memory_sgd", num) for num in (1, 20, 100, 500, 1000)]
+            yield Case("update", make_leaves(size, 1), [ADAM, *more], rounds)
+    for leaves in (10, 100, 1000):
+        methods = [ADAM, EXACT, ("memory_adam", 20)]
+        if leaves == 1000:
+            methods.remove(("memory_adam", 20))
+        yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
+    yield training_case("MNIST CNN, batch 64", *cnn())
+    yield training_case("transformer, 32 x 128 bytes", *transformer())
+
+
+def make_leaves(size: int, count: int) -> Any:
+    """Make a tree of about as many parameters: layers of a kernel and a bias."""
+    if count == 1:
+        rows = 10 ** (round(math.log10(size)) // 2)
+        return {"kernel": jnp.zeros((rows, size // rows))}
+    width = 8 * round(math.sqrt(2 * size / count) / 8)
+    return {
+        f"layer {index}": {
+            "kernel": jnp.zeros((width, width)),
+            "bias": jnp.zeros(width),
+        }
+        for index in range(count // 2)
+    }
+
+
+def cnn() -> tuple[Any, Callable[[Any], Any]]:
+    """Return the parameters and the gradient of the network of the MNIST pairs."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 28, 28)), "f4")
+    labels = jnp.arange(64) % 2
+    model = CNN()
+
+    def loss(params: Any) -> jax.Array:
+        logits: Any = model.apply(params, images)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return model.init(jax.random.key(0), images), jax.jit(jax.grad(loss))
+
+
+def transformer() -> tuple[Any, Callable[[Any], Any]]:
+    """Return the parameters and the gradient of a small transformer."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 129)))
+    model = Transformer()
+
+    def loss(params: Any) -> jax.Array:
+        logits: Any = model.apply(params, tokens[:, :-1])
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        )
+
+    return model.init(jax.random.key(0), tokens[:, :-1]), jax.jit(jax.grad(loss))
+
+
+def training_case(name: str, params: Any, gradient: Callable[[Any], Any]) -> Case:
+    """Return the case of a model, whose gradient is timed along with the updates."""
+    return Case(name, params, [ADAM, *VARIANTS], 9, gradient)
+
+
+def run_case(case: Case) -> Iterator[Measurement]:
+    """Time all methods of a case in turns."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    gradients = _draw_gradients(case.params)
+    steps = {
+        method: _compile(METHODS[method[0]](method[1]), case.params, gradients)
+        for method in case.methods
+    }
+    repeats = max(1, min(5, 10**6 // size))
+    times: dict[Any, list[float]] = {key: [] for key in [*steps, None]}
+    for _ in range(case.rounds + 2):
+        if case.gradient is not None:
+            times[None].append(_time(lambda: case.gradient(case.params), 1))
+        for method, (step, _) in steps.items():
+            times[method].append(_time(step, repeats))
+    # Two rounds to warm up.
+    rounds = {key: np.array(taken[2:]) for key, taken in times.items()}
+    adam = rounds[ADAM]
+    for method, (_, facts) in steps.items():
+        update = rounds[method]
+        share = np.median(update / (update + rounds[None])) if case.gradient else 0.0
+        yield Measurement(
+            case.name,
+            jax.default_backend(),
+            size,
+            len(jax.tree.leaves(case.params)),
+            *method,
+            1e3 * float(np.median(update)),
+            float(np.median(update / adam)),
+            float(share),
+            facts["state"] / size,
+            facts["temporary"] / size,
+            facts["compile"],
+        )
+
+
+def _draw_gradients(params: Any) -> Any:
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
+    return jax.tree.map(
+        lambda leaf: 0.5 * jax.random.normal(next(keys), leaf.shape), params
+    )
+
+
+def _compile(
+    optimizer: optax.GradientTransformation, params: Any, gradients: Any
+) -> tuple[Callable[[], Any], dict[str, float]]:
+    """Return a step that keeps its own, donated state, and what XLA says of it."""
+    state = jax.jit(optimizer.init)(params)
+    start = time.perf_counter()
+    step = (
+        jax.jit(optimizer.update, donate_argnums=1)
+        .lower(gradients, state, params)
+        .compile()
+    )
+    seconds = time.perf_counter() - start
+    analysis = step.memory_analysis()
+    facts = {
+        "compile": seconds,
+        "state": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
+    }
+    box = [state]
+
+    def run() -> Any:
+        updates, box[0] = step(gradients, box[0], params)
+        return updates, box[0]
+
+    return run, facts
+
+
+def _time(function: Callable[[], Any], repeats: int) -> float:
+    """Return the seconds of one call."""
+    result, start = None, time.perf_counter()
+    for _ in range(repeats):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,118 @@
+"""What a step costs: raw rows, a table and a picture."""
+
+import csv
+import pathlib
+
+import matplotlib.figure
+
+from benchmarks.speed import Measurement
+
+# Okabe and Ito's palette: told apart by colour-blind readers too.
+COLORS = {
+    "sgd": "#999999",
+    "momentum": "#000000",
+    "adam": "#0072B2",
+    "dowg": "#56B4E9",
+    "prodigy": "#F0E442",
+    "schedule_free_adamw": "#CC79A7",
+    "memory_sgd": "#009E73",
+    "memory_sgd, sampled": "#E69F00",
+    "memory_adam": "#D55E00",
+}
+HEADER = (
+    f"{'case':<28}{'parameters':>11}{'leaves':>7}  {'method':<23}{'M':>5}{'ms':>9}"
+    f"{'x Adam':>8}{'% step':>8}{'state':>7}{'temp':>7}{'compile':>9}"
+)
+
+
+def write_rows(measurements: list[Measurement], path: pathlib.Path) -> None:
+    """Write one row per case and method."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Measurement._fields)
+        for one in measurements:
+            writer.writerow(
+                f"{value:.4g}" if isinstance(value, float) else value for value in one
+            )
+    unfinished.replace(path)
+
+
+def read_rows(path: pathlib.Path) -> list[Measurement]:
+    """Read back what `write_rows` wrote."""
+    types = Measurement.__annotations__
+    with open(path, newline="") as file:
+        return [
+            Measurement(**{key: types[key](value) for key, value in row.items()})
+            for row in csv.DictReader(file)
+        ]
+
+
+def format_row(one: Measurement) -> str:
+    """Return one line of the table."""
+    kernels = one.kernels or ""
+    share = f"{100 * one.share:.1f}" if one.share else ""
+    line = (
+        f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}{kernels:>5}"
+        f"{one.milliseconds:>9.2f}{one.ratio:>8.2f}{share:>8}{one.state_bytes:>7.2f}"
+        f"{one.temporary_bytes:>7.1f}{one.compile_seconds:>7.1f} s"
+    )
+    return line.rstrip()
+
+
+def format_table(measurements: list[Measurement]) -> str:
+    """Return all cases, one below the other."""
+    lines = [HEADER]
+    for before, one in zip([None, *measurements], measurements, strict=False):
+        if before is not None and one.method == "adam":
+            lines.append("")
+        lines.append(format_row(one))
+    return "\n".join(lines)
+
+
+def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
+    """Draw the ratio to Adam by size and by M, and the bytes of state."""
+    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
+    by_size, by_kernels, state = figure.subplots(1, 3)
+    single = [one for one in measurements if one.case == "update" and one.leaves == 1]
+    for method, color in COLORS.items():
+        ours = [o for o in single if o.method == method and o.kernels in (0, 20)]
+        points = {one.size: one for one in ours}
+        sizes = sorted(points)
+        by_size.plot(
+            sizes,
+            [points[size].ratio for size in sizes],
+            "o-",
+            color=color,
+            label=method,
+        )
+        if points:
+            largest = points[max(size for size in sizes if size <= 10**7)]
+            state.barh(method, largest.state_bytes, color=color)
+    for size, style in ((10**6, "o-"), (10**7, "s--")):
+        points = {
+            one.kernels: one.ratio
+            for one in single
+            if one.size == size and one.method == "memory_sgd"
+        }
+        by_kernels.plot(
+            sorted(points),
+            [points[num] for num in sorted(points)],
+            style,
+            color=COLORS["memory_sgd"],
+            label=f"memory_sgd, {size:,} parameters",
+        )
+    for axis in (by_size, by_kernels):
+        axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_ylim(0, None)
+        axis.set_ylabel("time of a whole update / Adam's")
+    by_size.set_xlabel("parameters (memories: M = 20)")
+    by_kernels.set_xlabel("local models in the memory, M")
+    by_kernels.legend(frameon=False)
+    state.set_xlabel("bytes of state per parameter")
+    state.invert_yaxis()
+    figure.legend(
+        *by_size.get_legend_handles_labels(), loc="outside lower center", ncols=5
+    )
+    figure.savefig(path, dpi=110, facecolor="white")
