@@ -249,6 +249,8 @@ def _count(
     whole, rest = divmod(size, _PIECE)
     odd = rest % _ALIGNED
     total = count_piece(size - rest, rest - odd) + count_piece(size - odd, odd)
+    if not whole:
+        return total
     return jax.lax.fori_loop(
         0, whole, lambda i, sums: sums + count_piece(i * _PIECE, _PIECE), total
     )
@@ -280,14 +282,13 @@ def _scale(
         rates = jnp.stack([memory[label].rates for label in one.labels])
         rows = jnp.unstack(jax.vmap(tabulate, (None, 0))(one.table, rates))
         for label, nodes in zip(one.labels, rows, strict=True):
-            fine[label] = one.table.grid, nodes, one.num
+            fine[label] = one.table.grid, nodes, memory[label].rates
 
     scaled: dict[int, jax.Array] = {}
     small = []
     for index, (label, d) in enumerate(zip(labels, directions, strict=True)):
         if label in fine and is_large(d):
-            grid, nodes, num = fine[label]
-            scaled[index] = d * look_up(grid, nodes, d, num)
+            scaled[index] = d * look_up(*fine[label], d)
         else:
             small.append(index)
     exact = _map_alike(

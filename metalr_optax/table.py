@@ -119,21 +119,23 @@ def tabulate(table: Table, rates: Array) -> jax.Array:
     slope = sums[1].ravel() - value * jnp.sum(table.pulls, axis=-1).ravel()
     corners = (value, slope * table.widths, _next(value), _next(slope) * table.widths)
     fine = _einsum("qc,qf->cf", jnp.stack(corners), _hermite(_READ_CELLS)).ravel()
-    return jnp.clip(fine.astype(rates.dtype), jnp.min(rates), jnp.max(rates))
+    return fine.astype(rates.dtype)
 
 
-def look_up(grid: Grid, fine: jax.Array, address: jax.Array, num: int) -> jax.Array:
-    """Return the rate for each address [...] from the fine nodes of M = num kernels.
+def look_up(grid: Grid, fine: jax.Array, rates: Array, address: jax.Array) -> jax.Array:
+    """Return the rate for each address [...] from the fine nodes.
 
     An address that is NaN reads any one of the rates.
     """
-    place = _place(grid, address, num, fine.size)
+    rates = jnp.asarray(rates)
+    place = _place(grid, address, rates.size, fine.size)
     cell = place.astype(jnp.int32)
     fraction = (place - cell.astype(place.dtype)).astype(fine.dtype)
     cell = cell.astype(jnp.uint32)  # so that nobody asks whether it is negative
     low = fine.at[cell].get(mode="promise_in_bounds")
     high = fine.at[cell + 1].get(mode="promise_in_bounds")
-    return low + fraction * (high - low)
+    # A cubic may leave the range of the rates, and so their sign, by a trifle.
+    return jnp.clip(low + fraction * (high - low), jnp.min(rates), jnp.max(rates))
 
 
 def spread(

@@ -25,8 +25,8 @@ SIZE = 2**14
 
 @jax.jit
 def read_by_table(kernels, rates, address):
-    table, num = make_table(kernels), len(kernels.centers)
-    return look_up(table.grid, tabulate(table, rates), address, num)
+    table = make_table(kernels)
+    return look_up(table.grid, tabulate(table, rates), rates, address)
 
 
 @jax.jit
@@ -160,6 +160,27 @@ def test_a_coordinate_is_counted_at_the_same_node_in_any_shape_and_piece(shape):
         )
     ]
     np.testing.assert_array_equal(whole, parts[0] + parts[1])
+
+
+@pytest.mark.parametrize("shape", [(131, 127), (1024, 1024), (1025, 1031)])
+def test_a_tensor_of_any_size_is_counted_once(shape):
+    """Sizes that are odd, of one piece, and of a piece and an odd rest."""
+    kernels = linspace_kernels(2.0, 20)
+    rng = np.random.default_rng(0)
+    params = np.float32(rng.normal(0.3, 0.8, (2, *shape)))
+    optimizer = scale_by_memory(
+        0.5, kernels=kernels, memory_optimizer=optax.sgd(1.0), rate_bounds=(1e-9, 2.0)
+    )
+    state = optimizer.init(params[0])
+    update = jax.jit(optimizer.update)
+    for gradient in params:
+        _, state = update(gradient, state)
+    agreement = np.prod(np.sign(params), axis=0)
+    expected = evidence(to_float32(kernels), params[0], agreement) / agreement.size
+    assert np.max(expected) > 0.01
+    actual = state.memory["params"].rates - 0.5
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-5)
 
 
 def test_counting_is_unbiased():
