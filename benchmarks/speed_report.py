@@ -7,13 +7,13 @@ import matplotlib.figure
 
 from benchmarks.speed import Measurement
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
 COLORS = {
     "sgd": "#999999",
     "momentum": "#000000",
     "adam": "#0072B2",
     "dowg": "#56B4E9",
-    "prodigy": "#F0E442",
+    "prodigy": "#8C6D31",
     "schedule_free_adamw": "#CC79A7",
     "memory_sgd": "#009E73",
     "memory_sgd, sampled": "#E69F00",
@@ -61,13 +61,38 @@ def format_row(one: Measurement) -> str:
 
 
 def format_table(measurements: list[Measurement]) -> str:
-    """Return all cases, one below the other."""
-    lines = [HEADER]
-    for before, one in zip([None, *measurements], measurements, strict=False):
-        if before is not None and one.method == "adam":
-            lines.append("")
-        lines.append(format_row(one))
-    return "\n".join(lines)
+    """Return the table of the README: ratios by size, by leaves and in training."""
+    single = [one for one in measurements if one.case == "update" and one.leaves == 1]
+    sizes = sorted({one.size for one in single})
+    lines = [
+        "Time of a whole update over that of optax.adam, by number of parameters",
+        f"{'method':<24}{'M':>5}"
+        + "".join(f"{size:>12,}" for size in sizes)
+        + f"{'state':>8}{'compile':>9}",
+    ]
+    for method, num in dict.fromkeys((one.method, one.kernels) for one in single):
+        # A case may be there twice: the later is beside other M.
+        ours = {o.size: o for o in single if (o.method, o.kernels) == (method, num)}
+        ratios = [f"{ours[size].ratio:.2f}" if size in ours else "" for size in sizes]
+        one = ours.get(10**7) or ours[max(ours)]
+        lines.append(
+            f"{method:<24}{num or '':>5}"
+            + "".join(f"{ratio:>12}" for ratio in ratios)
+            + f"{one.state_bytes:>8.2f}{one.compile_seconds:>7.1f} s"
+        )
+    lines += [
+        "",
+        f"{'case':<28}{'parameters':>11}{'leaves':>7}  {'method':<23}{'ratio':>6}"
+        f"{'% step':>8}{'compile':>9}",
+    ]
+    for one in measurements:
+        if one.leaves > 1:
+            share = f"{100 * one.share:.1f}" if one.share else ""
+            lines.append(
+                f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}"
+                f"{one.ratio:>6.2f}{share:>8}{one.compile_seconds:>7.1f} s"
+            )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
@@ -87,8 +112,9 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
             label=method,
         )
         if points:
-            largest = points[max(size for size in sizes if size <= 10**7)]
-            state.barh(method, largest.state_bytes, color=color)
+            largest = points[max((s for s in sizes if s <= 10**7), default=sizes[0])]
+            bar = state.barh(method, largest.state_bytes, color=color)
+            state.bar_label(bar, fmt="%.2g", padding=3)
     for size, style in ((10**6, "o-"), (10**7, "s--")):
         points = {
             one.kernels: one.ratio
@@ -105,8 +131,11 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
     for axis in (by_size, by_kernels):
         axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
-        axis.set_ylim(0, None)
         axis.set_ylabel("time of a whole update / Adam's")
+    by_size.set_yscale("log", base=2)
+    by_size.yaxis.set_major_formatter("{x:g}")
+    by_kernels.set_ylim(0, None)
+    state.set_xlim(0, 18)
     by_size.set_xlabel("parameters (memories: M = 20)")
     by_kernels.set_xlabel("local models in the memory, M")
     by_kernels.legend(frameon=False)

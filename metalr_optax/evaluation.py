@@ -232,13 +232,13 @@ def _count(
         return spread(shared.table.grid, address, agreement, shared.num, start)
 
     size = tensor.gradient.size
-    # Any other shape, or a piece, of a sharded tensor would have to be gathered.
-    on_mesh = not (
-        jax.typeof(tensor.gradient).sharding.mesh.empty
-        and jax.sharding.get_abstract_mesh().empty
-    )
     aligned = size % _ALIGNED == 0
-    if on_mesh or signal not in _BY_COORDINATE or (aligned and size <= _PIECE):
+    # Any other shape, or a piece, of a sharded tensor would have to be gathered.
+    if (
+        _on_mesh(tensor.gradient)
+        or signal not in _BY_COORDINATE
+        or (aligned and size <= _PIECE)
+    ):
         return count(tensor.gradient, tensor.previous, 0)
     flat = [tensor.gradient.ravel(), tensor.previous.ravel()]
 
@@ -311,6 +311,12 @@ def _add_up(
     return totals
 
 
+def _on_mesh(tensor: jax.Array) -> bool:
+    """Return whether a tensor may be sharded: only what is traced can be known."""
+    mesh = jax.typeof(tensor).sharding.mesh
+    return not (mesh.empty and jax.sharding.get_abstract_mesh().empty)
+
+
 def _map_alike(
     function: Callable[..., jax.Array], arguments: Sequence[tuple[Any, ...]]
 ) -> list[jax.Array]:
@@ -319,7 +325,8 @@ def _map_alike(
     for index, one in enumerate(arguments):
         leaves = jax.tree.leaves(one)
         types = tuple(jax.typeof(leaf) for leaf in leaves)
-        alone = index if any(is_large(leaf) for leaf in leaves) else None
+        apart = any(is_large(leaf) or _on_mesh(leaf) for leaf in leaves)
+        alone = index if apart else None
         alike.setdefault((types, alone), []).append(index)
     results: dict[int, jax.Array] = {}
     for indices in alike.values():

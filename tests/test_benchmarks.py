@@ -6,10 +6,11 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import mnist_data, mnist_report
+from benchmarks import mnist_data, mnist_report, speed, speed_report
 from benchmarks.__main__ import main
 from benchmarks.mnist import (
     MODELS,
@@ -143,6 +144,47 @@ def test_the_readme_prints_what_the_raw_rows_say():
     root = pathlib.Path(__file__).parents[1]
     runs = mnist_report.read_rows(root / "benchmarks" / "results" / "mnist.csv")
     assert mnist_report.format_table(runs) in (root / "README.md").read_text()
+
+
+def test_the_readme_prints_what_the_speed_rows_say():
+    root = pathlib.Path(__file__).parents[1]
+    rows = speed_report.read_rows(root / "benchmarks" / "results" / "speed.csv")
+    assert speed_report.format_table(rows) in (root / "README.md").read_text()
+
+
+def test_updates_are_timed_beside_adam(tmp_path):
+    params = speed.make_leaves(20_000, 1)
+    methods = [("adam", 0), ("memory_sgd", 4), ("memory_sgd, one by one", 4)]
+    cases = [
+        speed.Case("update", params, methods, rounds=1),
+        speed.training_case("model", params, lambda params: params)._replace(
+            methods=methods[:2], rounds=1
+        ),
+    ]
+    rows = [one for case in cases for one in speed.run_case(case)]
+    adam, ours, dense = rows[:3]
+    assert (adam.ratio, adam.state_bytes, adam.share) == (1.0, 8.0002, 0.0)
+    assert ours.state_bytes == pytest.approx(4.0, abs=0.1)
+    assert ours.milliseconds > 0
+    # The dense way stores one activation per coordinate at a time.
+    assert dense.temporary_bytes > ours.temporary_bytes > 0
+    assert all(0 < one.share < 1 for one in rows[3:])
+
+    path = tmp_path / "speed.csv"
+    speed_report.write_rows(rows, path)
+    for one, again in zip(rows, speed_report.read_rows(path), strict=True):
+        assert again[:6] == one[:6]
+        np.testing.assert_allclose(again[6:], one[6:], rtol=1e-3)
+    assert "memory_sgd, one by one" in speed_report.format_table(rows)
+    speed_report.draw(rows, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_have_the_leaves_and_parameters_they_say():
+    for leaves in (1, 10, 100):
+        tree = jax.tree.leaves(speed.make_leaves(10**6, leaves))
+        assert len(tree) == leaves
+        assert sum(leaf.size for leaf in tree) == pytest.approx(10**6, rel=0.1)
 
 
 def test_the_whole_job_on_a_small_setting(tmp_path, capsys):

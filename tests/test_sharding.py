@@ -16,10 +16,6 @@ from train_sharded import train
 
 from metalr_optax import memory_adam, memory_sgd
 
-SHAPES = {
-    "dense": {"kernel": (256, 128), "bias": (128,)},
-    "convolution": {"kernel": (3, 3, 64, 32), "bias": (32,)},
-}
 SPECS = {
     "both axes": (("x", "y"), (None, None, "y", "x")),
     "both axes, turned": (("y", "x"), (None, None, "x", "y")),
@@ -47,7 +43,7 @@ def compile_update(optimizer, spec, kind=AxisType.Auto):
         },
         "convolution": {
             "kernel": struct((3, 3, 64, 32), convolution),
-            "bias": struct((32,), ()),
+            "bias": struct((128,), ()),
         },
     }
     with jax.set_mesh(mesh):
