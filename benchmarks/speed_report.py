@@ -128,14 +128,15 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
             color=COLORS["memory_sgd"],
             label=f"memory_sgd, {size:,} parameters",
         )
+    by_size.set_yscale("log", base=2)
+    by_size.yaxis.set_major_formatter("{x:g}")
+    by_kernels.set_xlim(0.8, 1250)  # also where nothing was measured
+    by_kernels.set_ylim(0, None)
+    state.set_xlim(0, 18)
     for axis in (by_size, by_kernels):
         axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
         axis.set_ylabel("time of a whole update / Adam's")
-    by_size.set_yscale("log", base=2)
-    by_size.yaxis.set_major_formatter("{x:g}")
-    by_kernels.set_ylim(0, None)
-    state.set_xlim(0, 18)
     by_size.set_xlabel("parameters (memories: M = 20)")
     by_kernels.set_xlabel("local models in the memory, M")
     by_kernels.legend(frameon=False)

@@ -1,5 +1,7 @@
 """When a memory is corrected and read: the Optax transformation."""
 
+import collections
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -434,16 +436,25 @@ def _kinds_of_kernels(
     None is returned for kernels that have to be read one by one.
     """
 
-    def kind(kernels: Kernels) -> Hashable | None:
-        if not can_be_tabled(kernels):
-            return None
-        return tuple(np.asarray(array, np.float64).tobytes() for array in kernels)
+    def hold(kernels: Kernels) -> Kernels:
+        traced = any(isinstance(array, jax.core.Tracer) for array in kernels)
+        # Copies of what the caller may donate.
+        return kernels if traced else Kernels(*(np.array(array) for array in kernels))
 
     if isinstance(initial, Mapping):
-        kinds = {label: kind(one.kernels) for label, one in initial.items()}
-        return kinds.__getitem__
-    one = kind(initial.kernels if isinstance(initial, Memory) else kernels)
-    return lambda label: one
+        held = {label: hold(one.kernels) for label, one in initial.items()}
+    else:
+        one = hold(initial.kernels if isinstance(initial, Memory) else kernels)
+        held = collections.defaultdict(lambda: one)
+
+    # Not before it is needed: an optimizer may be built before JAX has its devices.
+    @functools.cache
+    def kind(label: str) -> Hashable | None:
+        if not can_be_tabled(held[label]):
+            return None
+        return tuple(np.asarray(array).tobytes() for array in held[label])
+
+    return kind
 
 
 def _raw_gradient(extra_args: dict[str, Any], updates: optax.Updates) -> Any:

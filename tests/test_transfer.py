@@ -75,6 +75,44 @@ def test_kernels_are_transferred_with_the_rates():
     )
 
 
+def test_a_large_tensor_reads_the_kernels_it_was_given():
+    """Its table follows the kernels in the state, not those of the construction."""
+    params = {"a": np.float32(np.random.default_rng(0).normal(size=(128, 129)) / 5)}
+    rates = np.geomspace(1e-3, 0.1, 20)
+    memory = {"a": Memory(linspace_kernels(0.5, 20), rates)}
+    optimizer = scale_by_memory()
+    state = set_memory(optimizer.init(params), memory)
+    updates, _ = optimizer.update(params, state)
+    built = scale_by_memory(memory)
+    expected, _ = built.update(params, built.init(params))
+    chex.assert_trees_all_equal(updates, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda m: m | {"c": m["c"]._replace(kernels=linspace_kernels(1, 20))}, "same"),
+        (
+            lambda m: {
+                label: one._replace(kernels=linspace_kernels(2.0, 20, width=0.02))
+                for label, one in m.items()
+            },
+            "that a table resolves",
+        ),
+    ],
+)
+def test_kernels_that_a_shared_table_cannot_serve_are_refused(change, match):
+    optimizer = memory_sgd()
+    state = optimizer.init(PARAMS)
+    memory = change(get_memory(state))
+    with pytest.raises(ValueError, match=rf"(?s){match}.*initial=memory"):
+        set_memory(state, memory)
+    # What the message says works, also under vmap and where nothing is concrete.
+    again = memory_sgd(initial=memory).init(PARAMS)
+    chex.assert_trees_all_equal(set_memory(again, get_memory(again)), again)
+    jax.eval_shape(lambda: set_memory(optimizer.init(PARAMS), get_memory(state)))
+
+
 def test_memories_outlive_the_donation_of_their_state():
     optimizer = memory_sgd(initial=0.01)
     step = jax.jit(optimizer.update, donate_argnums=1)

@@ -1,5 +1,8 @@
 """Labels, orientation, hostile values and refused arguments of scale_by_memory."""
 
+import subprocess
+import sys
+
 import equinox
 import flax.linen
 import flax.nnx
@@ -472,3 +475,14 @@ def test_bounds_may_be_traced():
 def test_a_rate_at_its_bound_is_allowed_in_any_dtype(dtype):
     for bound in (1e-9, 1.0):
         scale_by_memory(jnp.asarray(bound, dtype))
+
+
+def test_an_optimizer_can_be_built_before_jax_has_its_devices():
+    """As programs do that call jax.distributed.initialize in main."""
+    program = (
+        "import jax, metalr_optax\n"
+        "metalr_optax.memory_adam(kernels=metalr_optax.logspace_kernels(1.0, 8))\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\n"
+        "assert jax.device_count() == 3\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
