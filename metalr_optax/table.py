@@ -62,7 +62,8 @@ class Table(NamedTuple):
       widths: [C], distance of a node to the next.
       first: [C / N], index of the first kernel near a block.
       weights: [C / N, N, B], activations divided by their sum.
-      pulls: [C / N, N, B], weights times derivatives of log-activations.
+      pulls: [C / N, N, B], weights times derivatives of log-activations, for addresses
+        in units of the distance to the next node.
       mass: [C], sum of the activations.
     """
 
@@ -80,6 +81,8 @@ def make_table(kernels: Kernels) -> Table:
     grid, _ = _make_grid(centers, widths)
     blocks, first = _blocks(grid, centers)
     near_centers, near_widths = (_near(array, first) for array in (centers, widths))
+    cells = jnp.diff(blocks.ravel())
+    cells = jnp.append(cells, cells[-1])
     distance = (blocks[..., None] - near_centers) / near_widths
     logs = -0.5 * jnp.square(distance)
     strongest = jnp.max(logs, axis=-1, keepdims=True)
@@ -88,10 +91,13 @@ def make_table(kernels: Kernels) -> Table:
     weights = weights / total
     return Table(
         grid=grid,
-        widths=jnp.diff(blocks.ravel(), append=blocks[-1, -1:]),
+        widths=cells,
         first=first,
         weights=weights,
-        pulls=-weights * (distance / near_widths),
+        # Not distance / width: the square of a very small width is nothing.
+        pulls=-weights
+        * distance
+        * (cells.reshape(blocks.shape)[..., None] / near_widths),
         mass=(total * jnp.exp(strongest)).ravel(),
     )
 
@@ -117,7 +123,7 @@ def tabulate(table: Table, rates: Array) -> jax.Array:
     ]
     value = sums[0].ravel()
     slope = sums[1].ravel() - value * jnp.sum(table.pulls, axis=-1).ravel()
-    corners = (value, slope * table.widths, _next(value), _next(slope) * table.widths)
+    corners = (value, slope, _next(value), _next(slope) * _growth(table))
     fine = _einsum("qc,qf->cf", jnp.stack(corners), _hermite(_READ_CELLS)).ravel()
     return fine.astype(rates.dtype)
 
@@ -170,7 +176,7 @@ def collect(table: Table, histogram: jax.Array, num: int) -> jax.Array:
     fine = histogram.reshape(table.widths.size, -1).astype(jnp.float32)
     corners = _einsum("cf,qf->qc", fine, _hermite(fine.shape[1]))
     by_value = corners[0] + _previous(corners[2])
-    by_slope = corners[1] * table.widths + _previous(corners[3] * table.widths)
+    by_slope = corners[1] + _previous(corners[3] * _growth(table))
     blocks = table.pulls.shape[:2]
     by_value, by_slope = (
         (table.mass * by_node).reshape(blocks) for by_node in (by_value, by_slope)
@@ -220,6 +226,11 @@ def _near(array: jax.Array, first: jax.Array) -> jax.Array:
 
 def _einsum(subscripts: str, *arrays: jax.Array | np.ndarray) -> jax.Array:
     return jnp.einsum(subscripts, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def _growth(table: Table) -> jax.Array:
+    """Return [C], the width of a cell over that of the next."""
+    return table.widths / _next(table.widths)
 
 
 def _next(array: jax.Array) -> jax.Array:
