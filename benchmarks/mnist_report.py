@@ -7,6 +7,7 @@ import matplotlib.figure
 import numpy as np
 
 from benchmarks.mnist import META_RATES, TASKS, Run
+from benchmarks.rows import write_csv
 
 GOAL = 0.98
 COLUMNS = (
@@ -64,25 +65,23 @@ def updates_to_goal(run: Run) -> np.ndarray:
 
 def write_rows(runs: list[Run], path: pathlib.Path) -> None:
     """Write one row per task, method, meta rate, seed and update."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for run in runs:
-            meta_rate = "" if run.meta_rate is None else run.meta_rate
-            for (seed, update), accuracy in np.ndenumerate(run.accuracies):
-                writer.writerow(
-                    (
-                        run.task,
-                        run.method,
-                        meta_rate,
-                        seed,
-                        update + 1,
-                        f"{accuracy:.5g}",
-                        f"{run.losses[seed, update]:.5g}",
-                    )
-                )
-    unfinished.replace(path)
+    write_csv(
+        path,
+        COLUMNS,
+        (
+            (
+                run.task,
+                run.method,
+                "" if run.meta_rate is None else run.meta_rate,
+                seed,
+                update + 1,
+                f"{accuracy:.5g}",
+                f"{run.losses[seed, update]:.5g}",
+            )
+            for run in runs
+            for (seed, update), accuracy in np.ndenumerate(run.accuracies)
+        ),
+    )
 
 
 def read_rows(path: pathlib.Path) -> list[Run]:

@@ -5,6 +5,7 @@ import pathlib
 
 import matplotlib.figure
 
+from benchmarks.rows import write_csv
 from benchmarks.speed import Measurement
 
 # Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
@@ -27,15 +28,14 @@ HEADER = (
 
 def write_rows(measurements: list[Measurement], path: pathlib.Path) -> None:
     """Write one row per case and method."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Measurement._fields)
-        for one in measurements:
-            writer.writerow(
-                f"{value:.4g}" if isinstance(value, float) else value for value in one
-            )
-    unfinished.replace(path)
+    write_csv(
+        path,
+        Measurement._fields,
+        (
+            [f"{value:.4g}" if isinstance(value, float) else value for value in one]
+            for one in measurements
+        ),
+    )
 
 
 def read_rows(path: pathlib.Path) -> list[Measurement]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.kernels import Array, Kernels
+from metalr_optax.kernels import Array, Kernels, is_traced
 from metalr_optax.memory import (
     Memory,
     Signal,
@@ -88,19 +88,12 @@ class Tables:
     table: Table
 
 
-@jax.jit
-def _resolves(kernels: Kernels) -> jax.Array:
-    return resolves(kernels)
-
-
 def can_be_tabled(kernels: Kernels) -> bool:
     """Return whether tables of these kernels keep the stated accuracy."""
-    if len(kernels.centers) < _MANY:
+    if len(kernels.centers) < _MANY or is_traced(kernels):
         return False
-    if any(isinstance(array, jax.core.Tracer) for array in kernels):
-        return False  # Nobody can tell.
     with jax.ensure_compile_time_eval():
-        return bool(_resolves(kernels))
+        return bool(resolves(kernels))
 
 
 def is_large(tensor: jax.Array) -> bool:

@@ -149,7 +149,7 @@ def grid_bound(kernels: Kernels) -> Any:
     bounds wide) covers a thousandth of its width on either side.
     """
     # A number as soon as can be: whoever keeps it then depends on no buffer.
-    xp = jnp if _is_traced(kernels) else np
+    xp = jnp if is_traced(kernels) else np
     centers, widths = xp.asarray(kernels.centers), xp.asarray(kernels.widths)
     if centers.shape == (1,):
         return xp.abs(centers[0]) + widths[0] / 1000.0
@@ -169,7 +169,7 @@ def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
             "kernels must hold centers and widths of one shape [M] with M >= 1, "
             f"got {shapes[0]} and {shapes[1]}"
         )
-    if _is_traced(kernels):
+    if is_traced(kernels):
         return
     centers, widths = np.asarray(kernels.centers), np.asarray(kernels.widths)
     if not (np.isfinite(widths) & (widths.astype(dtype) >= np.finfo(dtype).tiny)).all():
@@ -188,7 +188,8 @@ def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
         )
 
 
-def _is_traced(kernels: Kernels) -> bool:
+def is_traced(kernels: Kernels) -> bool:
+    """Return whether nobody can tell yet what the values of the kernels are."""
     return any(isinstance(array, jax.core.Tracer) for array in kernels)
 
 

@@ -102,6 +102,7 @@ def make_table(kernels: Kernels) -> Table:
     )
 
 
+@jax.jit
 def resolves(kernels: Kernels) -> jax.Array:
     """Return whether a table of the kernels keeps the stated accuracy."""
     centers, widths = (jnp.asarray(array, jnp.float32) for array in kernels)

@@ -19,7 +19,13 @@ from metalr_optax.evaluation import (
     make_tables,
     scale,
 )
-from metalr_optax.kernels import Array, Kernels, check_kernels, linspace_kernels
+from metalr_optax.kernels import (
+    Array,
+    Kernels,
+    check_kernels,
+    is_traced,
+    linspace_kernels,
+)
 from metalr_optax.labels import GroupBy, join, labels_of
 from metalr_optax.memory import (
     Memory,
@@ -437,9 +443,10 @@ def _kinds_of_kernels(
     """
 
     def hold(kernels: Kernels) -> Kernels:
-        traced = any(isinstance(array, jax.core.Tracer) for array in kernels)
+        if is_traced(kernels):
+            return kernels
         # Copies of what the caller may donate.
-        return kernels if traced else Kernels(*(np.array(array) for array in kernels))
+        return Kernels(*(np.array(array) for array in kernels))
 
     if isinstance(initial, Mapping):
         held = {label: hold(one.kernels) for label, one in initial.items()}
@@ -452,7 +459,7 @@ def _kinds_of_kernels(
     def kind(label: str) -> Hashable | None:
         if not can_be_tabled(held[label]):
             return None
-        return tuple(np.asarray(array).tobytes() for array in held[label])
+        return tuple(array.tobytes() for array in held[label])
 
     return kind
 
