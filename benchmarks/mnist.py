@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.controls import averaged, shuffled
 from benchmarks.mnist_data import Digits
 from metalr_optax import (
     Memory,
@@ -198,27 +199,6 @@ def train_memory(
     states = set_memory(jax.vmap(optimizer.init)(task.params), memory)
     hits, losses, states = train(optimizer, task, states)
     return hits, losses, get_memory(states)
-
-
-def averaged(memory: dict[str, Memory]) -> dict[str, Memory]:
-    """Control: every local model of a layer at the mean rate of the layer."""
-    return {
-        label: one._replace(
-            rates=np.broadcast_to(
-                np.mean(one.rates, axis=-1, keepdims=True), one.rates.shape
-            )
-        )
-        for label, one in memory.items()
-    }
-
-
-def shuffled(memory: dict[str, Memory]) -> dict[str, Memory]:
-    """Control: the same rates in a random order within each layer."""
-    rng = np.random.default_rng(0)
-    return {
-        label: one._replace(rates=rng.permuted(one.rates, axis=-1))
-        for label, one in memory.items()
-    }
 
 
 def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterator[Run]:

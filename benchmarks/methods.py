@@ -1,0 +1,109 @@
+"""The optimizers that are compared, what may be tuned in each, and one sampler."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from scipy.stats import qmc
+
+from benchmarks import peers
+from metalr_optax import linspace_kernels, memory_adam, memory_sgd
+
+BOUND = 2.0
+MODELS = 20
+
+
+def own_parameters(state: Any, params: Any) -> Any:
+    """Return the parameters that are trained: those that most methods judge."""
+    del state
+    return params
+
+
+class Method(NamedTuple):
+    """An optimizer of one or two numbers."""
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    space: dict[str, tuple[float, float]]  # log-uniform, one range for every number
+    default: dict[str, float]  # the fixed setting
+    judged: Callable[[Any, Any], Any] = own_parameters
+    has_memory: bool = False
+
+
+def with_memory(
+    optimizer: Callable[..., optax.GradientTransformation], num: int
+) -> Callable[..., optax.GradientTransformation]:
+    """The paper's rule: `num` local models to a layer, rates stepped by Adam."""
+    return lambda rate, meta: optimizer(
+        initial=rate,
+        kernels=linspace_kernels(BOUND, num),
+        memory_optimizer=optax.adam(meta),
+    )
+
+
+_SGD_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-4, 1.0)}
+_ADAM_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-5, 1e-1)}
+_MEMORY_DEFAULT = {"rate": 1e-3, "meta": 1e-2}
+
+METHODS = (
+    Method("sgd", optax.sgd, {"rate": (1e-4, 10.0)}, {"rate": 1e-3}),
+    Method(
+        "momentum",
+        lambda rate: optax.sgd(rate, momentum=0.9),
+        {"rate": (1e-5, 1.0)},
+        {"rate": 1e-2},
+    ),
+    Method("adam", optax.adam, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
+    Method("memory_sgd", with_memory(memory_sgd, MODELS), _SGD_SPACE, _MEMORY_DEFAULT, has_memory=True),
+    Method("memory_sgd_m1", with_memory(memory_sgd, 1), _SGD_SPACE, _MEMORY_DEFAULT, has_memory=True),
+    Method(
+        "memory_adam",
+        with_memory(memory_adam, MODELS),
+        _ADAM_SPACE,
+        _MEMORY_DEFAULT,
+        has_memory=True,
+    ),
+    Method(
+        "memory_adam_m1", with_memory(memory_adam, 1), _ADAM_SPACE, _MEMORY_DEFAULT, has_memory=True
+    ),
+    Method("prodigy", optax.contrib.prodigy, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
+    Method("dowg", optax.contrib.dowg, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
+    Method(
+        "mechanize",
+        lambda rate: optax.contrib.mechanize(optax.adam(rate)),
+        {"rate": (1e-2, 1e2)},
+        {"rate": 1.0},
+    ),
+    Method(
+        "schedule_free",
+        optax.contrib.schedule_free_adamw,
+        {"rate": (2.5e-5, 2.5e-1)},
+        {"rate": 2.5e-3},
+        judged=optax.contrib.schedule_free_eval_params,
+    ),
+    Method("rprop", peers.rprop, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
+    Method(
+        "hypergradient",
+        peers.hypergradient_adam,
+        {"rate": (1e-5, 1e-1), "meta": (1e-8, 1e-2)},
+        {"rate": 1e-3, "meta": 1e-7},
+    ),
+)
+BASELINES = ("sgd", "momentum", "adam")
+
+
+def sample_settings(method: Method, trials: int) -> list[dict[str, float]]:
+    """Return the first settings of Halton's sequence, log-uniform over the space.
+
+    The first trial is the middle of the first range. All methods share the sequence.
+    """
+    sequence = qmc.Halton(len(method.space), scramble=False)
+    sequence.fast_forward(1)  # the point 0
+    low, high = np.log(list(method.space.values())).T
+    points = np.exp(low + sequence.random(trials) * (high - low))
+    return [
+        # Four digits, so that the raw rows say exactly what was run.
+        {name: float(f"{value:.4g}") for name, value in zip(method.space, point)}
+        for point in points
+    ]

@@ -1,0 +1,241 @@
+"""Tune every method with one sampler, compare on paired seeds, then transfer.
+
+Three classes, never mixed: one fixed setting, tuned by trials, with a memory that was
+learned on another task. A trial is one run with a seed that no comparison uses; the
+best trial is the one with the fewest updates to the target, then with the lowest final
+measure. A sweep that was stopped goes on where it was: what is on the disk is not run
+again.
+"""
+
+import concurrent.futures
+import csv
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.controls import averaged, shuffled
+from benchmarks.methods import BASELINES, METHODS, Method, sample_settings
+from benchmarks.problem import Problem, make_runner
+from benchmarks.runs import (
+    TUNING_SEED,
+    Key,
+    Runs,
+    append_runs,
+    final,
+    find,
+    mend,
+    read_runs,
+    updates_to,
+    write_setting,
+)
+
+TARGETS = pathlib.Path(__file__).parent / "targets.csv"
+BUDGETS = (1, 5, 20)
+SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
+_CHUNK = 5  # runs in one call: rows are on the disk after each
+
+
+class Store:
+    """Runs that are done, in memory and on the disk; safe to use from threads."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        mend(path)
+        self.path = path
+        self.runs = read_runs(path)
+        self._lock = threading.Lock()
+
+    def add(self, runs: Runs) -> None:
+        """Keep runs."""
+        with self._lock:
+            append_runs(self.path, runs)
+            self.runs.update(runs)
+
+
+def load_targets() -> dict[str, float]:
+    """Return what every problem's measure must come down to, fixed beforehand."""
+    with open(TARGETS, newline="") as file:
+        return {row["problem"]: float(row["target"]) for row in csv.DictReader(file)}
+
+
+def best_trial(
+    runs: Runs, problem: Problem, method: Method, budget: int, target: float
+) -> dict[str, float]:
+    """Return the best of the first `budget` settings of the sampler."""
+
+    def rank(setting: dict[str, float]) -> tuple[float, float]:
+        text = write_setting(setting)
+        curve = runs[Key(problem.name, method.name, "fresh", text, TUNING_SEED)]
+        return updates_to(curve, target, problem.every), final(curve)
+
+    return min(sample_settings(method, budget), key=rank)
+
+
+class _Trainer:
+    """One method on one problem: runs what is not yet in the store."""
+
+    def __init__(self, problem: Problem, method: Method, store: Store) -> None:
+        self.problem, self.method, self.store = problem, method, store
+        self.runner = make_runner(problem, method)
+
+    def call(
+        self, data: Any, setting: Sequence[dict], seeds: Sequence[int], memory: Any
+    ) -> Any:
+        """Train; returns what the runner does. Always `_CHUNK` runs: one program."""
+        pad = np.minimum(np.arange(_CHUNK), len(seeds) - 1)
+        settings = jnp.array([list(one.values()) for one in setting], jnp.float32)
+        if memory is not None:
+            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[pad], memory)
+        results = self.runner(data, settings[pad], jnp.array(seeds)[pad], memory)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], results)
+
+    def run(
+        self, jobs: Sequence[tuple[dict, int]], start: str = "fresh", memory: Any = None
+    ) -> None:
+        """Run settings and seeds that are not in the store, and keep them there."""
+        keys = [
+            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
+            for one, seed in jobs
+        ]
+        missing = [i for i, key in enumerate(keys) if key not in self.store.runs]
+        for begin in range(0, len(missing), _CHUNK):
+            chunk = missing[begin : begin + _CHUNK]
+            part = None
+            if memory is not None:
+                part = jax.tree.map(lambda leaf: np.asarray(leaf)[chunk], memory)
+            curves, _, _ = self.call(
+                self.problem.data,
+                [jobs[i][0] for i in chunk],
+                [jobs[i][1] for i in chunk],
+                part,
+            )
+            self.store.add({keys[i]: curve for i, curve in zip(chunk, curves)})
+
+    def learn(self, data: Any, seeds: int) -> Any:
+        """Return the memories that a task leaves, [seeds, ...]."""
+        parts = []
+        for begin in range(0, seeds, _CHUNK):
+            chunk = range(begin, min(begin + _CHUNK, seeds))
+            sources = [SOURCE_SEED + seed for seed in chunk]
+            setting = [self.method.default] * len(sources)
+            parts.append(self.call(data, setting, sources, None)[2])
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    def transfer(self, seeds: int) -> None:
+        """Run reloaded memories and their controls at the fixed setting."""
+        setting = self.method.default
+        still = {**setting, "meta": 0.0}
+        starts = {"reloaded": setting}
+        if not self.method.name.endswith("_m1"):
+            starts |= {"frozen": still, "constant": still, "shuffled": setting}
+        starts["unrelated"] = setting
+        jobs = {
+            start: [(one, seed) for seed in range(seeds)]
+            for start, one in starts.items()
+        }
+        if all(
+            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
+            in self.store.runs
+            for start, pairs in jobs.items()
+            for one, seed in pairs
+        ):
+            return
+        learned = self.learn(self.problem.related, seeds)
+        memories = {
+            "reloaded": learned,
+            "frozen": learned,
+            "constant": averaged(learned),
+            "shuffled": shuffled(learned),
+            "unrelated": self.learn(self.problem.unrelated, seeds),
+        }
+        for start, pairs in jobs.items():
+            self.run(pairs, start, memories[start])
+
+
+def sweep(
+    problem: Problem,
+    store: Store,
+    seeds: int,
+    trials: int,
+    report: Callable[[str], None],
+) -> None:
+    """Run all methods: one fixed setting, trials, the best ones, transfers.
+
+    Raises:
+      ValueError: the store holds runs of another length.
+    """
+    target = load_targets()[problem.name]
+    _check_lengths(problem, store)
+
+    def run(method: Method) -> None:
+        trainer = _Trainer(problem, method, store)
+        trainer.run([(method.default, seed) for seed in range(seeds)])
+        trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
+        chosen = {}
+        for budget in (budget for budget in BUDGETS if budget <= trials):
+            one = best_trial(store.runs, problem, method, budget, target)
+            chosen[write_setting(one)] = one
+        for one in chosen.values():
+            trainer.run([(one, seed) for seed in range(seeds)])
+        if method.has_memory and problem.related is not None:
+            trainer.transfer(seeds)
+        text = list(chosen)[-1]
+        report(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
+
+    _in_threads(run, METHODS)
+
+
+def _in_threads(run: Callable[[Method], None], methods: Sequence[Method]) -> None:
+    """Run methods side by side, one a core: neither JAX nor XLA holds the lock."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(run, methods):
+            del result
+
+
+def _check_lengths(problem: Problem, store: Store) -> None:
+    expected = problem.horizon // problem.every
+    for key, curve in store.runs.items():
+        if key.problem == problem.name and len(curve) != expected:
+            raise ValueError(
+                f"{store.path} holds runs of {problem.name} with {len(curve)} measures, "
+                f"not {expected}: give another --out, or remove the file"
+            )
+
+
+def baseline_target(
+    problem: Problem, store: Store, seeds: int, trials: int
+) -> tuple[float, str]:
+    """Return a target and where it comes from; runs what is missing for it.
+
+    SGD, momentum and Adam are tuned for the final measure. The target is what the best
+    of them has at three quarters of the horizon, the median over seeds.
+    """
+    finals = {}
+
+    def run(method: Method) -> None:
+        trainer = _Trainer(problem, method, store)
+        settings = sample_settings(method, trials)
+        trainer.run([(one, TUNING_SEED) for one in settings])
+
+        def rank(one: dict[str, float]) -> float:
+            text = write_setting(one)
+            key = Key(problem.name, method.name, "fresh", text, TUNING_SEED)
+            return final(store.runs[key])
+
+        best = min(settings, key=rank)
+        trainer.run([(best, seed) for seed in range(seeds)])
+        text = write_setting(best)
+        curves = list(find(store.runs, problem.name, method.name, "fresh", text).values())
+        finals[method.name, text] = np.array(curves[:seeds])
+
+    _in_threads(run, [method for method in METHODS if method.name in BASELINES])
+    (name, text), curves = min(
+        finals.items(), key=lambda item: np.median([final(one) for one in item[1]])
+    )
+    at = problem.horizon * 3 // 4 // problem.every - 1
+    return float(np.median(curves[:, at])), f"{name} {text}"
