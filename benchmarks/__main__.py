@@ -6,7 +6,9 @@ import sys
 import time
 from typing import NoReturn
 
-from benchmarks import mnist_report, speed_report
+from benchmarks import mnist_report, report, speed_report, sweep
+from benchmarks.experiments import EXPERIMENTS, run_experiment
+from benchmarks.methods import METHODS
 from benchmarks.mnist import TASKS, run_all
 from benchmarks.mnist_data import load_digits
 from benchmarks.speed import make_cases, run_case
@@ -34,36 +36,42 @@ def make_parser() -> Parser:
         prog="python -m benchmarks", description=__doc__, allow_abbrev=False
     )
     experiments = parser.add_subparsers(dest="experiment", required=True)
-    mnist = experiments.add_parser(
-        "mnist",
-        help="a CNN learns pairs of digits with a memory that moves on",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        one = experiments.add_parser(
+            name,
+            help=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        if name != "report":
+            one.add_argument(
+                "--out",
+                type=pathlib.Path,
+                default="results",
+                help="folder for rows and pictures",
+            )
+        return one
+
+    mnist = add("mnist", "a CNN learns pairs of digits with a memory that moves on")
+    _add_comparison(mnist, seeds=10)
+    mnist.add_argument(
+        "--horizon", type=positive, default=25, help="updates in each of three tasks"
     )
     mnist.add_argument(
-        "--out", type=pathlib.Path, default="results", help="folder for CSV and PNG"
-    )
-    mnist.add_argument("--seeds", type=positive, default=10, help="paired runs")
-    mnist.add_argument(
-        "--horizon", type=positive, default=25, help="updates in each task"
-    )
-    mnist.add_argument(
-        "--batch-size", type=positive, default=64, help="images in an update"
+        "--batch-size", type=positive, default=64, help="images in such an update"
     )
     mnist.add_argument(
         "--data-dir",
         type=pathlib.Path,
         help="folder with the four MNIST files instead of the bundled subset",
     )
-    speed = experiments.add_parser(
-        "speed",
-        help="what an update costs, beside Adam and others",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    speed.add_argument(
-        "--out", type=pathlib.Path, default="results", help="folder for CSV and PNG"
-    )
+    _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
+    _add_comparison(add("gan", "BEGAN learns to draw digits"))
+    _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
+    add("targets", "what tuned baselines reach: the targets of the comparisons")
+    add("report", "make benchmarks/README.md from benchmarks/results")
+    speed = add("speed", "what an update costs, beside Adam and others")
     speed.add_argument(
         "--sizes",
         type=positive,
@@ -74,8 +82,73 @@ def make_parser() -> Parser:
     return parser
 
 
+def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
+    names = [method.name for method in METHODS]
+    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        choices=sweep.BUDGETS,
+        default=5,
+        help="settings that are tried to tune a method",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=names, default=names, help="what to compare"
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="the published setting: 10 seeds, 20 trials, all methods",
+    )
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Tune and compare methods; report every one as it is done."""
+    seeds, trials, names = arguments.seeds, arguments.trials, arguments.methods
+    if arguments.full:
+        seeds, trials, names = 10, max(sweep.BUDGETS), [one.name for one in METHODS]
+    methods = [method for method in METHODS if method.name in names]
+    print(
+        f"{len(methods)} methods, {seeds} seeds, {trials} trials; what is done stays "
+        f"in {arguments.out}: stop when you like, the same command goes on",
+        flush=True,
+    )
+    run_experiment(
+        EXPERIMENTS[arguments.experiment],
+        arguments.out,
+        methods,
+        seeds,
+        trials,
+        getattr(arguments, "data_dir", None),
+        lambda text: print(text, flush=True),
+    )
+
+
+def targets(arguments: argparse.Namespace) -> None:
+    """Tune the baselines; print the targets beside the committed ones."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    committed = sweep.load_targets()
+    for experiment in EXPERIMENTS.values():
+        store = sweep.Store(arguments.out / f"{experiment.stem}.csv")
+        for problem in experiment.load(None):
+            target, source = sweep.baseline_target(problem, store)
+            print(
+                f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
+                f"committed: {committed[problem.name]:.4g}",
+                flush=True,
+            )
+
+
+def make_report(arguments: argparse.Namespace) -> None:
+    """Write the page and its pictures."""
+    del arguments
+    report.draw_all()
+    report.PAGE.write_text(report.make_page())
+    print(f"Wrote {report.PAGE} and pictures in {report.RESULTS}.")
+
+
 def mnist(arguments: argparse.Namespace) -> None:
-    """Run the MNIST pairs; report every run as it is done, write rows and picture."""
+    """Run the paper's three tasks with a memory that moves on, then compare."""
     digits = load_digits(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(
@@ -97,7 +170,8 @@ def mnist(arguments: argparse.Namespace) -> None:
     rows, picture = arguments.out / "mnist.csv", arguments.out / "mnist.png"
     mnist_report.write_rows(runs, rows)
     mnist_report.draw(runs, picture)
-    print(f"\n{mnist_report.format_table(runs)}\n\nWrote {rows} and {picture}.")
+    print(f"\n{mnist_report.format_table(runs)}\n\nWrote {rows} and {picture}.\n")
+    compare(arguments)
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -125,7 +199,13 @@ def main(command_line: list[str] | None = None) -> None:
     parser = make_parser()
     arguments = parser.parse_args(command_line)
     try:
-        {"mnist": mnist, "speed": speed}[arguments.experiment](arguments)
+        commands = {
+            "mnist": mnist,
+            "speed": speed,
+            "targets": targets,
+            "report": make_report,
+        }
+        commands.get(arguments.experiment, compare)(arguments)
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog} {arguments.experiment}: {error}")
 

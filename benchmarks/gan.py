@@ -3,9 +3,11 @@
 Generator and discriminator are dense, and small enough for two cores: 16 numbers in
 [-1, 1] to 128 ELU to 28 x 28 sigmoid; the discriminator is an autoencoder, 784 - 128 -
 16 - 128 - 784. L(x) is the mean squared error of its reconstruction. It descends
-L(x) - k L(G(z)), the generator L(G(z)), and k keeps L(G(z)) at gamma L(x). Batches of 16.
-The measure is BEGAN's own, L(x) + |gamma L(x) - L(G(z))|, on held-out images and fixed z.
-It does not see how varied the generated digits are: the picture shows them.
+L(x) - k L(G(z)), the generator L(G(z)), and k keeps L(G(z)) at gamma L(x), gamma = 0.7.
+Batches of 16 of the digits 5 to 9; a memory comes from the digits 0 to 4, the unrelated
+one from noise. The measure is BEGAN's own, L(x) + |gamma L(x) - L(G(z))|, on held-out
+images and fixed z. It does not see how varied the generated digits are: the picture
+shows them.
 
 Source: Berthelot, Schumm, Metz, "BEGAN: Boundary Equilibrium Generative Adversarial
 Networks", 2017 (arXiv 1703.10717).
@@ -70,7 +72,8 @@ def generate(params: Any, latents: jax.Array) -> jax.Array:
 
 
 def _reconstruction(discriminator: Any, images: jax.Array) -> jax.Array:
-    return jnp.mean((images - Discriminator().apply(discriminator, images)) ** 2)
+    again = jnp.asarray(Discriminator().apply(discriminator, images))
+    return jnp.mean((images - again) ** 2)
 
 
 def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, Game]:

@@ -55,8 +55,20 @@ METHODS = (
         {"rate": 1e-2},
     ),
     Method("adam", optax.adam, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
-    Method("memory_sgd", with_memory(memory_sgd, MODELS), _SGD_SPACE, _MEMORY_DEFAULT, has_memory=True),
-    Method("memory_sgd_m1", with_memory(memory_sgd, 1), _SGD_SPACE, _MEMORY_DEFAULT, has_memory=True),
+    Method(
+        "memory_sgd",
+        with_memory(memory_sgd, MODELS),
+        _SGD_SPACE,
+        _MEMORY_DEFAULT,
+        has_memory=True,
+    ),
+    Method(
+        "memory_sgd_m1",
+        with_memory(memory_sgd, 1),
+        _SGD_SPACE,
+        _MEMORY_DEFAULT,
+        has_memory=True,
+    ),
     Method(
         "memory_adam",
         with_memory(memory_adam, MODELS),
@@ -65,7 +77,11 @@ METHODS = (
         has_memory=True,
     ),
     Method(
-        "memory_adam_m1", with_memory(memory_adam, 1), _ADAM_SPACE, _MEMORY_DEFAULT, has_memory=True
+        "memory_adam_m1",
+        with_memory(memory_adam, 1),
+        _ADAM_SPACE,
+        _MEMORY_DEFAULT,
+        has_memory=True,
     ),
     Method("prodigy", optax.contrib.prodigy, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
     Method("dowg", optax.contrib.dowg, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
@@ -91,6 +107,21 @@ METHODS = (
     ),
 )
 BASELINES = ("sgd", "momentum", "adam")
+LABELS = {
+    "sgd": "SGD",
+    "momentum": "SGD, momentum .9",
+    "adam": "Adam",
+    "memory_sgd": "**memory_sgd**, M=20",
+    "memory_sgd_m1": "memory_sgd, M=1",
+    "memory_adam": "**memory_adam**, M=20",
+    "memory_adam_m1": "memory_adam, M=1",
+    "prodigy": "Prodigy",
+    "dowg": "DoWG",
+    "mechanize": "Mechanic on Adam",
+    "schedule_free": "Schedule-free AdamW",
+    "rprop": "RPROP (corrected)",
+    "hypergradient": "Adam, hypergradient",
+}
 
 
 def sample_settings(method: Method, trials: int) -> list[dict[str, float]]:
@@ -104,6 +135,9 @@ def sample_settings(method: Method, trials: int) -> list[dict[str, float]]:
     points = np.exp(low + sequence.random(trials) * (high - low))
     return [
         # Four digits, so that the raw rows say exactly what was run.
-        {name: float(f"{value:.4g}") for name, value in zip(method.space, point)}
+        {
+            name: float(f"{value:.4g}")
+            for name, value in zip(method.space, point, strict=True)
+        }
         for point in points
     ]

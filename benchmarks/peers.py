@@ -15,7 +15,7 @@ class RpropState(NamedTuple):
 
 
 def rprop(
-    rate: optax.ScalarOrSchedule,
+    rate: jax.typing.ArrayLike,
     shrink: float = 0.5,
     grow: float = 1.2,
     bounds: tuple[float, float] = (1e-6, 50.0),
@@ -36,8 +36,9 @@ def rprop(
             jax.tree.map(lambda leaf: jnp.full_like(leaf, rate), params),
         )
 
-    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
+        gradients = updates
         agreement = jax.tree.map(
             lambda now, before: jnp.sign(now) * jnp.sign(before),
             gradients,
@@ -88,7 +89,8 @@ def hypergradient_adam(
             jnp.asarray(rate, jnp.float32),
         )
 
-    def update(gradients: Any, state: Any, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        gradients = updates
         slope = optax.tree.vdot(gradients, state.direction)
         learned = state.rate + hyper_rate * slope
         direction, inner = adam.update(gradients, state.adam, params)

@@ -59,7 +59,7 @@ def load_problem() -> Problem:
 
 
 def descend() -> Descent:
-    """Run the notebook's setting: base rate 0.001, the memory stepped by Adam(0.001)."""
+    """Run the notebook's setting: base rate 0.001, stepped by Adam(0.001)."""
     optimizer = memory_sgd(
         initial=1e-3,
         kernels=linspace_kernels(BOUND, MODELS),
@@ -78,7 +78,7 @@ def descend() -> Descent:
         updates, state = optimizer.update(jax.grad(_loss)(params), state, params)
         return (optax.apply_updates(params, updates), state), seen
 
-    params = {name: jnp.float32(x) for name, x in zip(("x1", "x2"), START)}
+    params = {name: jnp.float32(x) for name, x in zip(("x1", "x2"), START, strict=True)}
     carry = params, optimizer.init(params)
     _, seen = jax.lax.scan(update, carry, length=HORIZON + 1)
     return Descent(*(np.asarray(one) for one in seen))

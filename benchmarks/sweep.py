@@ -38,7 +38,7 @@ from benchmarks.runs import (
 TARGETS = pathlib.Path(__file__).parent / "targets.csv"
 BUDGETS = (1, 5, 20)
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
-_CHUNK = 5  # runs in one call: rows are on the disk after each
+_CHUNK = 5  # most runs in one call: rows are on the disk after each
 
 
 class Store:
@@ -76,21 +76,37 @@ def best_trial(
     return min(sample_settings(method, budget), key=rank)
 
 
+def _select(memory: Any, index: np.ndarray) -> Any:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], memory)
+
+
+def trials_done(runs: Runs, problem: Problem, method: Method) -> int:
+    """Return how many of the sampler's first settings were tried."""
+    most = max(BUDGETS)
+    for number, setting in enumerate(sample_settings(method, most)):
+        text = write_setting(setting)
+        if Key(problem.name, method.name, "fresh", text, TUNING_SEED) not in runs:
+            return number
+    return most
+
+
 class _Trainer:
     """One method on one problem: runs what is not yet in the store."""
 
-    def __init__(self, problem: Problem, method: Method, store: Store) -> None:
+    def __init__(
+        self, problem: Problem, method: Method, store: Store, chunk: int
+    ) -> None:
         self.problem, self.method, self.store = problem, method, store
+        self.chunk = chunk
         self.runner = make_runner(problem, method)
 
     def call(
         self, data: Any, setting: Sequence[dict], seeds: Sequence[int], memory: Any
     ) -> Any:
-        """Train; returns what the runner does. Always `_CHUNK` runs: one program."""
-        pad = np.minimum(np.arange(_CHUNK), len(seeds) - 1)
+        """Train; returns what the runner does. Always `chunk` runs: one program."""
+        pad = np.minimum(np.arange(self.chunk), len(seeds) - 1)
         settings = jnp.array([list(one.values()) for one in setting], jnp.float32)
-        if memory is not None:
-            memory = jax.tree.map(lambda leaf: np.asarray(leaf)[pad], memory)
+        memory = _select(memory, pad)
         results = self.runner(data, settings[pad], jnp.array(seeds)[pad], memory)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], results)
 
@@ -103,24 +119,24 @@ class _Trainer:
             for one, seed in jobs
         ]
         missing = [i for i, key in enumerate(keys) if key not in self.store.runs]
-        for begin in range(0, len(missing), _CHUNK):
-            chunk = missing[begin : begin + _CHUNK]
-            part = None
-            if memory is not None:
-                part = jax.tree.map(lambda leaf: np.asarray(leaf)[chunk], memory)
+        for begin in range(0, len(missing), self.chunk):
+            chunk = missing[begin : begin + self.chunk]
+            part = _select(memory, np.array(chunk))
             curves, _, _ = self.call(
                 self.problem.data,
                 [jobs[i][0] for i in chunk],
                 [jobs[i][1] for i in chunk],
                 part,
             )
-            self.store.add({keys[i]: curve for i, curve in zip(chunk, curves)})
+            self.store.add(
+                {keys[i]: curve for i, curve in zip(chunk, curves, strict=True)}
+            )
 
     def learn(self, data: Any, seeds: int) -> Any:
         """Return the memories that a task leaves, [seeds, ...]."""
         parts = []
-        for begin in range(0, seeds, _CHUNK):
-            chunk = range(begin, min(begin + _CHUNK, seeds))
+        for begin in range(0, seeds, self.chunk):
+            chunk = range(begin, min(begin + self.chunk, seeds))
             sources = [SOURCE_SEED + seed for seed in chunk]
             setting = [self.method.default] * len(sources)
             parts.append(self.call(data, setting, sources, None)[2])
@@ -160,11 +176,12 @@ class _Trainer:
 def sweep(
     problem: Problem,
     store: Store,
+    methods: Sequence[Method],
     seeds: int,
     trials: int,
     report: Callable[[str], None],
 ) -> None:
-    """Run all methods: one fixed setting, trials, the best ones, transfers.
+    """Run methods: one fixed setting, trials, the best ones, transfers.
 
     Raises:
       ValueError: the store holds runs of another length.
@@ -173,7 +190,7 @@ def sweep(
     _check_lengths(problem, store)
 
     def run(method: Method) -> None:
-        trainer = _Trainer(problem, method, store)
+        trainer = _Trainer(problem, method, store, min(seeds, _CHUNK))
         trainer.run([(method.default, seed) for seed in range(seeds)])
         trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
         chosen = {}
@@ -187,7 +204,7 @@ def sweep(
         text = list(chosen)[-1]
         report(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
-    _in_threads(run, METHODS)
+    _in_threads(run, methods)
 
 
 def _in_threads(run: Callable[[Method], None], methods: Sequence[Method]) -> None:
@@ -202,13 +219,13 @@ def _check_lengths(problem: Problem, store: Store) -> None:
     for key, curve in store.runs.items():
         if key.problem == problem.name and len(curve) != expected:
             raise ValueError(
-                f"{store.path} holds runs of {problem.name} with {len(curve)} measures, "
-                f"not {expected}: give another --out, or remove the file"
+                f"{store.path} holds runs of {problem.name} with {len(curve)} "
+                f"measures, not {expected}: give another --out, or remove the file"
             )
 
 
 def baseline_target(
-    problem: Problem, store: Store, seeds: int, trials: int
+    problem: Problem, store: Store, seeds: int = 10, trials: int = max(BUDGETS)
 ) -> tuple[float, str]:
     """Return a target and where it comes from; runs what is missing for it.
 
@@ -218,7 +235,7 @@ def baseline_target(
     finals = {}
 
     def run(method: Method) -> None:
-        trainer = _Trainer(problem, method, store)
+        trainer = _Trainer(problem, method, store, min(seeds, _CHUNK))
         settings = sample_settings(method, trials)
         trainer.run([(one, TUNING_SEED) for one in settings])
 
@@ -230,7 +247,9 @@ def baseline_target(
         best = min(settings, key=rank)
         trainer.run([(best, seed) for seed in range(seeds)])
         text = write_setting(best)
-        curves = list(find(store.runs, problem.name, method.name, "fresh", text).values())
+        curves = list(
+            find(store.runs, problem.name, method.name, "fresh", text).values()
+        )
         finals[method.name, text] = np.array(curves[:seeds])
 
     _in_threads(run, [method for method in METHODS if method.name in BASELINES])

@@ -1,0 +1,133 @@
+"""What the raw rows of a comparison say: medians, quartiles, misses, paired tests."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.methods import METHODS, Method
+from benchmarks.problem import Problem
+from benchmarks.runs import TUNING_SEED, Runs, final, find, updates_to, write_setting
+from benchmarks.sweep import BUDGETS, best_trial, trials_done
+
+METHOD = {method.name: method for method in METHODS}
+
+
+class Outcome(NamedTuple):
+    """All paired runs of one setting; seeds in order."""
+
+    setting: str
+    curves: np.ndarray  # [seeds, horizon / every]
+    updates: np.ndarray  # [seeds] to the target; inf for never
+    finals: np.ndarray  # [seeds] median of the last five measures
+
+
+class Comparison(NamedTuple):
+    """One problem, judged by one target."""
+
+    problem: Problem
+    target: float
+    runs: Runs
+
+    def seeds(self) -> set[int]:
+        """Return the seeds that methods are compared on."""
+        return {
+            key.seed
+            for key in self.runs
+            if key.problem == self.problem.name and key.seed < TUNING_SEED
+        }
+
+
+class Test(NamedTuple):
+    """A paired comparison of updates to the target: a sign test, ties left out."""
+
+    wins: int
+    losses: int
+    ties: int
+    p: float
+
+
+def outcome(
+    comparison: Comparison, method: Method, start: str, setting: str
+) -> Outcome | None:
+    """Return the runs of one setting, or None where there are none."""
+    problem, target, runs = comparison
+    chosen = find(runs, problem.name, method.name, start, setting)
+    if not chosen:
+        return None
+    curves = np.stack(list(chosen.values()))
+    return Outcome(
+        setting,
+        curves,
+        np.array([updates_to(curve, target, problem.every) for curve in curves]),
+        np.array([final(curve) for curve in curves]),
+    )
+
+
+def fixed(comparison: Comparison, name: str) -> Outcome | None:
+    """Return the runs of a method at its one fixed setting."""
+    method = METHOD[name]
+    return outcome(comparison, method, "fresh", write_setting(method.default))
+
+
+def tuned(comparison: Comparison, name: str, budget: int) -> Outcome | None:
+    """Return the runs of a method at the best of its first `budget` trials."""
+    method, (problem, target, runs) = METHOD[name], comparison
+    if trials_done(runs, problem, method) < budget:
+        return None
+    setting = best_trial(runs, problem, method, budget, target)
+    return outcome(comparison, method, "fresh", write_setting(setting))
+
+
+def most_tuned(comparison: Comparison, name: str) -> Outcome | None:
+    """Return the runs of a method at the best of as many trials as were made."""
+    for budget in reversed(BUDGETS):
+        found = tuned(comparison, name, budget)
+        if found is not None:
+            return found
+    return None
+
+
+def transferred(comparison: Comparison, name: str, start: str) -> Outcome | None:
+    """Return the runs that began with a memory of another task, or a control of it."""
+    method = METHOD[name]
+    still = start in ("frozen", "constant")
+    setting = {**method.default, "meta": 0.0} if still else method.default
+    return outcome(comparison, method, start, write_setting(setting))
+
+
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the quartiles and the median as (low, median, high); inf is a value."""
+    low, high = (
+        np.quantile(values, (0.25, 0.5, 0.75), method=method)
+        for method in ("lower", "higher")
+    )
+    first, middle, last = (low + high) / 2
+    return float(first), float(middle), float(last)
+
+
+def median(values: np.ndarray) -> float:
+    """Return the median; inf is a value."""
+    return quartiles(values)[1]
+
+
+def sign_test(one: Outcome, other: Outcome) -> Test:
+    """Test whether one needs fewer updates than the other, seed by seed."""
+    seeds = min(len(one.updates), len(other.updates))
+    a, b = one.updates[:seeds], other.updates[:seeds]
+    wins, losses = int((a < b).sum()), int((a > b).sum())
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return Test(wins, losses, seeds - wins - losses, float(p))
+
+
+def best_of(comparison: Comparison, names: Sequence[str]) -> str:
+    """Return the tuned method with the fewest updates, then the lowest end."""
+
+    def rank(name: str) -> tuple[float, float]:
+        found = most_tuned(comparison, name)
+        if found is None:
+            return np.inf, np.inf
+        return median(found.updates), median(found.finals)
+
+    return min(names, key=rank)

@@ -1,0 +1,123 @@
+"""Tables of a comparison, as Markdown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.comparison import (
+    Comparison,
+    Outcome,
+    fixed,
+    median,
+    most_tuned,
+    quartiles,
+    transferred,
+    tuned,
+)
+from benchmarks.cost import Cost
+from benchmarks.methods import LABELS, METHODS
+from benchmarks.sweep import BUDGETS
+
+STARTS = {
+    "reloaded": "reloaded, learning on",
+    "frozen": "reloaded, not learning on",
+    "constant": "constant: mean rate of each layer",
+    "shuffled": "shuffled within each layer, learning on",
+    "unrelated": "from an unrelated task, learning on",
+}
+WITH_MEMORY = tuple(method.name for method in METHODS if method.has_memory)
+
+
+def format_number(value: float) -> str:
+    """Return a number of updates or milliseconds."""
+    if not np.isfinite(value):
+        return "never"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")
+
+
+def format_measure(value: float) -> str:
+    """Return a measure, where infinity stands for what is not finite."""
+    return f"{value:.3g}" if np.isfinite(value) else "not finite"
+
+
+def format_updates(found: Outcome | None) -> str:
+    """Return the median, the quartiles and the misses of updates to the target."""
+    if found is None:
+        return ""
+    low, middle, high = quartiles(found.updates)
+    missed = int(np.isinf(found.updates).sum())
+    text = format_number(middle)
+    if low != high:
+        text += f" [{format_number(low)}, {format_number(high)}]"
+    return text + (f", {missed} missed" if 0 < missed < len(found.updates) else "")
+
+
+def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
+    """Return the comparison of all methods as Markdown."""
+    problem = comparison.problem.name
+    cost = {one.method: one for one in costs if one.problem == problem}
+    lines = [
+        "| method | one fixed setting | 1 trial | 5 trials | 20 trials | end, fixed "
+        "| end, most trials | ms per update | ms to the target | state, bytes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        name = method.name
+        plain, best = fixed(comparison, name), most_tuned(comparison, name)
+        if plain is None:
+            continue
+        cells = [LABELS[name], format_updates(plain)]
+        cells += [format_updates(tuned(comparison, name, one)) for one in BUDGETS]
+        cells += [format_measure(median(plain.finals))]
+        cells += [format_measure(median(best.finals)) if best else ""]
+        if name in cost:
+            one = cost[name]
+            steps = median(best.updates) if best else np.inf
+            cells += [
+                f"{one.milliseconds:.3g}",
+                format_number(steps * one.milliseconds),
+                f"{one.state_bytes:.2f}",
+            ]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_settings(comparison: Comparison) -> str:
+    """Return the spaces, the fixed settings and what the trials chose, as Markdown."""
+    lines = ["| method | space, log-uniform | fixed | 1 | 5 | 20 trials |"]
+    lines.append("|---|---|---|---|---|---|")
+    for method in METHODS:
+        plain = fixed(comparison, method.name)
+        if plain is None:
+            continue
+        space = ", ".join(
+            f"{name} {low:g} to {high:g}" for name, (low, high) in method.space.items()
+        )
+        chosen = [tuned(comparison, method.name, budget) for budget in BUDGETS]
+        texts = [found.setting if found else "" for found in chosen]
+        cells = [LABELS[method.name], space, plain.setting, *texts]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_transfer(comparison: Comparison) -> str:
+    """Return new, reloaded and control memories as Markdown; updates, then the end."""
+    lines = [
+        "| start of the memory | " + " | ".join(LABELS[one] for one in WITH_MEMORY),
+        "|---|" + "---|" * len(WITH_MEMORY),
+    ]
+    lines[0] += " |"
+    for start, label in {"fresh": "new", **STARTS}.items():
+        cells = []
+        for name in WITH_MEMORY:
+            found = (
+                fixed(comparison, name)
+                if start == "fresh"
+                else transferred(comparison, name, start)
+            )
+            end = f"; end {format_measure(median(found.finals))}" if found else ""
+            cells.append(format_updates(found) + end)
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)

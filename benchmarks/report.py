@@ -1,0 +1,142 @@
+"""`benchmarks/README.md` and its pictures, made from the raw rows alone."""
+
+import pathlib
+
+from benchmarks import (
+    comparison_picture,
+    comparison_report,
+    mnist,
+    mnist_report,
+    verdicts,
+)
+from benchmarks.comparison import Comparison
+from benchmarks.experiments import (
+    EXPERIMENTS,
+    describe,
+    load_comparisons,
+    load_costs,
+)
+from benchmarks.sweep import TARGETS
+
+FOLDER = pathlib.Path(__file__).parent
+RESULTS = FOLDER / "results"
+PAGE = FOLDER / "README.md"
+
+
+INTRODUCTION = """# The paper's experiments, beside tuned baselines
+
+Made by `python -m benchmarks report` from the raw rows in `results/`; nothing on this
+page is typed by hand but what explains it. Every experiment is one command. It prints
+the tables below for a small setting (3 seeds, 5 trials); with `--full` for the
+published one (10 seeds, 20 trials). A command that is stopped goes on where it was.
+
+**How methods are compared.** Targets were fixed and committed before a memory was
+run: the paper's threshold where it has one, else what the best of tuned SGD, momentum
+and Adam reaches at three quarters of the horizon, the median over seeds
+([targets.csv](targets.csv), redone by `python -m benchmarks targets`). Three classes
+are kept apart: *one fixed setting*, the same everywhere; *tuned* by 1, 5 or 20
+trials; *transferred*, with a memory that another task left. All methods share one
+sampler (Halton's sequence, log-uniform over the printed ranges of four decades or
+more; the meta rate is a dimension like the rate). A trial is one run, with a seed
+that no comparison uses; the best one has the fewest updates to the target, then the
+lowest end. All other runs are paired: one seed is the same network and the same
+batches for every method. A run that does not reach the target is counted as never,
+and shown. The end is the median of the last five measures. Tests are sign tests over
+paired seeds, two-sided; "no clear difference" is p >= .05, and many tests are made on
+this page, so one in twenty of those without any effect shows one.
+
+**Ours**: `memory_sgd` and `memory_adam` are the paper's rule on SGD and on directions
+of Adam, clip 2, a memory for every layer, stepped by Adam at the meta rate. M=1 is
+the control with one rate for a layer and no landscape. **Peers**: from Optax Prodigy,
+DoWG, Mechanic, schedule-free AdamW; RPROP is our own, because `optax.rprop` (0.2.8)
+emits the update of the step before; hypergradient descent (Baydin 2018) is Adam's.
+"""
+
+
+def _answers(comparisons: list[Comparison]) -> str:
+    """Return the table that answers the three questions."""
+    lines = [
+        "| problem | untuned, beside Adam at 0.001 | tuned, beside the best tuned "
+        "baseline | M=20 beside M=1 | reloaded beside new |",
+        "|---|---|---|---|---|",
+    ]
+    for comparison in comparisons:
+        for name in verdicts.OURS:
+            cells = verdicts.summary(comparison, name)
+            lines.append(f"| {comparison.problem.name}, {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _section(name: str, comparisons: list[Comparison]) -> str:
+    experiment = EXPERIMENTS[name]
+    title, _, text = experiment.about.partition("\n\n")
+    parts = [f"## {title.rstrip('.')}", text.strip()]
+    parts.append(f"![{title}](results/{experiment.stem}.png)")
+    if experiment.own_picture:
+        parts.append(f"![{title}: what was made](results/{experiment.own_picture})")
+    parts.append(f"```bash\npython -m benchmarks {name} --full\n```")
+    costs = load_costs(experiment, RESULTS)
+    texts = describe(experiment, comparisons, costs)
+    for comparison, text in zip(comparisons, texts, strict=True):
+        parts.append(text)
+        parts.append(
+            "<details><summary>Spaces and settings</summary>\n\n"
+            f"{comparison_report.format_settings(comparison)}\n\n</details>"
+        )
+    return "\n\n".join(parts)
+
+
+def _pairs() -> str:
+    """Return the section on the paper's figure 1."""
+    title, _, text = str(mnist.__doc__).partition("\n\n")
+    runs = mnist_report.read_rows(RESULTS / "mnist.csv")
+    return "\n\n".join(
+        [
+            f"## {title.rstrip('.')} (the paper's figure 1)",
+            text.strip(),
+            "![Test accuracy on three tasks, updates to 98 %](results/mnist.png)",
+            "```bash\npython -m benchmarks mnist\n```",
+            f"```text\n{mnist_report.format_table(runs)}\n```",
+        ]
+    )
+
+
+def make_page() -> str:
+    """Return the page, from the rows in `benchmarks/results`."""
+    loaded = {
+        name: load_comparisons(experiment, RESULTS, experiment.load(None))
+        for name, experiment in EXPERIMENTS.items()
+    }
+    everything = [one for comparisons in loaded.values() for one in comparisons]
+    sections = [_section(name, comparisons) for name, comparisons in loaded.items()]
+    targets = TARGETS.read_text().splitlines()
+    rows = "\n".join(f"| {line.replace(',', ' | ')} |" for line in targets[1:])
+    return (
+        "\n\n".join(
+            [
+                INTRODUCTION.strip(),
+                f"| problem | target | from |\n|---|---|---|\n{rows}",
+                "## Answers",
+                verdicts.LEGEND,
+                _answers(everything),
+                *verdicts.count(everything),
+                _pairs(),
+                *sections,
+            ]
+        )
+        + "\n"
+    )
+
+
+def draw_all() -> None:
+    """Draw the pictures of all comparisons again."""
+    for experiment in EXPERIMENTS.values():
+        comparisons = load_comparisons(experiment, RESULTS, experiment.load(None))
+        comparison_picture.draw(
+            comparisons, experiment.measured, RESULTS / f"{experiment.stem}.png"
+        )
+        if experiment.own_picture:
+            experiment.draw(comparisons, RESULTS / experiment.own_picture)
+    mnist_report.draw(
+        mnist_report.read_rows(RESULTS / "mnist.csv"), RESULTS / "mnist.png"
+    )

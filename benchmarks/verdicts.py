@@ -1,0 +1,175 @@
+"""What holds and what does not, in plain words from the raw rows."""
+
+import numpy as np
+
+from benchmarks.comparison import (
+    Comparison,
+    Outcome,
+    best_of,
+    fixed,
+    median,
+    most_tuned,
+    sign_test,
+    transferred,
+)
+from benchmarks.comparison_report import STARTS, format_measure, format_number
+from benchmarks.methods import BASELINES, LABELS
+
+OURS = ("memory_sgd", "memory_adam")
+_SIGNIFICANT = 0.05
+
+
+def _judge(one: Outcome, other: Outcome, winner: str, rival: str) -> str:
+    """Return in words which of two needs fewer updates, by a paired sign test."""
+    a, b = median(one.updates), median(other.updates)
+    ratio = f", {a / b:.2f} times" if np.isfinite(a) and np.isfinite(b) else ""
+    test = sign_test(one, other)
+    counts = f"{test.wins} seeds better, {test.losses} worse, {test.ties} equal"
+    if test.p >= _SIGNIFICANT:
+        verdict = "no clear difference"
+    else:
+        verdict = f"**{winner if test.wins > test.losses else rival} is faster**"
+    return (
+        f"{format_number(a)} updates against {format_number(b)}{ratio}: {verdict} "
+        f"({counts}; p = {test.p:.2g})"
+    )
+
+
+def verdicts(comparison: Comparison, paper: float | None = None) -> list[str]:
+    """Return all sentences on a problem; `paper` is the paper's ratio, untuned."""
+    return [
+        *_on_the_paper(comparison, paper),
+        *_on_baselines(comparison),
+        *_on_models(comparison),
+        *_on_transfer(comparison),
+    ]
+
+
+def _on_the_paper(comparison: Comparison, paper: float | None) -> list[str]:
+    """Say what an untuned memory does beside an untuned Adam."""
+    ours, adam = fixed(comparison, "memory_sgd"), fixed(comparison, "adam")
+    if ours is None or adam is None:
+        return []
+    said = f" (the paper: {paper:g} times)" if paper else ""
+    judged = _judge(ours, adam, "the memory", "Adam")
+    return [f"Nothing tuned, memory_sgd beside Adam at 0.001{said}: {judged}."]
+
+
+def _on_baselines(comparison: Comparison) -> list[str]:
+    """Say what memories do beside the best tuned one of SGD, momentum and Adam."""
+    baseline = best_of(comparison, BASELINES)
+    rival = most_tuned(comparison, baseline)
+    sentences = []
+    for name in OURS:
+        for kind, found in (
+            ("its fixed setting", fixed(comparison, name)),
+            ("its best trial", most_tuned(comparison, name)),
+        ):
+            if found and rival:
+                judged = _judge(found, rival, name, LABELS[baseline])
+                sentences.append(
+                    f"{name} at {kind} beside the best tuned baseline "
+                    f"({LABELS[baseline]}, {rival.setting}): {judged}; "
+                    f"end {format_measure(median(found.finals))} against "
+                    f"{format_measure(median(rival.finals))}."
+                )
+    return sentences
+
+
+def _on_models(comparison: Comparison) -> list[str]:
+    """Say whether M=20 beats M=1."""
+    sentences = []
+    for name in OURS:
+        one = f"{name}_m1"
+        for kind, many, single in (
+            ("fixed", fixed(comparison, name), fixed(comparison, one)),
+            ("tuned", most_tuned(comparison, name), most_tuned(comparison, one)),
+            (
+                "reloaded",
+                transferred(comparison, name, "reloaded"),
+                transferred(comparison, one, "reloaded"),
+            ),
+        ):
+            if many and single:
+                judged = _judge(many, single, "M=20", "M=1")
+                sentences.append(f"M=20 beside M=1, {name}, {kind}: {judged}.")
+    return sentences
+
+
+def _on_transfer(comparison: Comparison) -> list[str]:
+    """Say what a reloaded memory is worth beside a new one and beside controls."""
+    sentences = []
+    for name in OURS:
+        ours = transferred(comparison, name, "reloaded")
+        others = {"a new one": fixed(comparison, name)} | {
+            STARTS[start]: transferred(comparison, name, start)
+            for start in ("constant", "shuffled", "unrelated")
+        }
+        for label, other in others.items():
+            if ours and other:
+                judged = _judge(ours, other, "the reloaded one", "the other")
+                sentences.append(f"{name}, reloaded memory beside {label}: {judged}.")
+    return sentences
+
+
+LEGEND = (
+    "Median updates to the target over those of the rival, and seeds better : worse "
+    "(equal left out); bold where a paired sign test says p < .05. The page below has "
+    "every number."
+)
+
+
+def _cell(one: Outcome | None, other: Outcome | None) -> str:
+    if one is None or other is None:
+        return ""
+    a, b = median(one.updates), median(other.updates)
+    if np.isfinite(a) and np.isfinite(b):
+        ratio = f"{a / b:.2f}"
+    else:
+        ratio = f"{format_number(a)} / {format_number(b)}"
+    test = sign_test(one, other)
+    text = f"{ratio} ({test.wins} : {test.losses})"
+    return f"**{text}**" if test.p < _SIGNIFICANT else text
+
+
+def _rivals(comparison: Comparison, name: str) -> list[tuple]:
+    """Return the four pairs of the summary."""
+    plain = fixed(comparison, name)
+    return [
+        (plain, fixed(comparison, "adam")),
+        (
+            most_tuned(comparison, name),
+            most_tuned(comparison, best_of(comparison, BASELINES)),
+        ),
+        (plain, fixed(comparison, f"{name}_m1")),
+        (transferred(comparison, name, "reloaded"), plain),
+    ]
+
+
+def summary(comparison: Comparison, name: str) -> list[str]:
+    """Return the four cells of a method in the table of answers."""
+    return [_cell(*pair) for pair in _rivals(comparison, name)]
+
+
+def count(comparisons: list[Comparison]) -> list[str]:
+    """Return the answers to the page's questions, counted over problems and bases."""
+    questions = (
+        "Does an untuned memory beat an untuned Adam?",
+        "Does a tuned memory beat the best tuned baseline?",
+        "Does M=20 beat M=1, untuned?",
+        "Does a reloaded memory beat a new one?",
+    )
+    tally = [[0, 0, 0] for _ in questions]
+    for comparison in comparisons:
+        for name in OURS:
+            for row, (one, other) in zip(tally, _rivals(comparison, name), strict=True):
+                if one is None or other is None:
+                    continue
+                test = sign_test(one, other)
+                clear = test.p < _SIGNIFICANT
+                row[(0 if test.wins > test.losses else 1) if clear else 2] += 1
+    return [
+        f"**{question}** Clearly in {wins}, clearly not in {losses}, no clear "
+        f"difference in {neither} of {wins + losses + neither} comparisons."
+        for question, (wins, losses, neither) in zip(questions, tally, strict=True)
+    ]
