@@ -75,7 +75,7 @@ def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
             steps = median(best.updates) if best else np.inf
             cells += [
                 f"{one.milliseconds:.3g}",
-                format_number(steps * one.milliseconds),
+                f"{steps * one.milliseconds:.2g}" if np.isfinite(steps) else "never",
                 f"{one.state_bytes:.2f}",
             ]
         else:

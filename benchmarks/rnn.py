@@ -115,7 +115,7 @@ def _predict(params: Any, inputs: jax.Array) -> jax.Array:
 
 
 def _window(arrays: Arrays, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    index = begins[:, None] + jnp.arange(WINDOW)
+    index = begins[:, None] + jnp.arange(WINDOW)[None]
     return arrays.inputs[index], arrays.targets[index]
 
 

@@ -12,13 +12,12 @@ import pytest
 
 from benchmarks import mnist_data, mnist_report, speed, speed_report
 from benchmarks.__main__ import main
+from benchmarks.controls import averaged, shuffled
 from benchmarks.mnist import (
     MODELS,
     Run,
-    averaged,
     fresh_memory,
     make_task,
-    shuffled,
     train_base,
     train_run,
 )
@@ -189,6 +188,7 @@ def test_models_have_the_leaves_and_parameters_they_say():
 
 def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     arguments = ["--seeds", "2", "--horizon", "2", "--batch-size", "4"]
+    arguments += ["--methods", "sgd", "--trials", "1"]
     main(["mnist", *arguments, "--out", str(tmp_path / "new" / "folder")])
     out = capsys.readouterr().out
     assert "Updates until 98% test accuracy on 1 vs 4, 2 seeds" in out

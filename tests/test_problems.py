@@ -1,0 +1,165 @@
+"""The problems are what their descriptions say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import gan, mnist_problems, rnn, robot_data, rosenbrock
+from benchmarks.robot_data import AHEAD, WINDOW
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return robot_data.load_recordings()
+
+
+def test_recordings_are_those_of_the_source(recordings):
+    assert [len(one.states) for one in recordings] == [4741, 2294, 4945, 1942, 1942]
+    assert all(one.torques.shape == (len(one.states), 7) for one in recordings)
+    # The state is (q, qd): the slope of q over 20 ms is qd.
+    states = recordings[0].states
+    slopes = (states[20:, :7] - states[:-20, :7]) / 0.02
+    assert np.corrcoef(slopes.ravel(), states[10:-10, 7:].ravel())[0, 1] > 0.99
+
+
+def test_a_damaged_recording_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "robot.npz"
+    path.write_bytes(robot_data.RECORDINGS.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(robot_data, "RECORDINGS", path)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        robot_data.load_recordings()
+
+
+def test_nothing_held_out_is_near_what_is_trained_on():
+    lengths = [4741, 2294, 1942]
+    ends = np.cumsum(lengths)
+
+    def recording(samples):
+        return np.searchsorted(ends, samples, side="right")
+
+    windows = robot_data.split(lengths)
+    touched = np.arange(WINDOW + AHEAD)
+    train = np.unique(windows.train[:, None] + touched)
+    held_out = np.unique(windows.held_out[:, None] + touched)
+    assert len(windows.held_out) >= 8
+    assert held_out.max() < ends[-1]
+    for sample in held_out:
+        same = train[recording(train) == recording(sample)]
+        assert np.abs(same - sample).min() >= 128
+    # No window runs over the end of a recording.
+    for begins in windows:
+        np.testing.assert_array_equal(
+            recording(begins), recording(begins + WINDOW + AHEAD - 1)
+        )
+
+
+def test_targets_are_the_next_state_and_the_change_over_20_ms(recordings):
+    absolute = rnn.absolute_arrays(recordings[:2])
+    states = recordings[1].states
+    np.testing.assert_array_equal(absolute.inputs[4740:, :14], states[:-1])
+    np.testing.assert_array_equal(absolute.targets[4740:], states[1:])
+
+    change = rnn.change_arrays(recordings[:1])
+    states = recordings[0].states
+    targets = np.asarray(change.targets)[: len(states) - AHEAD]
+    changes = states[AHEAD:] - states[:-AHEAD]
+    for column in (0, 9):
+        assert np.corrcoef(targets[:, column], changes[:, column])[0, 1] > 0.9999
+    rows = np.unique(np.asarray(change.train)[:, None] + np.arange(WINDOW))
+    np.testing.assert_allclose(np.asarray(change.targets)[rows].std(0), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(change.inputs)[rows].mean(0), 0, atol=1e-3)
+
+
+def test_what_needs_no_network_scores_as_described():
+    still = rnn.simple_scores(rnn.load_problem(rnn.ABSOLUTE).data)
+    assert still["no change"] == pytest.approx(9.0e-5, rel=0.01)
+    change = rnn.simple_scores(rnn.load_problem(rnn.CHANGE).data)
+    assert change["no change"] == pytest.approx(1.0, abs=0.01)
+    assert change["ridge"] == pytest.approx(0.53, abs=0.01)
+
+
+def test_an_lstm_is_judged_by_the_nmse(recordings):
+    arrays = rnn.absolute_arrays(recordings[3:4])
+    problem = rnn.load_problem(rnn.ABSOLUTE)
+    params, key = problem.start(arrays, jax.random.key(0))
+    silent = jax.tree.map(jnp.zeros_like, params)
+    index = np.asarray(arrays.judged)[:, None] + np.arange(WINDOW)
+    targets = np.asarray(arrays.targets)
+    expected = np.mean((targets[index] ** 2).mean((0, 1)) / targets.var(0))
+    measured = problem.measure(arrays, silent, key)
+    assert float(measured) == pytest.approx(expected, rel=1e-3)
+
+
+def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
+    images = np.random.default_rng(0).uniform(size=(32, 28, 28))
+    arrays = gan.make_arrays(images, images[:4])
+    problem = gan.load_problem()
+    params, game = problem.start(arrays, jax.random.key(0))
+    game = game._replace(balance=jnp.float32(0.5))
+
+    def reconstruction(discriminator, drawn):
+        again = gan.Discriminator().apply(discriminator, drawn)
+        return jnp.mean((drawn - again) ** 2)
+
+    image_key, latent_key = jax.random.split(jax.random.fold_in(game.key, 3))
+    real = arrays.train[jax.random.randint(image_key, (gan.BATCH,), 0, 32)]
+    latents = jax.random.uniform(latent_key, (gan.BATCH, gan.LATENT), minval=-1.0)
+    fakes = gan.generate(params, latents)
+    discriminator = params["discriminator"]
+    expected = {
+        "generator": jax.grad(
+            lambda one: reconstruction(
+                discriminator, gan.generate({"generator": one}, latents)
+            )
+        )(params["generator"]),
+        "discriminator": jax.tree.map(
+            lambda a, b: a - 0.5 * b,
+            jax.grad(reconstruction)(discriminator, real),
+            jax.grad(reconstruction)(discriminator, fakes),
+        ),
+    }
+    gradients, after = problem.gradients(arrays, params, game, 3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8),
+        gradients,
+        expected,
+    )
+    losses = (
+        float(reconstruction(discriminator, real)),
+        float(reconstruction(discriminator, fakes)),
+    )
+    moved = 0.5 + 0.05 * (0.7 * losses[0] - losses[1])
+    assert float(after.balance) == pytest.approx(moved, rel=1e-5)
+
+    held, drawn = arrays.judged, gan.generate(params, arrays.latents)
+    real_loss = float(reconstruction(discriminator, held))
+    fake_loss = float(reconstruction(discriminator, drawn))
+    measured = float(problem.measure(arrays, params, game))
+    assert measured == pytest.approx(
+        real_loss + abs(0.7 * real_loss - fake_loss), rel=1e-5
+    )
+
+
+def test_rosenbrock_is_the_one_of_the_notebook():
+    descent = rosenbrock.descend()
+    np.testing.assert_array_equal(descent.points[0], [1.5, -0.5])
+    assert descent.losses[0] == 756.5
+    np.testing.assert_array_equal(descent.rates[0], np.float32(1e-3))
+    # Clipped at 10, with the base rate: the first step is 0.01 on either axis.
+    np.testing.assert_allclose(descent.points[1], [1.49, -0.49], rtol=1e-6)
+    assert descent.losses.min() < 0.1
+    assert rosenbrock.rosenbrock(1.0, 1.0) == 0.0
+
+
+def test_digits_come_once_and_errors_are_counted():
+    problem = mnist_problems.load_problem(mnist_problems.ONLINE)
+    params, order = problem.start(problem.data, jax.random.key(1))
+    assert len(set(np.asarray(order).tolist())) == 1000
+    assert np.bincount(problem.data.test_labels).tolist() == [200, 200]
+    # A network that always says 1 is wrong on all of the other digit.
+    said = jax.tree.map(jnp.zeros_like, params)
+    said["params"]["Dense_1"]["bias"] = jnp.array([0.0, 1.0])
+    assert float(problem.measure(problem.data, said, order)) == 0.5
+    said["params"]["Dense_1"]["bias"] = jnp.array([0.0, jnp.nan])
+    assert np.isnan(problem.measure(problem.data, said, order))
