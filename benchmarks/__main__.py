@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from benchmarks import mnist_report, report, speed_report, sweep
 from benchmarks.experiments import EXPERIMENTS, run_experiment
-from benchmarks.methods import METHODS
+from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.mnist import TASKS, run_all
 from benchmarks.mnist_data import load_digits
 from benchmarks.speed import make_cases, run_case
@@ -84,6 +84,7 @@ def make_parser() -> Parser:
 
 def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
     names = [method.name for method in METHODS]
+    few = [*BASELINES, *WITH_MEMORY, "prodigy"]
     parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
     parser.add_argument(
         "--trials",
@@ -93,7 +94,7 @@ def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
         help="settings that are tried to tune a method",
     )
     parser.add_argument(
-        "--methods", nargs="+", choices=names, default=names, help="what to compare"
+        "--methods", nargs="+", choices=names, default=few, help="what to compare"
     )
     parser.add_argument(
         "--full",

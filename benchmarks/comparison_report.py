@@ -15,7 +15,7 @@ from benchmarks.comparison import (
     tuned,
 )
 from benchmarks.cost import Cost
-from benchmarks.methods import LABELS, METHODS
+from benchmarks.methods import LABELS, METHODS, WITH_MEMORY
 from benchmarks.sweep import BUDGETS
 
 STARTS = {
@@ -25,14 +25,13 @@ STARTS = {
     "shuffled": "shuffled within each layer, learning on",
     "unrelated": "from an unrelated task, learning on",
 }
-WITH_MEMORY = tuple(method.name for method in METHODS if method.has_memory)
 
 
 def format_number(value: float) -> str:
     """Return a number of updates or milliseconds."""
     if not np.isfinite(value):
         return "never"
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def format_measure(value: float) -> str:
@@ -75,7 +74,7 @@ def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
             steps = median(best.updates) if best else np.inf
             cells += [
                 f"{one.milliseconds:.3g}",
-                f"{steps * one.milliseconds:.2g}" if np.isfinite(steps) else "never",
+                format_number(steps * one.milliseconds),
                 f"{one.state_bytes:.2f}",
             ]
         else:

@@ -107,6 +107,7 @@ METHODS = (
     ),
 )
 BASELINES = ("sgd", "momentum", "adam")
+WITH_MEMORY = tuple(method.name for method in METHODS if method.has_memory)
 LABELS = {
     "sgd": "SGD",
     "momentum": "SGD, momentum .9",

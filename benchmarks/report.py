@@ -27,8 +27,10 @@ INTRODUCTION = """# The paper's experiments, beside tuned baselines
 
 Made by `python -m benchmarks report` from the raw rows in `results/`; nothing on this
 page is typed by hand but what explains it. Every experiment is one command. It prints
-the tables below for a small setting (3 seeds, 5 trials); with `--full` for the
-published one (10 seeds, 20 trials). A command that is stopped goes on where it was.
+the tables below for a small setting (3 seeds, 5 trials, eight methods); with `--full`
+for the published one (10 seeds, 20 trials, all methods; half an hour on 2 cores). A
+command that is stopped goes on where it was. Rows of an older version of the code are
+not told apart: begin in an empty folder then.
 
 **How methods are compared.** Targets were fixed and committed before a memory was
 run: the paper's threshold where it has one, else what the best of tuned SGD, momentum
@@ -53,8 +55,8 @@ emits the update of the step before; hypergradient descent (Baydin 2018) is Adam
 """
 
 
-def _answers(comparisons: list[Comparison]) -> str:
-    """Return the table that answers the three questions."""
+def format_answers(comparisons: list[Comparison]) -> str:
+    """Return the table that answers the page's questions."""
     lines = [
         "| problem | untuned, beside Adam at 0.001 | tuned, beside the best tuned "
         "baseline | M=20 beside M=1 | reloaded beside new |",
@@ -101,12 +103,17 @@ def _pairs() -> str:
     )
 
 
-def make_page() -> str:
-    """Return the page, from the rows in `benchmarks/results`."""
-    loaded = {
+def load_all() -> dict[str, list[Comparison]]:
+    """Return the comparisons of every experiment in `benchmarks/results`."""
+    return {
         name: load_comparisons(experiment, RESULTS, experiment.load(None))
         for name, experiment in EXPERIMENTS.items()
     }
+
+
+def make_page() -> str:
+    """Return the page, from the rows in `benchmarks/results`."""
+    loaded = load_all()
     everything = [one for comparisons in loaded.values() for one in comparisons]
     sections = [_section(name, comparisons) for name, comparisons in loaded.items()]
     targets = TARGETS.read_text().splitlines()
@@ -118,7 +125,7 @@ def make_page() -> str:
                 f"| problem | target | from |\n|---|---|---|\n{rows}",
                 "## Answers",
                 verdicts.LEGEND,
-                _answers(everything),
+                format_answers(everything),
                 *verdicts.count(everything),
                 _pairs(),
                 *sections,
@@ -130,8 +137,8 @@ def make_page() -> str:
 
 def draw_all() -> None:
     """Draw the pictures of all comparisons again."""
-    for experiment in EXPERIMENTS.values():
-        comparisons = load_comparisons(experiment, RESULTS, experiment.load(None))
+    for name, comparisons in load_all().items():
+        experiment = EXPERIMENTS[name]
         comparison_picture.draw(
             comparisons, experiment.measured, RESULTS / f"{experiment.stem}.png"
         )

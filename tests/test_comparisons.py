@@ -316,12 +316,22 @@ def test_verdicts_follow_the_rows(tmp_path):
     put("memory_sgd", "fresh", 4)
     put("memory_sgd_m1", "fresh", 4)
     put("memory_sgd", "reloaded", 8)
-    said = "\n".join(verdicts.verdicts(Comparison(_problem(), 0.5, store.runs), 0.3))
+    whole = Comparison(_problem(), 0.5, store.runs)
+    said = "\n".join(verdicts.verdicts(whole, 0.3))
     assert "Adam at 0.001 (the paper: 0.3 times): 4 updates against 10, 0.40" in said
     assert "**the memory is faster** (10 seeds better, 0 worse, 0 equal" in said
     assert "M=20 beside M=1, memory_sgd, fixed: 4 updates against 4, 1.00" in said
     assert "no clear difference (0 seeds better, 0 worse, 10 equal; p = 1)" in said
     assert "beside a new one: 8 updates against 4, 2.00 times: **the other" in said
+    against_adam, _, against_one, reloaded = verdicts.summary(whole, "memory_sgd")
+    assert against_adam == "**0.40 (10 : 0)**"
+    assert against_one == "1.00 (0 : 0)"
+    assert reloaded == "**2.00 (0 : 10)**"
+    counted = verdicts.count([whole])
+    assert (
+        "Adam?** Clearly in 1, clearly not in 0, no clear difference in 0" in counted[0]
+    )
+    assert "new one?** Clearly in 0, clearly not in 1" in counted[3]
 
 
 # The page and its targets
@@ -329,6 +339,9 @@ def test_verdicts_follow_the_rows(tmp_path):
 
 def test_the_page_says_what_the_raw_rows_say():
     assert report.make_page() == report.PAGE.read_text()
+    everything = [one for some in report.load_all().values() for one in some]
+    readme = report.FOLDER.parent / "README.md"
+    assert report.format_answers(everything) in readme.read_text()
 
 
 def test_targets_follow_from_the_committed_rows(tmp_path):
