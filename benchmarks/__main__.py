@@ -105,12 +105,10 @@ def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Tune and compare methods; report every one as it is done."""
-    seeds, trials, names = arguments.seeds, arguments.trials, arguments.methods
-    if arguments.full:
-        seeds, trials, names = 10, max(sweep.BUDGETS), [one.name for one in METHODS]
-    methods = [method for method in METHODS if method.name in names]
+    methods = [method for method in METHODS if method.name in arguments.methods]
     print(
-        f"{len(methods)} methods, {seeds} seeds, {trials} trials; what is done stays "
+        f"{len(methods)} methods, {arguments.seeds} seeds, {arguments.trials} trials; "
+        "what is done stays "
         f"in {arguments.out}: stop when you like, the same command goes on",
         flush=True,
     )
@@ -118,8 +116,8 @@ def compare(arguments: argparse.Namespace) -> None:
         EXPERIMENTS[arguments.experiment],
         arguments.out,
         methods,
-        seeds,
-        trials,
+        arguments.seeds,
+        arguments.trials,
         getattr(arguments, "data_dir", None),
         lambda text: print(text, flush=True),
     )
@@ -199,6 +197,9 @@ def main(command_line: list[str] | None = None) -> None:
     """Run the experiment that the command line names."""
     parser = make_parser()
     arguments = parser.parse_args(command_line)
+    if getattr(arguments, "full", False):
+        arguments.seeds, arguments.trials = 10, max(sweep.BUDGETS)
+        arguments.methods = [method.name for method in METHODS]
     try:
         commands = {
             "mnist": mnist,

@@ -51,10 +51,10 @@ class Test(NamedTuple):
 def outcome(
     comparison: Comparison, method: Method, start: str, setting: str
 ) -> Outcome | None:
-    """Return the runs of one setting, or None where there are none."""
+    """Return the runs of one setting, or None unless every seed is there."""
     problem, target, runs = comparison
     chosen = find(runs, problem.name, method.name, start, setting)
-    if not chosen:
+    if not chosen or {key.seed for key in chosen} != comparison.seeds():
         return None
     curves = np.stack(list(chosen.values()))
     return Outcome(

@@ -31,6 +31,9 @@ COLORS = {
 }
 
 
+_NEVER = 1.25  # horizons: where what never got there is drawn
+
+
 def _plain(label: str) -> str:
     return label.replace("**", "")
 
@@ -103,7 +106,6 @@ def _share_limits(axes) -> None:
 def _draw_updates(axis, comparison: Comparison) -> None:
     """Draw the median updates to the target of every method, and the quartiles."""
     horizon = comparison.problem.horizon
-    never = 1.25 * horizon
     kinds: list[tuple[str, str, str, Callable]] = [("fixed", "D", "white", fixed)]
     for budget, color in zip(BUDGETS, ("#BBBBBB", "#777777", "#000000"), strict=True):
         choose = functools.partial(tuned, budget=budget)
@@ -117,7 +119,7 @@ def _draw_updates(axis, comparison: Comparison) -> None:
             found = choose(comparison, method.name)
             if found is None:
                 continue
-            low, middle, high = np.minimum(quartiles(found.updates), never)
+            low, middle, high = np.minimum(quartiles(found.updates), _NEVER * horizon)
             height = place + 0.15 * (index - 2)
             axis.plot([low, high], [height, height], color="#888888", linewidth=1)
             axis.plot(
@@ -129,13 +131,18 @@ def _draw_updates(axis, comparison: Comparison) -> None:
                 markersize=5,
                 label=kind if place == (3 if kind == "reloaded" else 0) else None,
             )
+    _finish(axis, comparison)
+
+
+def _finish(axis, comparison: Comparison) -> None:
+    horizon = comparison.problem.horizon
     axis.axvline(1.1 * horizon, color="black", linewidth=0.8, linestyle=":")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axis.set_xlim(right=1.6 * horizon)
-    axis.text(never, -1.0, "never", ha="center", fontsize="small")
+    axis.text(_NEVER * horizon, -1.0, "never", ha="center", fontsize="small")
     axis.set_ylim(len(METHODS) - 0.4, -1.5)
     axis.set_yticks(range(len(METHODS)), [_plain(LABELS[one.name]) for one in METHODS])
     axis.set_xlabel("updates to the target, less is better")

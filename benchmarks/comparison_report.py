@@ -15,13 +15,14 @@ from benchmarks.comparison import (
     tuned,
 )
 from benchmarks.cost import Cost
-from benchmarks.methods import LABELS, METHODS, WITH_MEMORY
+from benchmarks.methods import LABELS, METHODS, WITH_MEMORY, Method, sample_settings
+from benchmarks.runs import read_setting
 from benchmarks.sweep import BUDGETS
 
 STARTS = {
     "reloaded": "reloaded, learning on",
     "frozen": "reloaded, not learning on",
-    "constant": "constant: mean rate of each layer",
+    "constant": "mean rate of each layer, not learning on",
     "shuffled": "shuffled within each layer, learning on",
     "unrelated": "from an unrelated task, learning on",
 }
@@ -57,7 +58,8 @@ def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
     cost = {one.method: one for one in costs if one.problem == problem}
     lines = [
         "| method | one fixed setting | 1 trial | 5 trials | 20 trials | end, fixed "
-        "| end, most trials | ms per update | ms to the target | state, bytes |",
+        "| end, most trials | ms per update | ms to the target, most trials "
+        "| state, bytes per parameter |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
@@ -86,6 +88,7 @@ def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
 def format_settings(comparison: Comparison) -> str:
     """Return the spaces, the fixed settings and what the trials chose, as Markdown."""
     lines = ["| method | space, log-uniform | fixed | 1 | 5 | 20 trials |"]
+    edges = False
     lines.append("|---|---|---|---|---|---|")
     for method in METHODS:
         plain = fixed(comparison, method.name)
@@ -95,10 +98,26 @@ def format_settings(comparison: Comparison) -> str:
             f"{name} {low:g} to {high:g}" for name, (low, high) in method.space.items()
         )
         chosen = [tuned(comparison, method.name, budget) for budget in BUDGETS]
-        texts = [found.setting if found else "" for found in chosen]
+        texts = [
+            found.setting + _edge(method, found.setting) if found else ""
+            for found in chosen
+        ]
+        edges = edges or any("*" in text for text in texts)
         cells = [LABELS[method.name], space, plain.setting, *texts]
         lines.append(f"| {' | '.join(cells)} |")
+    if edges:
+        lines.append("\n\\* the lowest or the highest that is ever tried")
     return "\n".join(lines)
+
+
+def _edge(method: Method, setting: str) -> str:
+    """Return a mark if a number is the lowest or highest of all that may be tried."""
+    tried = sample_settings(method, max(BUDGETS))
+    for name, value in read_setting(setting).items():
+        values = [one[name] for one in tried]
+        if value in (min(values), max(values)):
+            return " \\*"
+    return ""
 
 
 def format_transfer(comparison: Comparison) -> str:

@@ -113,8 +113,7 @@ def run_experiment(
     for problem in problems:
         sweep(problem, store, methods, seeds, trials, progress)
     progress("timing all methods")
-    costs = [one for problem in problems for one in measure_costs(problem, methods)]
-    write_costs(costs, cost_path(experiment, out))
+    costs = _update_costs(experiment, out, problems, methods)
     comparisons = load_comparisons(experiment, out, problems)
     comparison_picture.draw(
         comparisons, experiment.measured, out / f"{experiment.stem}.png"
@@ -123,6 +122,21 @@ def run_experiment(
     for text in describe(experiment, comparisons, costs):
         report(f"\n{text}")
     report(f"\nWrote {store.path} and pictures in {out}.")
+
+
+def _update_costs(
+    experiment: Experiment,
+    out: pathlib.Path,
+    problems: Sequence[Problem],
+    methods: Sequence[Method],
+) -> list[Cost]:
+    """Time methods; keep what is known of others."""
+    path = cost_path(experiment, out)
+    known = read_costs(path) if path.exists() else []
+    new = [one for problem in problems for one in measure_costs(problem, methods)]
+    kept = {one[:2]: one for one in [*known, *new]}
+    write_costs(list(kept.values()), path)
+    return list(kept.values())
 
 
 def cost_path(experiment: Experiment, out: pathlib.Path) -> pathlib.Path:

@@ -27,8 +27,13 @@ def rprop(
     before: its first update is zero and all later ones are one gradient late.
 
     Source: Riedmiller, Braun, "A direct adaptive method for faster backpropagation
-    learning: the RPROP algorithm", 1993.
+    learning: the RPROP algorithm", 1993, in the form without a step back of Igel,
+    Huesken, "Improving the Rprop learning algorithm", 2000 (iRPROP-).
     """
+
+    def resize(sign: jax.Array, size: jax.Array) -> jax.Array:
+        factor = jnp.where(sign > 0, grow, jnp.where(sign < 0, shrink, 1.0))
+        return jnp.clip(size * factor, *bounds)
 
     def init(params: optax.Params) -> RpropState:
         return RpropState(
@@ -44,14 +49,7 @@ def rprop(
             gradients,
             state.previous,
         )
-        sizes = jax.tree.map(
-            lambda sign, size: jnp.clip(
-                size * jnp.where(sign > 0, grow, jnp.where(sign < 0, shrink, 1.0)),
-                *bounds,
-            ),
-            agreement,
-            state.sizes,
-        )
+        sizes = jax.tree.map(resize, agreement, state.sizes)
         kept = jax.tree.map(
             lambda sign, now: jnp.where(sign < 0, 0.0, now), agreement, gradients
         )

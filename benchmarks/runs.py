@@ -4,11 +4,11 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+TUNING_SEED = 1000  # no seed of a comparison
 COLUMNS = ("problem", "method", "start", "setting", "seed", "curve")
 
 
@@ -34,6 +34,11 @@ def read_setting(text: str) -> dict[str, float]:
     """Return what `write_setting` wrote."""
     pairs = (pair.split("=") for pair in text.split())
     return {name: float(value) for name, value in pairs}
+
+
+def rounded(curve: np.ndarray) -> np.ndarray:
+    """Return a curve as it comes back from the disk."""
+    return np.array([float(f"{value:.4g}") for value in curve])
 
 
 def append_runs(path: pathlib.Path, runs: Runs) -> None:
@@ -104,11 +109,3 @@ def find(runs: Runs, problem: str, method: str, start: str, setting: str) -> Run
         if key[:4] == (problem, method, start, setting) and key.seed < TUNING_SEED
     }
     return dict(sorted(chosen.items(), key=lambda item: item[0].seed))
-
-
-TUNING_SEED = 1000  # no seed of a comparison
-
-
-def merge(parts: Iterable[Runs]) -> Runs:
-    """Return the runs of several files."""
-    return {key: curve for part in parts for key, curve in part.items()}

@@ -2,7 +2,7 @@
 
 Three classes, never mixed: one fixed setting, tuned by trials, with a memory that was
 learned on another task. A trial is one run with a seed that no comparison uses; the
-best trial is the one with the fewest updates to the target, then with the lowest final
+best trial does not diverge, has the fewest updates to the target, then the lowest final
 measure. A sweep that was stopped goes on where it was: what is on the disk is not run
 again.
 """
@@ -28,9 +28,9 @@ from benchmarks.runs import (
     Runs,
     append_runs,
     final,
-    find,
     mend,
     read_runs,
+    rounded,
     updates_to,
     write_setting,
 )
@@ -49,12 +49,21 @@ class Store:
         self.path = path
         self.runs = read_runs(path)
         self._lock = threading.Lock()
+        self._closed = False
 
     def add(self, runs: Runs) -> None:
-        """Keep runs."""
+        """Keep runs; raises CancelledError, when they are kept, once it is closed."""
+        # What is chosen now must be what is chosen from the file later.
+        runs = {key: rounded(curve) for key, curve in runs.items()}
         with self._lock:
             append_runs(self.path, runs)
             self.runs.update(runs)
+        if self._closed:
+            raise concurrent.futures.CancelledError
+
+    def close(self) -> None:
+        """Let whoever adds runs stop after the next ones."""
+        self._closed = True
 
 
 def load_targets() -> dict[str, float]:
@@ -66,12 +75,16 @@ def load_targets() -> dict[str, float]:
 def best_trial(
     runs: Runs, problem: Problem, method: Method, budget: int, target: float
 ) -> dict[str, float]:
-    """Return the best of the first `budget` settings of the sampler."""
+    """Return the best of the first `budget` settings of the sampler.
 
-    def rank(setting: dict[str, float]) -> tuple[float, float]:
+    What diverges comes last, even if it was at the target before.
+    """
+
+    def rank(setting: dict[str, float]) -> tuple[bool, float, float]:
         text = write_setting(setting)
         curve = runs[Key(problem.name, method.name, "fresh", text, TUNING_SEED)]
-        return updates_to(curve, target, problem.every), final(curve)
+        end = final(curve)
+        return not np.isfinite(end), updates_to(curve, target, problem.every), end
 
     return min(sample_settings(method, budget), key=rank)
 
@@ -146,10 +159,9 @@ class _Trainer:
         """Run reloaded memories and their controls at the fixed setting."""
         setting = self.method.default
         still = {**setting, "meta": 0.0}
-        starts = {"reloaded": setting}
-        if not self.method.name.endswith("_m1"):
-            starts |= {"frozen": still, "constant": still, "shuffled": setting}
-        starts["unrelated"] = setting
+        starts = {"reloaded": setting, "frozen": still, "unrelated": setting}
+        if not self.method.name.endswith("_m1"):  # one model: nothing to mix up
+            starts |= {"constant": still, "shuffled": setting}
         jobs = {
             start: [(one, seed) for seed in range(seeds)]
             for start, one in starts.items()
@@ -204,14 +216,22 @@ def sweep(
         text = list(chosen)[-1]
         report(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
-    _in_threads(run, methods)
+    _in_threads(run, methods, store)
 
 
-def _in_threads(run: Callable[[Method], None], methods: Sequence[Method]) -> None:
+def _in_threads(
+    run: Callable[[Method], None], methods: Sequence[Method], store: Store
+) -> None:
     """Run methods side by side, one a core: neither JAX nor XLA holds the lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for result in pool.map(run, methods):
-            del result
+        try:
+            for result in pool.map(run, methods):
+                del result
+        except BaseException:
+            # Interrupted, or one failed: the others end after the runs at hand.
+            store.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _check_lengths(problem: Problem, store: Store) -> None:
@@ -247,12 +267,13 @@ def baseline_target(
         best = min(settings, key=rank)
         trainer.run([(best, seed) for seed in range(seeds)])
         text = write_setting(best)
-        curves = list(
-            find(store.runs, problem.name, method.name, "fresh", text).values()
-        )
-        finals[method.name, text] = np.array(curves[:seeds])
+        keys = [
+            Key(problem.name, method.name, "fresh", text, seed) for seed in range(seeds)
+        ]
+        finals[method.name, text] = np.array([store.runs[key] for key in keys])
 
-    _in_threads(run, [method for method in METHODS if method.name in BASELINES])
+    baselines = [method for method in METHODS if method.name in BASELINES]
+    _in_threads(run, baselines, store)
     (name, text), curves = min(
         finals.items(), key=lambda item: np.median([final(one) for one in item[1]])
     )

@@ -57,6 +57,8 @@ def _on_the_paper(comparison: Comparison, paper: float | None) -> list[str]:
 
 def _on_baselines(comparison: Comparison) -> list[str]:
     """Say what memories do beside the best tuned one of SGD, momentum and Adam."""
+    if not all(most_tuned(comparison, name) for name in BASELINES):
+        return []
     baseline = best_of(comparison, BASELINES)
     rival = most_tuned(comparison, baseline)
     sentences = []
@@ -97,18 +99,29 @@ def _on_models(comparison: Comparison) -> list[str]:
 
 
 def _on_transfer(comparison: Comparison) -> list[str]:
-    """Say what a reloaded memory is worth beside a new one and beside controls."""
+    """Say what a reloaded memory is worth beside a new one and beside controls.
+
+    Like beside like: what learns on beside what does, what does not beside what does
+    not.
+    """
     sentences = []
     for name in OURS:
         ours = transferred(comparison, name, "reloaded")
-        others = {"a new one": fixed(comparison, name)} | {
-            STARTS[start]: transferred(comparison, name, start)
-            for start in ("constant", "shuffled", "unrelated")
-        }
-        for label, other in others.items():
-            if ours and other:
-                judged = _judge(ours, other, "the reloaded one", "the other")
-                sentences.append(f"{name}, reloaded memory beside {label}: {judged}.")
+        still = transferred(comparison, name, "frozen")
+        single = transferred(comparison, f"{name}_m1", "frozen")
+        pairs = [("a new one", ours, fixed(comparison, name))] + [
+            (STARTS[start], ours, transferred(comparison, name, start))
+            for start in ("shuffled", "unrelated")
+        ]
+        pairs += [
+            ("one rate a layer, neither learning on", still, single),
+            (STARTS["constant"], still, transferred(comparison, name, "constant")),
+        ]
+        for label, one, other in pairs:
+            if one and other:
+                judged = _judge(one, other, "the reloaded one", "the other")
+                kind = "reloaded" if one is ours else "reloaded, not learning on,"
+                sentences.append(f"{name}, {kind} beside {label}: {judged}.")
     return sentences
 
 

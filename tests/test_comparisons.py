@@ -1,5 +1,6 @@
 """Comparisons are paired, resumable and say what their raw rows say."""
 
+import concurrent.futures
 import csv
 import shutil
 
@@ -224,6 +225,29 @@ def test_the_best_trial_is_first_at_the_target_then_lowest():
     best = [sweep.best_trial(rows, problem, method, n, 0.5) for n in (1, 3, 4, 5)]
     assert best == [settings[0], settings[1], settings[3], settings[4]]
     assert sweep.trials_done(rows, problem, method) == 5
+    # What diverges comes last, however early it was at the target.
+    key = Key("bowl", "sgd", "fresh", runs.write_setting(settings[4]), TUNING_SEED)
+    rows[key][-1] = np.nan
+    assert sweep.best_trial(rows, problem, method, 5, 0.5) == settings[3]
+
+
+def test_a_closed_store_keeps_what_is_done_and_stops(tmp_path):
+    store = sweep.Store(tmp_path / "runs.csv")
+    store.close()
+    key = Key("bowl", "sgd", "fresh", "rate=1", 0)
+    with pytest.raises(concurrent.futures.CancelledError):
+        store.add({key: np.array([1.23456789])})
+    # What a sweep chooses by is what the file says.
+    assert store.runs[key] == runs.read_runs(store.path)[key] == 1.235
+
+
+def test_one_that_fails_ends_the_sweep(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(sweep._Trainer, "learn", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _sweep(tmp_path / "runs.csv")
 
 
 # Raw rows
