@@ -50,10 +50,12 @@ up to one in twenty of those without any effect shows one.
 
 **Ours**: `memory_sgd` and `memory_adam` are the paper's rule on SGD and on directions
 of Adam, clip 2, rates of at most 1, a memory for every layer, stepped by Adam at the
-meta rate. M=1 is the control with one rate for a layer and no landscape. **Peers**:
-from Optax Prodigy, DoWG, Mechanic, schedule-free AdamW; RPROP is our own, because
-`optax.rprop` (0.2.8) emits the update of the step before; hypergradient descent
-(Baydin 2018) is Adam's.
+meta rate. **Controls**: M=1 has one rate for a layer and no landscape. On the last
+task, with a memory from the related one: not learning on; the mean rate of each
+layer, which counts local models that no gradient visited; the same rates shuffled
+within each layer; and a memory from an unrelated task. **Peers**: from Optax Prodigy,
+DoWG, Mechanic, schedule-free AdamW; RPROP is our own, because `optax.rprop` (0.2.8)
+emits the update of the step before; hypergradient descent (Baydin 2018) is Adam's.
 """
 
 
