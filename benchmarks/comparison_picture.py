@@ -143,7 +143,7 @@ def _finish(axis, comparison: Comparison) -> None:
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axis.set_xlim(right=1.6 * horizon)
     axis.text(_NEVER * horizon, -1.0, "never", ha="center", fontsize="small")
-    axis.set_ylim(len(METHODS) - 0.4, -1.5)
+    axis.set_ylim(len(METHODS) - 0.4, -2.0)
     axis.set_yticks(range(len(METHODS)), [_plain(LABELS[one.name]) for one in METHODS])
     axis.set_xlabel("updates to the target, less is better")
     axis.set_title(f"target {comparison.target:.3g}, median and quartiles")

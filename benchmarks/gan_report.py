@@ -37,7 +37,7 @@ def draw_digits(comparison: Comparison, path: pathlib.Path) -> None:
                 spread = drawn.std(0).mean() / real.std(0).mean()
                 panels[f"{name}, {kind}\nspread {spread:.2f}"] = drawn
     figure = matplotlib.figure.Figure(
-        figsize=(2.6 * len(panels), 3.0), layout="constrained"
+        figsize=(2.6 * len(panels), 3.3), layout="constrained"
     )
     for axis, (title, images) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
