@@ -121,6 +121,17 @@ def sign_test(one: Outcome, other: Outcome) -> Test:
     return Test(wins, losses, seeds - wins - losses, float(p))
 
 
+def lowest_end(comparison: Comparison) -> float:
+    """Return the lowest median end of any method, at its fixed setting or tuned."""
+    ends = [
+        median(found.finals)
+        for name in METHOD
+        for found in (fixed(comparison, name), most_tuned(comparison, name))
+        if found is not None
+    ]
+    return min(ends)
+
+
 def best_of(comparison: Comparison, names: Sequence[str]) -> str:
     """Return the tuned method with the fewest updates, then the lowest end."""
 

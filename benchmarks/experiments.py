@@ -16,7 +16,7 @@ from benchmarks import (
     rosenbrock_report,
     verdicts,
 )
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, lowest_end
 from benchmarks.cost import Cost, measure_costs, read_costs, write_costs
 from benchmarks.methods import Method
 from benchmarks.problem import Problem
@@ -185,7 +185,10 @@ def _describe(
     scores = experiment.yardsticks(problem)
     if scores:
         text = ", ".join(f"{name} {score:.2g}" for name, score in scores.items())
-        parts.append(f"The same measure without a network: {text}.")
+        parts.append(
+            f"The same measure without a network: {text}. The lowest median end of any "
+            f"network above: {lowest_end(comparison):.2g}."
+        )
     if problem.related is not None:
         parts += [
             "With a memory learned on the related task, at the fixed setting:",
