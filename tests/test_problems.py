@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gan, mnist_problems, rnn, robot_data, rosenbrock
+from benchmarks import (
+    gan,
+    mnist_problems,
+    rnn,
+    robot_data,
+    rosenbrock,
+    suite_problems,
+)
 from benchmarks.robot_data import AHEAD, WINDOW
 
 
@@ -163,3 +170,57 @@ def test_digits_come_once_and_errors_are_counted():
     assert float(problem.measure(problem.data, said, order)) == 0.5
     said["params"]["Dense_1"]["bias"] = jnp.array([0.0, jnp.nan])
     assert np.isnan(problem.measure(problem.data, said, order))
+
+
+def test_the_quadratic_has_the_stated_condition_and_height():
+    problem = suite_problems.quadratic()
+    curvatures = np.linalg.eigvalsh(np.asarray(problem.data, np.float64))
+    assert curvatures[-1] / curvatures[0] == pytest.approx(1000.0, rel=0.01)
+    params, extra = problem.start(problem.data, jax.random.key(0))
+    gradients, _ = problem.gradients(problem.data, params, extra, 0)
+    grad = jax.grad(lambda p: problem.data @ p["x"] @ p["x"] / 2)(params)
+    np.testing.assert_allclose(gradients["x"], grad["x"], rtol=1e-4, atol=1e-5)
+    heights = [
+        problem.measure(problem.data, problem.start(problem.data, key)[0], ())
+        for key in jax.random.split(jax.random.key(1), 50)
+    ]
+    assert np.mean(heights) == pytest.approx(1.0, abs=0.15)
+
+
+def test_noise_of_a_teacher_is_on_what_is_trained_on_only():
+    clean, noisy = (suite_problems.teacher("", noise).data for noise in (0.0, 0.5))
+    np.testing.assert_array_equal(clean.inputs, noisy.inputs)
+    np.testing.assert_array_equal(clean.judged_targets, noisy.judged_targets)
+    assert np.std(noisy.targets - clean.targets) == pytest.approx(0.5, rel=0.02)
+
+
+def test_the_language_is_source_code_and_the_next_byte_the_target():
+    data = suite_problems.language().data
+    np.testing.assert_array_equal(data.inputs[:, 1:], data.targets[:, :-1])
+    text = bytes(np.asarray(data.inputs, np.uint8).ravel())
+    assert text.startswith(b'"""Stuff to parse AIFF-C and AIFF files.')
+    assert len(data.inputs) > 10_000
+    judged = bytes(np.asarray(data.judged_inputs[0], np.uint8))
+    assert judged not in text
+
+
+def test_damaged_sources_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "sources.xz"
+    path.write_bytes(suite_problems.SOURCES.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(suite_problems, "SOURCES", path)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        suite_problems.language()
+
+
+@pytest.mark.parametrize("name", ["teacher", "classes", "residual", "language"])
+def test_a_batch_is_judged_like_what_is_held_out(name):
+    problem = suite_problems.SUITE[name]()
+    params, key = problem.start(problem.data, jax.random.key(0))
+
+    def descend(params, count):
+        gradients, _ = problem.gradients(problem.data, params, key, count)
+        return jax.tree.map(lambda p, g: p - 0.03 * g, params, gradients), None
+
+    before = problem.measure(problem.data, params, key)
+    params, _ = jax.jit(lambda p: jax.lax.scan(descend, p, np.arange(20)))(params)
+    assert problem.measure(problem.data, params, key) < 0.97 * before
