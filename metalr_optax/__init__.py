@@ -7,7 +7,10 @@ from metalr_optax.kernels import linspace_kernels as linspace_kernels
 from metalr_optax.kernels import logspace_kernels as logspace_kernels
 from metalr_optax.memory import Memory as Memory
 from metalr_optax.memory import clipped_product as clipped_product
+from metalr_optax.memory import raw_product as raw_product
 from metalr_optax.memory import sign_agreement as sign_agreement
+from metalr_optax.steps import AgreementStepsState as AgreementStepsState
+from metalr_optax.steps import agreement_steps as agreement_steps
 from metalr_optax.transfer import get_memory as get_memory
 from metalr_optax.transfer import set_memory as set_memory
 from metalr_optax.transform import ScaleByMemoryState as ScaleByMemoryState

@@ -18,6 +18,7 @@ from metalr_optax.memory import (
     Signal,
     clipped_product,
     evidence,
+    raw_product,
     read,
     sign_agreement,
     weigh_agreement,
@@ -41,7 +42,7 @@ _PIECE = 2**20
 # XLA vectorises and shares out a loop over a multiple of this, an odd one it may not.
 _ALIGNED = 8
 # Signals of which it is known that they look at one coordinate at a time.
-_BY_COORDINATE = (sign_agreement, clipped_product)
+_BY_COORDINATE = (sign_agreement, clipped_product, raw_product)
 
 Compare = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -122,6 +123,7 @@ def judge(
     signal: Signal,
     orientation: float | jax.Array,
     tensors: list[Judged],
+    magnitude: bool = False,
 ) -> dict[str, jax.Array]:
     """Return label -> [M], what gradients say about the rates of the last directions.
 
@@ -132,10 +134,11 @@ def judge(
       orientation: 1 or -1, turns the last directions along their gradients; with 0,
         nothing is known and nothing said.
       tensors: what is judged.
+      magnitude: whether to return how much they say, whatever the sign.
     """
     mesh = _explicit_mesh([one.gradient for one in tensors])
     whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    function = _automatically(functools.partial(_judge, signal), whole)
+    function = _automatically(functools.partial(_judge, signal, magnitude), whole)
     return function(memory, tables, orientation, tensors)
 
 
@@ -170,6 +173,7 @@ def _automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
 
 def _judge(
     signal: Signal,
+    magnitude: bool,
     memory: dict[str, Memory],
     tables: list[Tables],
     orientation: float | jax.Array,
@@ -178,7 +182,8 @@ def _judge(
     def compare(like: Array, g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
         g, d = g.astype(like.dtype), d.astype(like.dtype)
         address = jnp.where(jnp.isfinite(d), d, 0)
-        return address, weigh_agreement(signal, g, orientation * d)
+        agreement = weigh_agreement(signal, g, orientation * d)
+        return address, jnp.abs(agreement) if magnitude else agreement
 
     def one_by_one(tensors: list[Judged]) -> dict[str, jax.Array]:
         sums = _map_alike(

@@ -151,6 +151,32 @@ def clipped_product(gradient: jax.Array, previous_direction: jax.Array) -> jax.A
     return jnp.clip(gradient * previous_direction, -1.0, 1.0)
 
 
+def raw_product(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
+    r"""Return the product of a gradient and the last direction.
+
+    .. math:: a_i = g_i d^-_i
+
+    The negative derivative of the loss with respect to the last learning rate of the
+    coordinate (the hypergradient), so that large gradients have their say. Its sum has
+    no bound: use it with :func:`metalr_optax.agreement_steps`, which makes it relative.
+
+    Args:
+      gradient: [...], the gradient of this step.
+      previous_direction: [...], the direction of the last step, pointing along its
+        gradient.
+
+    Returns:
+      [...].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from metalr_optax import raw_product
+      >>> raw_product(jnp.array([0.5, 2.0]), jnp.array([0.5, -1.0])).tolist()
+      [0.25, -2.0]
+    """
+    return gradient * previous_direction
+
+
 def weigh_agreement(
     signal: Signal, gradient: jax.Array, previous_direction: jax.Array
 ) -> jax.Array:

@@ -117,7 +117,9 @@ def scale_by_memory(
       memory_optimizer: transformation that receives :math:`-u`, as a gradient to
         descend, and steps the rates; default ``optax.adam(1e-2)``. With
         ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all
-        memories as one tree ``{label: [M]}``.
+        memories as one tree ``{label: [M]}``, and an extra argument ``activity`` like
+        it: :math:`u` with :math:`|a_i|` for :math:`a_i`, which
+        :func:`metalr_optax.agreement_steps` needs.
       signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
@@ -256,9 +258,9 @@ def scale_by_memory(
             if is_large(leaf) and (kind := kind_of_kernels(label)) is not None
         }
         tables = make_tables(state.memory, kinds)
-        ascent = _ascent(state, tables, gradient, sign, labels, signal, evidence_sample)
+        mean = _judge(state, tables, gradient, sign, labels, signal, evidence_sample)
         memory, memory_optimizer_state = _correct(
-            state, ascent, memory_optimizer, rate_bounds
+            state, mean, memory_optimizer, rate_bounds
         )
         updates = _scale(direction, updates, memory, tables, labels)
         return updates, ScaleByMemoryState(
@@ -279,7 +281,7 @@ def scale_by_memory(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _ascent(
+def _judge(
     state: ScaleByMemoryState,
     tables: list[Tables],
     gradient: optax.Updates,
@@ -287,8 +289,11 @@ def _ascent(
     labels: list[str],
     signal: Signal,
     evidence_sample: int | None,
-) -> dict[str, jax.Array]:
-    """Return u: the mean evidence of the coordinates that share each memory."""
+) -> Callable[[bool], dict[str, jax.Array]]:
+    """Return a function that gives u, or what it is without signs.
+
+    It is the mean evidence of the coordinates that share each memory.
+    """
     tensors = []
     sizes = dict.fromkeys(state.memory, 0)
     for label, whole, d in zip(
@@ -300,23 +305,32 @@ def _ascent(
         g = sample(whole, evidence_sample)
         tensors.append(Judged(label, whole.size / max(g.size, 1), g, d))
         sizes[label] += whole.size
-    totals = judge(state.memory, tables, signal, orientation, tensors)
-    return {
-        label: total / float(max(sizes[label], 1)) for label, total in totals.items()
-    }
+
+    def mean(magnitude: bool) -> dict[str, jax.Array]:
+        totals = judge(state.memory, tables, signal, orientation, tensors, magnitude)
+        return {
+            label: total / float(max(sizes[label], 1))
+            for label, total in totals.items()
+        }
+
+    return mean
 
 
 def _correct(
     state: ScaleByMemoryState,
-    ascent: dict[str, jax.Array],
+    mean: Callable[[bool], dict[str, jax.Array]],
     memory_optimizer: optax.GradientTransformation,
     rate_bounds: tuple[float, float],
 ) -> tuple[dict[str, Memory], optax.OptState]:
     """Step the rates of all memories along the evidence, within the bounds."""
     rates = {label: memory.rates for label, memory in state.memory.items()}
-    steps, memory_optimizer_state = memory_optimizer.update(
-        optax.tree.scale(-1.0, ascent), state.memory_optimizer_state, rates
-    )
+    arguments = optax.tree.scale(-1.0, mean(False)), state.memory_optimizer_state, rates
+    if isinstance(memory_optimizer, optax.GradientTransformationExtraArgs):
+        activity = mean(True)
+        result = memory_optimizer.update(*arguments, activity=activity)
+    else:
+        result = memory_optimizer.update(*arguments)
+    steps, memory_optimizer_state = result
     rates = optax.tree.clip(optax.apply_updates(rates, steps), *rate_bounds)
     memory = {
         label: Memory(state.memory[label].kernels, rates[label]) for label in rates

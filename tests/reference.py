@@ -26,10 +26,14 @@ def clipped_product(g, d):
     return min(max(g * d, -1.0), 1.0)
 
 
+def raw_product(g, d):
+    return g * d
+
+
 def sgd(xi):
     """Return (initial state, ascend) of the paper's equation 6."""
 
-    def ascend(rates, u, state):
+    def ascend(rates, u, state, activity):
         return rates + xi * u, state
 
     return {}, ascend
@@ -38,12 +42,40 @@ def sgd(xi):
 def adam(xi, b1=0.9, b2=0.999, eps=1e-8):
     """Return (initial state, ascend) of the textbook Adam."""
 
-    def ascend(rates, u, state):
+    def ascend(rates, u, state, activity):
         k = state.get("k", 0) + 1
         m = b1 * state.get("m", 0.0) + (1 - b1) * u
         s = b2 * state.get("s", 0.0) + (1 - b2) * u**2
         step = (m / (1 - b1**k)) / (np.sqrt(s / (1 - b2**k)) + eps)
         return rates + xi * step, {"k": k, "m": m, "s": s}
+
+    return {}, ascend
+
+
+def agreement_steps(xi):
+    """Return (initial state, ascend): factors, by agreement relative to the past."""
+
+    def ascend(rates, u, state, activity):
+        total = sum(activity)
+        before = state.get("peak", 0.0)
+        peak = max(0.999 * before, min(total, 2 * before) if before else total)
+        k = state.get("k", 0) + (peak > 0)
+        moments, factors = [], []
+        for m, (u_m, b_m) in enumerate(zip(u, activity, strict=True)):
+            e = 0.0
+            if total > 0:
+                e = u_m / (b_m + 0.001 * total) * min(total / peak, 1.0)
+            mean, square = state.get("moments", [(0.0, 0.0)] * len(u))[m]
+            mean, square = 0.8 * mean + 0.2 * e, 0.8 * square + 0.2 * e**2
+            consistency = 0.0
+            if square > 0:
+                bias = 1 - 0.8**k
+                consistency = min((mean / bias) ** 2 / (square / bias), 1.0)
+            step = xi * math.tanh(e / 0.3) * (0.2 + 0.8 * consistency)
+            factors.append(math.exp(step))
+            moments.append((mean, square))
+        new_state = {"k": k, "peak": peak, "moments": moments}
+        return rates * np.array(factors), new_state
 
     return {}, ascend
 
@@ -63,14 +95,18 @@ def run(gradients, label_of, memories, signal, memory_optimizer, bounds, momentu
     for step in gradients:
         direction = {name: g + momentum * previous[name] for name, g in step.items()}
         for label, (centers, widths, _) in memories.items():
-            total, count = np.zeros(len(centers)), 0
+            total, activity, count = np.zeros(len(centers)), np.zeros(len(centers)), 0
             for name, g in step.items():
                 if label_of[name] != label:
                     continue
                 for g_i, d_i in zip(g.ravel(), previous[name].ravel(), strict=True):
-                    total += signal(g_i, d_i) * activations(centers, widths, d_i)
+                    psi = activations(centers, widths, d_i)
+                    total += signal(g_i, d_i) * psi
+                    activity += abs(signal(g_i, d_i)) * psi
                     count += 1
-            ascended, states[label] = ascend(rates[label], total / count, states[label])
+            ascended, states[label] = ascend(
+                rates[label], total / count, states[label], activity / count
+            )
             rates[label] = np.minimum(np.maximum(ascended, bounds[0]), bounds[1])
         updates = {}
         for name, d in direction.items():

@@ -219,7 +219,7 @@ def test_a_batch_is_judged_like_what_is_held_out(name):
 
     def descend(params, count):
         gradients, _ = problem.gradients(problem.data, params, key, count)
-        return jax.tree.map(lambda p, g: p - 0.03 * g, params, gradients), None
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), None
 
     before = problem.measure(problem.data, params, key)
     params, _ = jax.jit(lambda p: jax.lax.scan(descend, p, np.arange(20)))(params)

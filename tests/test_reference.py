@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import metalr_optax
-from metalr_optax import Kernels, Memory, ScaleByMemoryState, scale_by_memory
+from metalr_optax import (
+    Kernels,
+    Memory,
+    ScaleByMemoryState,
+    agreement_steps,
+    scale_by_memory,
+)
 
 STEPS, MODELS, BOUNDS = 5, 6, (1e-3, 0.5)
 SHAPES = {"kernel": (2, 3), "bias": (3,), "scale": ()}
@@ -29,6 +35,7 @@ LABELS = {
 OPTIMIZERS = {
     "sgd": (optax.sgd(0.3), reference.sgd(0.3)),
     "adam": (optax.adam(0.02), reference.adam(0.02)),
+    "agreement": (agreement_steps(0.7), reference.agreement_steps(0.7)),
 }
 
 
@@ -68,12 +75,14 @@ def compiled(group_by, signal, memory_optimizer, momentum):
     return run
 
 
-# XLA takes denormal numbers for zero, NumPy does not: none may arise by scaling.
-numbers = st.floats(-1.0, 1.0).map(lambda x: x if abs(x) > 1e-200 else 0.0)
+# XLA takes denormal numbers for zero, NumPy does not: none may arise by scaling, nor
+# where products count.
+def numbers(smallest):
+    return st.floats(-1.0, 1.0).map(lambda x: x if abs(x) > smallest else 0.0)
 
 
 @st.composite
-def problems(draw, group_by, momentum):
+def problems(draw, group_by, momentum, smallest):
     """Draw memories of a random scale, and gradients whose directions stay inside."""
     bound = 10.0 ** draw(st.floats(-3.0, 2.0))
     labels = sorted({label_of(name, group_by) for name in SHAPES})
@@ -88,7 +97,7 @@ def problems(draw, group_by, momentum):
     gradients = {
         name: bound
         * (1 - momentum)
-        * draw(hnp.arrays(float, (STEPS, *shape), elements=numbers))
+        * draw(hnp.arrays(float, (STEPS, *shape), elements=numbers(smallest)))
         for name, shape in SHAPES.items()
     }
     return memories, gradients
@@ -103,12 +112,15 @@ def problems(draw, group_by, momentum):
         ("all", "sign_agreement", "sgd", 0.0),
         ("layer", "sign_agreement", "sgd", 0.5),
         ("tensor", "clipped_product", "adam", 0.5),
+        ("layer", "raw_product", "agreement", 0.0),
+        ("tensor", "sign_agreement", "agreement", 0.5),
     ],
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data):
-    memories, gradients = data.draw(problems(group_by, momentum))
+    smallest = 1e-100 if signal == "raw_product" else 1e-200
+    memories, gradients = data.draw(problems(group_by, momentum, smallest))
     history = reference.run(
         [{name: g[t] for name, g in gradients.items()} for t in range(STEPS)],
         {name: label_of(name, group_by) for name in SHAPES},

@@ -1,0 +1,172 @@
+"""What steps by agreement promise, beside the reference they are compared with."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_optax import (
+    agreement_steps,
+    get_memory,
+    linspace_kernels,
+    raw_product,
+    scale_by_memory,
+)
+
+SCALAR = linspace_kernels(2.0, num=1)
+
+
+def make(initial=1e-3, kernels=SCALAR, **settings):
+    return scale_by_memory(
+        initial,
+        kernels=kernels,
+        memory_optimizer=agreement_steps(),
+        signal=raw_product,
+        **settings,
+    )
+
+
+@functools.cache
+def trajectory():
+    """One compiled run: gradients [T, D] to rates [T]."""
+    optimizer = make()
+
+    def update(state, gradient):
+        _, state = optimizer.update(gradient, state)
+        return state, state.memory["params"].rates[0]
+
+    @jax.jit
+    def run(gradients):
+        return jax.lax.scan(update, optimizer.init(gradients[0]), gradients)[1]
+
+    return lambda gradients: np.asarray(run(jnp.asarray(gradients, jnp.float32)))
+
+
+def test_no_scale_of_gradients_changes_anything():
+    gradients = np.random.default_rng(0).normal(size=(20, 8)) + 0.3
+    rates = trajectory()(gradients)
+    assert np.abs(np.log(rates / rates[0])).max() > 0.5
+    for scale in (1e-12, 1e12):
+        np.testing.assert_allclose(trajectory()(scale * gradients), rates, rtol=1e-4)
+
+
+def test_gradients_that_vanish_move_nothing():
+    gradients = np.ones((20, 8)) * np.where(np.arange(20) < 5, 1.0, 1e-3)[:, None]
+    rates = trajectory()(gradients)
+    assert rates[4] > 10 * rates[0]
+    # Five steps raised the rate by 4 x e; the next 14 agree as much, and are tiny. The
+    # first of them still has a large gradient before it.
+    np.testing.assert_allclose(rates[6:], rates[6], rtol=1e-3)
+
+
+def test_noise_moves_rates_less_than_consistent_gradients():
+    rng = np.random.default_rng(0)
+    noise = np.log(trajectory()(rng.normal(size=(200, 8))))
+    steady = np.log(trajectory()(np.ones((200, 8))))
+    assert np.abs(np.diff(noise)).mean() < 0.5 * np.abs(np.diff(steady[:6])).mean()
+
+
+@pytest.mark.parametrize("initial", [1e-6, 1e-4, 1e-2, 0.9])
+def test_any_start_settles_on_a_quadratic(initial):
+    optimizer = optax.chain(make(initial, group_by="tensor"), optax.scale(-1.0))
+
+    def update(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(x, state)
+        return (optax.apply_updates(x, updates), state), None
+
+    x = jnp.ones(4)
+    (x, state), _ = jax.lax.scan(update, (x, optimizer.init(x)), length=60)
+    assert jnp.abs(x).max() < 1e-3
+    assert get_memory(state)["params"].rates[0] > 0.05
+
+
+def test_a_rate_that_is_too_large_comes_down():
+    flips = np.ones((12, 8)) * (-1.0) ** np.arange(12)[:, None]
+    rates = trajectory()(flips)
+    assert rates[-1] < 1e-4 * rates[0]
+
+
+@pytest.mark.parametrize("outlier", [1e6, 1e18, 1e30, np.inf, np.nan])
+def test_an_outlier_hardly_matters(outlier):
+    # Consistent gradients of both signs, so that rates stay where they are.
+    gradients = np.ones((40, 8)) * np.where(
+        np.arange(8) < 4, 1, (-1) ** np.arange(40)[:, None]
+    )
+    gradients[20] *= outlier
+    gradients[21:] = 1.0
+    rates = trajectory()(gradients)
+    assert np.isfinite(rates).all()
+    assert rates[-1] > 100 * rates[20]
+
+
+def test_products_that_overflow_are_no_evidence():
+    rates = trajectory()(np.full((6, 8), 1e25))
+    np.testing.assert_array_equal(rates, rates[0])
+
+
+def test_large_tensors_learn_what_small_ones_do():
+    # 2^14 coordinates go by table, the same in four parts of one memory do not.
+    kernels = linspace_kernels(2.0, num=11)
+    rng = np.random.default_rng(0)
+    gradients = jnp.asarray(rng.normal(size=(4, 2**14)) + 0.5, jnp.float32)
+
+    def learn(parts):
+        optimizer = make(kernels=kernels, group_by="all")
+        state = optimizer.init(jnp.split(gradients[0], parts))
+        for gradient in gradients:
+            _, state = optimizer.update(jnp.split(gradient, parts), state)
+        return state.memory["all"].rates
+
+    large, small = learn(1), learn(4)
+    assert np.ptp(np.log(small)) > 0.1
+    np.testing.assert_allclose(np.log(large), np.log(small), atol=0.02)
+
+
+def test_compiles_once_and_keeps_its_structure():
+    optimizer = make()
+    params = {"a": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "b": jnp.ones(3)}
+    state = optimizer.init(params)
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def update(gradient, state):
+        traces.append(1)
+        return optimizer.update(gradient, state)
+
+    old = jax.eval_shape(lambda: state)
+    for _ in range(3):
+        _, new_state = update(params, state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, old)
+        state = new_state
+    assert len(traces) == 1
+
+
+def test_an_optimizer_without_extra_arguments_gets_none():
+    # What is not asked for is not computed: the paper's rule costs what it did.
+    def reject(updates, state, params=None):
+        return updates, state
+
+    plain = optax.GradientTransformation(lambda _: (), reject)
+    optimizer = scale_by_memory(memory_optimizer=plain)
+    state = optimizer.init(jnp.ones(2))
+    optimizer.update(jnp.ones(2), state)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.nan, np.inf, "1", True, None, [1.0]])
+def test_a_step_that_is_none_is_refused(step):
+    with pytest.raises(ValueError, match="step must be a positive, finite number"):
+        agreement_steps(step)
+
+
+@pytest.mark.parametrize("missing", ["params", "activity"])
+def test_what_is_missing_is_named(missing):
+    rates = {"layer": jnp.ones(1)}
+    steps = agreement_steps()
+    given = {"params": rates, "activity": rates} | {missing: None}
+    with pytest.raises(ValueError, match="needs the rates as params and the extra"):
+        steps.update(rates, steps.init(rates), **given)
