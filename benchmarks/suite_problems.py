@@ -88,7 +88,8 @@ class Transformer(nn.Module):
         x += self.param("position", nn.initializers.normal(0.02), shape)
         mask = nn.make_causal_mask(tokens)
         for _ in range(2):
-            x += nn.SelfAttention(4)(nn.LayerNorm()(x), mask)
+            attend = nn.MultiHeadDotProductAttention(num_heads=4)
+            x += attend(nn.LayerNorm()(x), mask=mask)
             x += nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x))))
         return nn.Dense(256)(nn.LayerNorm()(x))
 
