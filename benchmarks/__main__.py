@@ -6,12 +6,15 @@ import sys
 import time
 from typing import NoReturn
 
-from benchmarks import mnist_report, report, speed_report, sweep
+import numpy as np
+
+from benchmarks import mnist_report, report, speed_report, suite, sweep
 from benchmarks.experiments import EXPERIMENTS, run_experiment
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.mnist import TASKS, run_all
 from benchmarks.mnist_data import load_digits
 from benchmarks.speed import make_cases, run_case
+from benchmarks.suite_problems import SUITE
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +72,11 @@ def make_parser() -> Parser:
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
+    suite_parser = add("suite", "one default from five base rates, ten tasks")
+    suite_parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    suite_parser.add_argument(
+        "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
+    )
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     speed = add("speed", "what an update costs, beside Adam and others")
@@ -127,15 +135,34 @@ def targets(arguments: argparse.Namespace) -> None:
     """Tune the baselines; print the targets beside the committed ones."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     committed = sweep.load_targets()
-    for experiment in EXPERIMENTS.values():
-        store = sweep.Store(arguments.out / f"{experiment.stem}.csv")
-        for problem in experiment.load(None):
-            target, source = sweep.baseline_target(problem, store)
-            print(
-                f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
-                f"committed: {committed[problem.name]:.4g}",
-                flush=True,
-            )
+    problems = [
+        (experiment.stem, problem)
+        for experiment in EXPERIMENTS.values()
+        for problem in experiment.load(None)
+    ]
+    known = {problem.name for _, problem in problems}
+    problems += [(suite.STEM, SUITE[name]()) for name in SUITE if name not in known]
+    for stem, problem in problems:
+        store = sweep.Store(arguments.out / f"{stem}.csv")
+        target, source = sweep.baseline_target(problem, store)
+        print(
+            f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
+            f"committed: {committed.get(problem.name, np.nan):.4g}",
+            flush=True,
+        )
+
+
+def run_suite(arguments: argparse.Namespace) -> None:
+    """Run the suite; print a table per task."""
+    comparisons = suite.run_suite(
+        arguments.out,
+        arguments.tasks,
+        arguments.seeds,
+        max(sweep.BUDGETS),
+        lambda text: print(text, flush=True),
+    )
+    for comparison in comparisons:
+        print(f"\n{suite.format_suite(comparison)}", flush=True)
 
 
 def make_report(arguments: argparse.Namespace) -> None:
@@ -205,6 +232,7 @@ def main(command_line: list[str] | None = None) -> None:
             "mnist": mnist,
             "speed": speed,
             "targets": targets,
+            "suite": run_suite,
             "report": make_report,
         }
         commands.get(arguments.experiment, compare)(arguments)

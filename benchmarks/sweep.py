@@ -103,7 +103,7 @@ def trials_done(runs: Runs, problem: Problem, method: Method) -> int:
     return most
 
 
-class _Trainer:
+class Trainer:
     """One method on one problem: runs what is not yet in the store."""
 
     def __init__(
@@ -202,7 +202,7 @@ def sweep(
     _check_lengths(problem, store)
 
     def run(method: Method) -> None:
-        trainer = _Trainer(problem, method, store, min(seeds, _CHUNK))
+        trainer = Trainer(problem, method, store, min(seeds, _CHUNK))
         trainer.run([(method.default, seed) for seed in range(seeds)])
         trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
         chosen = {}
@@ -255,7 +255,7 @@ def baseline_target(
     finals = {}
 
     def run(method: Method) -> None:
-        trainer = _Trainer(problem, method, store, min(seeds, _CHUNK))
+        trainer = Trainer(problem, method, store, min(seeds, _CHUNK))
         settings = sample_settings(method, trials)
         trainer.run([(one, TUNING_SEED) for one in settings])
 

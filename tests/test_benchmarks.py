@@ -241,8 +241,12 @@ def test_the_command_itself_ends_with_a_status():
     [
         ("train-images-idx3-ubyte", b"not digits", "is damaged: its MD5 is"),
         ("train-images-idx3-ubyte.gz", b"not gzip", "cannot read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 99)[:-9], "cannot read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"digits"), "is damaged"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b"x" * 99, mtime=0)[:-9],
+            "cannot read",
+        ),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"digits", mtime=0), "is damaged"),
     ],
 )
 def test_damaged_files_are_refused_by_path(tmp_path, name, content, message):

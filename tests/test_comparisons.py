@@ -186,7 +186,7 @@ def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch
     def no_more(*arguments):
         raise AssertionError("something ran again")
 
-    monkeypatch.setattr(sweep._Trainer, "call", no_more)
+    monkeypatch.setattr(sweep.Trainer, "call", no_more)
     _sweep(tmp_path / "runs.csv")
 
 
@@ -245,7 +245,7 @@ def test_one_that_fails_ends_the_sweep(tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sweep._Trainer, "learn", fail)
+    monkeypatch.setattr(sweep.Trainer, "learn", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         _sweep(tmp_path / "runs.csv")
 
