@@ -25,8 +25,8 @@ COLORS = {
     "sgd": "#999999",
     "momentum": "#000000",
     "adam": "#0072B2",
-    "memory_sgd": "#009E73",
-    "memory_adam": "#E69F00",
+    "paper_sgd": "#009E73",
+    "paper_adam": "#E69F00",
     "prodigy": "#CC79A7",
 }
 

@@ -25,7 +25,7 @@ def draw_digits(comparison: Comparison, path: pathlib.Path) -> None:
     count = _ROWS * _COLUMNS
     real = np.asarray(problem.data.judged)[:count]
     panels = {"real": real}
-    for name in ("adam", "memory_sgd"):
+    for name in ("adam", "paper_sgd"):
         for kind, choose in (("fixed", fixed), ("best trial", most_tuned)):
             found = choose(comparison, name)
             if found is not None:

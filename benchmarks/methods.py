@@ -8,7 +8,7 @@ import optax
 from scipy.stats import qmc
 
 from benchmarks import peers
-from metalr_optax import linspace_kernels, memory_adam, memory_sgd
+from metalr_optax import linspace_kernels, paper_adam, paper_sgd
 
 BOUND = 2.0
 MODELS = 20
@@ -56,29 +56,29 @@ METHODS = (
     ),
     Method("adam", optax.adam, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
     Method(
-        "memory_sgd",
-        with_memory(memory_sgd, MODELS),
+        "paper_sgd",
+        with_memory(paper_sgd, MODELS),
         _SGD_SPACE,
         _MEMORY_DEFAULT,
         has_memory=True,
     ),
     Method(
-        "memory_sgd_m1",
-        with_memory(memory_sgd, 1),
+        "paper_sgd_m1",
+        with_memory(paper_sgd, 1),
         _SGD_SPACE,
         _MEMORY_DEFAULT,
         has_memory=True,
     ),
     Method(
-        "memory_adam",
-        with_memory(memory_adam, MODELS),
+        "paper_adam",
+        with_memory(paper_adam, MODELS),
         _ADAM_SPACE,
         _MEMORY_DEFAULT,
         has_memory=True,
     ),
     Method(
-        "memory_adam_m1",
-        with_memory(memory_adam, 1),
+        "paper_adam_m1",
+        with_memory(paper_adam, 1),
         _ADAM_SPACE,
         _MEMORY_DEFAULT,
         has_memory=True,
@@ -112,10 +112,10 @@ LABELS = {
     "sgd": "SGD",
     "momentum": "SGD, momentum .9",
     "adam": "Adam",
-    "memory_sgd": "**memory_sgd**, M=20",
-    "memory_sgd_m1": "memory_sgd, M=1",
-    "memory_adam": "**memory_adam**, M=20",
-    "memory_adam_m1": "memory_adam, M=1",
+    "paper_sgd": "**paper_sgd**, M=20",
+    "paper_sgd_m1": "paper_sgd, M=1",
+    "paper_adam": "**paper_adam**, M=20",
+    "paper_adam_m1": "paper_adam, M=1",
     "prodigy": "Prodigy",
     "dowg": "DoWG",
     "mechanize": "Mechanic on Adam",

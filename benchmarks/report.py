@@ -48,7 +48,7 @@ is the median of the last five measures. Tests are sign tests over paired seeds,
 two-sided; "no clear difference" is p >= .05, and many tests are made on this page, so
 up to one in twenty of those without any effect shows one.
 
-**Ours**: `memory_sgd` and `memory_adam` are the paper's rule on SGD and on directions
+**Ours**: `paper_sgd` and `paper_adam` are the paper's rule on SGD and on directions
 of Adam, clip 2, rates of at most 1, a memory for every layer, stepped by Adam at the
 meta rate. **Controls**: M=1 has one rate for a layer and no landscape. On the last
 task, with a memory from the related one: not learning on; the mean rate of each

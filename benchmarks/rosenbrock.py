@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from benchmarks.problem import Problem
-from metalr_optax import clipped_product, get_memory, linspace_kernels, memory_sgd
+from metalr_optax import clipped_product, get_memory, linspace_kernels, paper_sgd
 
 NAME = "rosenbrock"
 START = (1.5, -0.5)
@@ -62,7 +62,7 @@ def load_problem() -> Problem:
 
 def descend() -> Descent:
     """Run the notebook's setting: base rate 0.001, stepped by Adam(0.001)."""
-    optimizer = memory_sgd(
+    optimizer = paper_sgd(
         initial=1e-3,
         kernels=linspace_kernels(BOUND, MODELS),
         memory_optimizer=optax.adam(1e-3),

@@ -17,7 +17,7 @@ import optax
 from optax import contrib
 
 from benchmarks.mnist import CNN
-from metalr_optax import Kernels, linspace_kernels, memory_adam, memory_sgd
+from metalr_optax import Kernels, linspace_kernels, paper_adam, paper_sgd
 
 SAMPLE = 2**16
 Make = Callable[[int], optax.GradientTransformation]
@@ -51,11 +51,11 @@ class Case(NamedTuple):
 
 
 def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
-    """Return a `memory_sgd` that evaluates every local model, as the authors do."""
+    """Return a `paper_sgd` that evaluates every local model, as the authors do."""
 
     def make() -> optax.GradientTransformation:
         # Of traced kernels nobody knows whether a table would do.
-        return memory_sgd(kernels=Kernels(*jax.lax.optimization_barrier(kernels)))
+        return paper_sgd(kernels=Kernels(*jax.lax.optimization_barrier(kernels)))
 
     return optax.GradientTransformation(
         lambda params: make().init(params),
@@ -70,21 +70,21 @@ METHODS: dict[str, Make] = {
     "dowg": lambda _: contrib.dowg(),
     "prodigy": lambda _: contrib.prodigy(),
     "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
-    "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(2.0, num)),
-    "memory_sgd, bfloat16": lambda num: memory_sgd(
+    "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
+    "paper_sgd, bfloat16": lambda num: paper_sgd(
         kernels=linspace_kernels(2.0, num), direction_dtype=jnp.bfloat16
     ),
-    "memory_sgd, sampled": lambda num: memory_sgd(
+    "paper_sgd, sampled": lambda num: paper_sgd(
         kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
     ),
-    "memory_sgd, one by one": lambda num: one_by_one(linspace_kernels(2.0, num)),
-    "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(2.0, num)),
-    "memory_adam, sampled": lambda num: memory_adam(
+    "paper_sgd, one by one": lambda num: one_by_one(linspace_kernels(2.0, num)),
+    "paper_adam": lambda num: paper_adam(kernels=linspace_kernels(2.0, num)),
+    "paper_adam, sampled": lambda num: paper_adam(
         kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
     ),
 }
 PEERS = [(name, 0) for name in METHODS if "memory" not in name]
-EXACT, ADAM = ("memory_sgd", 20), ("adam", 0)
+EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
 VARIANTS = [(name, 20) for name in METHODS if "memory" in name and "one by" not in name]
 
 
@@ -113,18 +113,18 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
     for size in sizes:
         methods = [*PEERS, *VARIANTS]
         if size <= 10**6:
-            methods.append(("memory_sgd, one by one", 20))
+            methods.append(("paper_sgd, one by one", 20))
         if size > 10**7:
-            methods = [ADAM, ("momentum", 0), EXACT, ("memory_sgd, sampled", 20)]
+            methods = [ADAM, ("momentum", 0), EXACT, ("paper_sgd, sampled", 20)]
         rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
         yield Case("update", make_leaves(size, 1), methods, rounds)
         if size in (10**6, 10**7):
-            more = [("memory_sgd", num) for num in (1, 20, 100, 500, 1000)]
+            more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
             yield Case("update", make_leaves(size, 1), [ADAM, *more], rounds)
     for leaves in (10, 100, 1000):
-        methods = [ADAM, EXACT, ("memory_adam", 20)]
+        methods = [ADAM, EXACT, ("paper_adam", 20)]
         if leaves == 1000:
-            methods.remove(("memory_adam", 20))
+            methods.remove(("paper_adam", 20))
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
     yield training_case("MNIST CNN, batch 64", *cnn())
     yield training_case("transformer, 32 x 128 bytes", *transformer())

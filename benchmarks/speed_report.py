@@ -16,9 +16,9 @@ COLORS = {
     "dowg": "#56B4E9",
     "prodigy": "#8C6D31",
     "schedule_free_adamw": "#CC79A7",
-    "memory_sgd": "#009E73",
-    "memory_sgd, sampled": "#E69F00",
-    "memory_adam": "#D55E00",
+    "paper_sgd": "#009E73",
+    "paper_sgd, sampled": "#E69F00",
+    "paper_adam": "#D55E00",
 }
 HEADER = (
     f"{'case':<28}{'parameters':>11}{'leaves':>7}  {'method':<23}{'M':>5}{'ms':>9}"
@@ -119,14 +119,14 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
         points = {
             one.kernels: one.ratio
             for one in single
-            if one.size == size and one.method == "memory_sgd"
+            if one.size == size and one.method == "paper_sgd"
         }
         by_kernels.plot(
             sorted(points),
             [points[num] for num in sorted(points)],
             style,
-            color=COLORS["memory_sgd"],
-            label=f"memory_sgd, {size:,} parameters",
+            color=COLORS["paper_sgd"],
+            label=f"paper_sgd, {size:,} parameters",
         )
     by_size.set_yscale("log", base=2)
     by_size.yaxis.set_major_formatter("{x:g}")

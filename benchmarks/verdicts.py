@@ -15,7 +15,7 @@ from benchmarks.comparison import (
 from benchmarks.comparison_report import STARTS, format_measure, format_number
 from benchmarks.methods import BASELINES, LABELS
 
-OURS = ("memory_sgd", "memory_adam")
+OURS = ("paper_sgd", "paper_adam")
 _SIGNIFICANT = 0.05
 
 
@@ -47,12 +47,12 @@ def verdicts(comparison: Comparison, paper: float | None = None) -> list[str]:
 
 def _on_the_paper(comparison: Comparison, paper: float | None) -> list[str]:
     """Say what an untuned memory does beside an untuned Adam."""
-    ours, adam = fixed(comparison, "memory_sgd"), fixed(comparison, "adam")
+    ours, adam = fixed(comparison, "paper_sgd"), fixed(comparison, "adam")
     if ours is None or adam is None:
         return []
     said = f" (the paper: {paper:g} times)" if paper else ""
     judged = _judge(ours, adam, "the memory", "Adam")
-    return [f"Nothing tuned, memory_sgd beside Adam at 0.001{said}: {judged}."]
+    return [f"Nothing tuned, paper_sgd beside Adam at 0.001{said}: {judged}."]
 
 
 def _on_baselines(comparison: Comparison) -> list[str]:

@@ -9,6 +9,8 @@ from metalr_optax.memory import Memory as Memory
 from metalr_optax.memory import clipped_product as clipped_product
 from metalr_optax.memory import raw_product as raw_product
 from metalr_optax.memory import sign_agreement as sign_agreement
+from metalr_optax.paper import paper_adam as paper_adam
+from metalr_optax.paper import paper_sgd as paper_sgd
 from metalr_optax.steps import AgreementStepsState as AgreementStepsState
 from metalr_optax.steps import agreement_steps as agreement_steps
 from metalr_optax.transfer import get_memory as get_memory

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metalr_optax.kernels import Array, Kernels, is_traced
 from metalr_optax.memory import (
@@ -45,6 +46,8 @@ _ALIGNED = 8
 _BY_COORDINATE = (sign_agreement, clipped_product, raw_product)
 
 Compare = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# What the directions of a tensor are divided by to be an address.
+Unit = Callable[[jax.Array], Array]
 
 
 @functools.partial(
@@ -123,6 +126,7 @@ def judge(
     signal: Signal,
     orientation: float | jax.Array,
     tensors: list[Judged],
+    unit: Unit,
     magnitude: bool = False,
 ) -> dict[str, jax.Array]:
     """Return label -> [M], what gradients say about the rates of the last directions.
@@ -134,11 +138,12 @@ def judge(
       orientation: 1 or -1, turns the last directions along their gradients; with 0,
         nothing is known and nothing said.
       tensors: what is judged.
+      unit: of an address.
       magnitude: whether to return how much they say, whatever the sign.
     """
     mesh = _explicit_mesh([one.gradient for one in tensors])
     whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    function = _automatically(functools.partial(_judge, signal, magnitude), whole)
+    function = _automatically(functools.partial(_judge, signal, unit, magnitude), whole)
     return function(memory, tables, orientation, tensors)
 
 
@@ -147,12 +152,34 @@ def scale(
     tables: list[Tables],
     labels: Sequence[str],
     directions: list[jax.Array],
+    unit: Unit,
 ) -> list[jax.Array]:
     """Return every direction [...] times the rates it reads from its memory."""
     explicit = _explicit_mesh(directions) is not None
     shardings = [jax.typeof(one).sharding for one in directions] if explicit else None
-    function = _automatically(functools.partial(_scale, labels), shardings)
+    function = _automatically(functools.partial(_scale, unit, labels), shardings)
     return function(memory, tables, directions)
+
+
+def plain(direction: jax.Array) -> Array:
+    """Return 1: a direction is its own address, as in the paper."""
+    del direction
+    return np.float32(1.0)
+
+
+def root_mean_square(direction: jax.Array) -> jax.Array:
+    """Return the root mean square of a tensor [...], of 1 where that is 0.
+
+    What is not finite counts as 0; no square under- or overflows.
+    """
+    direction = jnp.where(jnp.isfinite(direction), direction, 0)
+    largest = jnp.max(jnp.abs(direction), initial=0.0)
+    # The reciprocal of anything smaller is no number.
+    known = largest >= jnp.finfo(direction.dtype).tiny
+    largest = jnp.where(known, largest, 1)
+    total = jnp.sum(jnp.square(direction / largest))
+    size = largest * jnp.sqrt(total / max(direction.size, 1))
+    return jnp.where(known, size, 1)
 
 
 def _explicit_mesh(tensors: Sequence[jax.Array]) -> Any:
@@ -173,35 +200,39 @@ def _automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
 
 def _judge(
     signal: Signal,
+    unit: Unit,
     magnitude: bool,
     memory: dict[str, Memory],
     tables: list[Tables],
     orientation: float | jax.Array,
     tensors: list[Judged],
 ) -> dict[str, jax.Array]:
-    def compare(like: Array, g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def compare(
+        like: Array, size: Array, g: jax.Array, d: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         g, d = g.astype(like.dtype), d.astype(like.dtype)
-        address = jnp.where(jnp.isfinite(d), d, 0)
+        address = jnp.where(jnp.isfinite(d), d, 0) / size
         agreement = weigh_agreement(signal, g, orientation * d)
         return address, jnp.abs(agreement) if magnitude else agreement
 
+    def judge_alone(kernels: Kernels, g: jax.Array, d: jax.Array) -> jax.Array:
+        like = kernels.centers
+        return evidence(kernels, *compare(like, unit(d.astype(like.dtype)), g, d))
+
     def one_by_one(tensors: list[Judged]) -> dict[str, jax.Array]:
         sums = _map_alike(
-            lambda kernels, *pair: evidence(kernels, *compare(kernels.centers, *pair)),
+            judge_alone,
             [(memory[t.label].kernels, t.gradient, t.previous) for t in tensors],
         )
         return _add_up(tensors, sums)
 
     def by_table(tensors: list[Judged]) -> dict[str, jax.Array]:
-        counts = [
-            _count(
-                shared[t.label],
-                functools.partial(compare, memory[t.label].rates),
-                signal,
-                t,
-            )
-            for t in tensors
-        ]
+        counts = []
+        for t in tensors:
+            like = memory[t.label].rates
+            size = unit(t.previous.astype(like.dtype))
+            both = functools.partial(compare, like, size)
+            counts.append(_count(shared[t.label], both, signal, t))
         return _collect(tables, _add_up(tensors, counts))
 
     shared = {label: one for one in tables for label in one.labels}
@@ -270,6 +301,7 @@ def _collect(
 
 
 def _scale(
+    unit: Unit,
     labels: Sequence[str],
     memory: dict[str, Memory],
     tables: list[Tables],
@@ -286,11 +318,11 @@ def _scale(
     small = []
     for index, (label, d) in enumerate(zip(labels, directions, strict=True)):
         if label in fine and is_large(d):
-            scaled[index] = d * look_up(*fine[label], d)
+            scaled[index] = d * look_up(*fine[label], d / unit(d))
         else:
             small.append(index)
     exact = _map_alike(
-        lambda memory, d: d * read(memory, d),
+        lambda memory, d: d * read(memory, d / unit(d)),
         [(memory[labels[index]], directions[index]) for index in small],
     )
     scaled.update(zip(small, exact, strict=True))

@@ -15,8 +15,8 @@ _SATURATION = 0.3
 _INCONSISTENT = 0.2
 # ... its consistency is judged over about five steps, ...
 _AVERAGE_DECAY = 0.8
-# ... and activity is compared with its maximum over about a thousand.
-_PEAK_DECAY = 0.999
+# ... and activity is compared with its maximum over about a hundred.
+_PEAK_DECAY = 0.99
 # At most this much higher in one step: an outlier must not stop all learning.
 _PEAK_GROWTH = 2.0
 # A local model that few coordinates use shares this much of everyone's activity, so
@@ -41,7 +41,7 @@ class AgreementStepsState(NamedTuple):
 
 
 def agreement_steps(
-    step: jax.typing.ArrayLike = 1.0,
+    step: jax.typing.ArrayLike = 0.5,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply learning rates by how far gradients agreed, relative to the past.
 
@@ -50,7 +50,7 @@ def agreement_steps(
     :math:`b_m` its activity (the same mean, of :math:`|a_i|` instead of :math:`a_i`):
 
     .. math::
-      n &\leftarrow \max(0.999\, n, \min(\textstyle\sum_k b_k, 2 n)) \\
+      n &\leftarrow \max(0.99\, n, \min(\textstyle\sum_k b_k, 2 n)) \\
       e_m &= \frac{u_m}{b_m + 0.001 \sum_k b_k}
         \cdot \min(\textstyle\sum_k b_k / n, 1) \\
       k_m &= \mathrm{mean}(e_m)^2 / \mathrm{mean}(e_m^2) \\
@@ -77,12 +77,12 @@ def agreement_steps(
         ``update``, no rates or no activity.
 
     Examples:
-      Gradients that all agree raise a rate by a factor of almost e; when they all
-      disagree, it falls again:
+      Gradients that all agree raise a rate by a factor of almost e for a step of 1;
+      when they all disagree, it falls again:
 
       >>> import jax.numpy as jnp, optax
       >>> from metalr_optax import agreement_steps
-      >>> rates, steps = {"layer": jnp.array([1e-3])}, agreement_steps()
+      >>> rates, steps = {"layer": jnp.array([1e-3])}, agreement_steps(1.0)
       >>> state = steps.init(rates)
       >>> for sign in (1.0, 1.0, -1.0):
       ...   minus_u, activity = {"layer": jnp.array([-sign])}, {"layer": jnp.ones(1)}

@@ -3,7 +3,7 @@
 import collections
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,13 @@ import optax
 from metalr_optax.evaluation import (
     Judged,
     Tables,
+    Unit,
     can_be_tabled,
     is_large,
     judge,
     make_tables,
+    plain,
+    root_mean_square,
     scale,
 )
 from metalr_optax.kernels import (
@@ -38,6 +41,9 @@ from metalr_optax.sample import sample
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
 
+_UNITS = {"value": plain, "relative": root_mean_square}
+
+Address = Literal["value", "relative"]
 Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
 
 
@@ -70,6 +76,7 @@ def scale_by_memory(
     kernels: Kernels | None = None,
     memory_optimizer: optax.GradientTransformation | None = None,
     signal: Signal | None = None,
+    address: Address = "value",
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
@@ -111,7 +118,7 @@ def scale_by_memory(
         at the first step at which it can tell. It is addressed by the direction as it
         is, so a memory learned along the gradient is the mirror image of one learned
         against it: transfer between bases of one kind.
-      kernels: where the local models are, in units of the direction; default
+      kernels: where the local models are, in units of the address; default
         ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
         brings its own.
       memory_optimizer: transformation that receives :math:`-u`, as a gradient to
@@ -122,6 +129,10 @@ def scale_by_memory(
         :func:`metalr_optax.agreement_steps` needs.
       signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
+      address: what is looked up: the ``"value"`` of a direction (the paper), or its value
+        ``"relative"`` to the root mean square of its tensor, so that kernels fit
+        gradients of any scale. Of a tensor that is sampled the last root mean square
+        is that of the sample.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
         function ``(path, leaf) -> label`` of a path as JAX gives it.
@@ -213,6 +224,9 @@ def scale_by_memory(
       :func:`metalr_optax.get_memory`.
     """
     _check_arguments(inner, memory_optimizer, signal, group_by, rate_bounds)
+    if address not in _UNITS:
+        raise ValueError(f"address must be 'value' or 'relative', got {address!r}")
+    unit = _UNITS[address]
     _check_initial(initial, kernels, rate_bounds)
     _check_sample(evidence_sample, direction_dtype)
     if kernels is None:
@@ -258,11 +272,13 @@ def scale_by_memory(
             if is_large(leaf) and (kind := kind_of_kernels(label)) is not None
         }
         tables = make_tables(state.memory, kinds)
-        mean = _judge(state, tables, gradient, sign, labels, signal, evidence_sample)
+        mean = _judge(
+            state, tables, gradient, sign, labels, signal, unit, evidence_sample
+        )
         memory, memory_optimizer_state = _correct(
             state, mean, memory_optimizer, rate_bounds
         )
-        updates = _scale(direction, updates, memory, tables, labels)
+        updates = _scale(direction, updates, memory, tables, labels, unit)
         return updates, ScaleByMemoryState(
             count=optax.safe_increment(state.count),
             memory=memory,
@@ -288,6 +304,7 @@ def _judge(
     orientation: float | jax.Array,
     labels: list[str],
     signal: Signal,
+    unit: Unit,
     evidence_sample: int | None,
 ) -> Callable[[bool], dict[str, jax.Array]]:
     """Return a function that gives u, or what it is without signs.
@@ -307,7 +324,9 @@ def _judge(
         sizes[label] += whole.size
 
     def mean(magnitude: bool) -> dict[str, jax.Array]:
-        totals = judge(state.memory, tables, signal, orientation, tensors, magnitude)
+        totals = judge(
+            state.memory, tables, signal, orientation, tensors, unit, magnitude
+        )
         return {
             label: total / float(max(sizes[label], 1))
             for label, total in totals.items()
@@ -344,6 +363,7 @@ def _scale(
     memory: dict[str, Memory],
     tables: list[Tables],
     labels: list[str],
+    unit: Unit,
 ) -> optax.Updates:
     """Multiply directions by the rates they read; the dtype is that of the updates."""
     leaves, structure = jax.tree.flatten(direction)
@@ -354,7 +374,7 @@ def _scale(
     scaled = [
         one.astype(update.dtype)
         for one, update in zip(
-            scale(memory, tables, labels, precise),
+            scale(memory, tables, labels, precise, unit),
             jax.tree.leaves(updates),
             strict=True,
         )

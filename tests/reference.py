@@ -58,7 +58,7 @@ def agreement_steps(xi):
     def ascend(rates, u, state, activity):
         total = sum(activity)
         before = state.get("peak", 0.0)
-        peak = max(0.999 * before, min(total, 2 * before) if before else total)
+        peak = max(0.99 * before, min(total, 2 * before) if before else total)
         k = state.get("k", 0) + (peak > 0)
         moments, factors = [], []
         for m, (u_m, b_m) in enumerate(zip(u, activity, strict=True)):

@@ -153,7 +153,7 @@ def test_the_readme_prints_what_the_speed_rows_say():
 
 def test_updates_are_timed_beside_adam(tmp_path):
     params = speed.make_leaves(20_000, 1)
-    methods = [("adam", 0), ("memory_sgd", 4), ("memory_sgd, one by one", 4)]
+    methods = [("adam", 0), ("paper_sgd", 4), ("paper_sgd, one by one", 4)]
     cases = [
         speed.Case("update", params, methods, rounds=1),
         speed.training_case("model", params, lambda params: params)._replace(
@@ -174,7 +174,7 @@ def test_updates_are_timed_beside_adam(tmp_path):
     for one, again in zip(rows, speed_report.read_rows(path), strict=True):
         assert again[:6] == one[:6]
         np.testing.assert_allclose(again[6:], one[6:], rtol=1e-3)
-    assert "memory_sgd, one by one" in speed_report.format_table(rows)
+    assert "paper_sgd, one by one" in speed_report.format_table(rows)
     speed_report.draw(rows, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 

@@ -139,7 +139,7 @@ def test_a_run_is_plain_training(name):
 
 def test_a_still_memory_is_sgd_and_a_given_one_is_used():
     problem = _problem()
-    runner = make_runner(problem, METHOD["memory_sgd"])
+    runner = make_runner(problem, METHOD["paper_sgd"])
     seeds = jnp.arange(2)
     still = jnp.array([[0.1, 0.0]] * 2)
     sgd = make_runner(problem, METHOD["sgd"])(
@@ -155,7 +155,7 @@ def test_a_still_memory_is_sgd_and_a_given_one_is_used():
     )
 
 
-def _sweep(path, names=("sgd", "memory_sgd"), seeds=3, trials=5):
+def _sweep(path, names=("sgd", "paper_sgd"), seeds=3, trials=5):
     store = sweep.Store(path)
     said = []
     sweep.sweep(
@@ -167,7 +167,7 @@ def _sweep(path, names=("sgd", "memory_sgd"), seeds=3, trials=5):
 def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch):
     whole, said = _sweep(tmp_path / "runs.csv")
     assert len(said) == 2
-    starts = {key.start for key in whole.runs if key.method == "memory_sgd"}
+    starts = {key.start for key in whole.runs if key.method == "paper_sgd"}
     assert starts == {"fresh", *verdicts.STARTS}
     settings = methods.sample_settings(METHOD["sgd"], 5)
     trials = {key.setting for key in whole.runs if key.seed == TUNING_SEED}
@@ -191,7 +191,7 @@ def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch
 
 
 def test_reloaded_and_control_memories_start_differently(tmp_path):
-    store, _ = _sweep(tmp_path / "runs.csv", ["memory_sgd"])
+    store, _ = _sweep(tmp_path / "runs.csv", ["paper_sgd"])
     curves = {
         key.start: curve
         for key, curve in store.runs.items()
@@ -326,7 +326,7 @@ def test_updates_and_ends():
 
 
 def test_verdicts_follow_the_rows(tmp_path):
-    names = ["sgd", "adam", "memory_sgd", "memory_sgd_m1"]
+    names = ["sgd", "adam", "paper_sgd", "paper_sgd_m1"]
     store, _ = _sweep(tmp_path / "runs.csv", names)
     seeds = range(10)
 
@@ -337,17 +337,17 @@ def test_verdicts_follow_the_rows(tmp_path):
             store.runs[Key("bowl", method, start, setting, seed)] = curve
 
     put("adam", "fresh", 10)
-    put("memory_sgd", "fresh", 4)
-    put("memory_sgd_m1", "fresh", 4)
-    put("memory_sgd", "reloaded", 8)
+    put("paper_sgd", "fresh", 4)
+    put("paper_sgd_m1", "fresh", 4)
+    put("paper_sgd", "reloaded", 8)
     whole = Comparison(_problem(), 0.5, store.runs)
     said = "\n".join(verdicts.verdicts(whole, 0.3))
     assert "Adam at 0.001 (the paper: 0.3 times): 4 updates against 10, 0.40" in said
     assert "**the memory is faster** (10 seeds better, 0 worse, 0 equal" in said
-    assert "M=20 beside M=1, memory_sgd, fixed: 4 updates against 4, 1.00" in said
+    assert "M=20 beside M=1, paper_sgd, fixed: 4 updates against 4, 1.00" in said
     assert "no clear difference (0 seeds better, 0 worse, 10 equal; p = 1)" in said
     assert "beside a new one: 8 updates against 4, 2.00 times: **the other" in said
-    against_adam, _, against_one, reloaded = verdicts.summary(whole, "memory_sgd")
+    against_adam, _, against_one, reloaded = verdicts.summary(whole, "paper_sgd")
     assert against_adam == "**0.40 (10 : 0)**"
     assert against_one == "1.00 (0 : 0)"
     assert reloaded == "**2.00 (0 : 10)**"

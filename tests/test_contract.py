@@ -17,8 +17,8 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
-    memory_adam,
-    memory_sgd,
+    paper_adam,
+    paper_sgd,
     scale_by_memory,
 )
 
@@ -35,8 +35,8 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "memory_sgd": Row(lambda rate: memory_sgd(initial=rate)),
-    "memory_adam": Row(lambda rate: memory_adam(initial=rate)),
+    "paper_sgd": Row(lambda rate: paper_sgd(initial=rate)),
+    "paper_adam": Row(lambda rate: paper_adam(initial=rate)),
     "link": Row(lambda rate: optax.chain(scale_by_memory(rate), DOWN)),
     "link, equation 6": Row(
         lambda rate: optax.chain(
@@ -74,7 +74,7 @@ ROWS = {
     ),
     "inner against": Row(lambda rate: scale_by_memory(rate, inner=optax.adam(1.0))),
 }
-ALIASES = {"memory_sgd": memory_sgd, "memory_adam": memory_adam}
+ALIASES = {"paper_sgd": paper_sgd, "paper_adam": paper_adam}
 
 
 @pytest.fixture(params=ROWS)
@@ -144,7 +144,7 @@ def test_learns_and_moves_its_rates(row):
         assert jnp.max(jnp.abs(memory.rates - before[label].rates)) > 1e-3, label
 
 
-@pytest.mark.parametrize("name", ["memory_sgd", "memory_adam"])
+@pytest.mark.parametrize("name", ["paper_sgd", "paper_adam"])
 def test_goes_down_the_rosenbrock_valley(name):
     def rosenbrock(x):
         return (1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2
@@ -259,12 +259,12 @@ def test_a_donated_step_leaves_the_callers_gradient_alive(row):
 
 @pytest.mark.parametrize("transfer", [lambda m: m, lambda m: m["dense"]])
 def test_a_donated_step_leaves_the_callers_memory_alive(transfer):
-    memory = get_memory(run(memory_sgd(initial=0.01), make_params())[1])
+    memory = get_memory(run(paper_sgd(initial=0.01), make_params())[1])
     initial = transfer(memory)
-    step = jax.jit(make_step(memory_sgd(initial=initial)), donate_argnums=(0, 1))
+    step = jax.jit(make_step(paper_sgd(initial=initial)), donate_argnums=(0, 1))
     for _ in range(2):  # two optimisers from one memory
         params = make_params()
-        step(params, memory_sgd(initial=initial).init(params))
+        step(params, paper_sgd(initial=initial).init(params))
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(memory))
 
 
@@ -296,7 +296,7 @@ def test_inject_hyperparams_with_functions_as_static_arguments():
 
 
 def test_inject_hyperparams_with_bfloat16_parameters():
-    injected = optax.inject_hyperparams(memory_sgd)(initial=0.01)
+    injected = optax.inject_hyperparams(paper_sgd)(initial=0.01)
     params = make_params(jnp.bfloat16)
     trained, state = run(injected, params, steps=20)
     assert quadratic(trained) < 0.9 * quadratic(params)
@@ -400,7 +400,7 @@ def test_empty_trees(row, empty):
 
 def test_a_tensor_without_elements():
     params = {"w": jnp.zeros((0, 3)), "v": jnp.ones(2)}
-    optimizer = memory_adam(initial=0.01)
+    optimizer = paper_adam(initial=0.01)
     updates, state = optimizer.update(params, optimizer.init(params))
     updates, state = optimizer.update(params, state)
     assert updates["w"].shape == (0, 3)
@@ -465,7 +465,7 @@ def test_the_memory_optimizer_sees_the_rates():
     assert_close(get_memory(state)["dense"].rates, jnp.full(20, 0.05))
 
 
-def test_memory_adam_is_adam_with_the_given_moments():
+def test_paper_adam_is_adam_with_the_given_moments():
     adam = {"b1": 0.5, "b2": 0.8, "eps": 0.1}
     by_hand = optax.chain(
         optax.clip(2.0),
@@ -473,13 +473,13 @@ def test_memory_adam_is_adam_with_the_given_moments():
         optax.scale(-1.0),
     )
     assert_close(
-        run(memory_adam(initial=0.01, **adam), make_params())[0],
+        run(paper_adam(initial=0.01, **adam), make_params())[0],
         run(by_hand, make_params())[0],
     )
 
 
 def test_a_memory_optimizer_that_keeps_its_parameters_can_be_donated():
-    optimizer = memory_sgd(initial=0.01, memory_optimizer=optax.contrib.dog(1e-3))
+    optimizer = paper_sgd(initial=0.01, memory_optimizer=optax.contrib.dog(1e-3))
     params = make_params()
     step = jax.jit(make_step(optimizer), donate_argnums=(0, 1))
     step(params, optimizer.init(params))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_optax import get_memory, linspace_kernels, memory_sgd, scale_by_memory
+from metalr_optax import get_memory, linspace_kernels, paper_sgd, scale_by_memory
 from metalr_optax.sample import sample
 
 GRADIENTS = np.float32(np.random.default_rng(0).normal(0.2, 0.7, (4, 96, 200)))
@@ -99,7 +99,7 @@ def test_the_stated_standard_error_of_a_sample():
 )
 def test_bytes_of_state_per_parameter(options, limit):
     params = {f"layer {i}": jax.ShapeDtypeStruct((2500, 1000), "f4") for i in range(4)}
-    state = jax.eval_shape(memory_sgd(**options).init, params)
+    state = jax.eval_shape(paper_sgd(**options).init, params)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert size / 1e7 <= limit
 
@@ -118,7 +118,7 @@ def test_a_short_last_direction_learns_like_a_long_one(dtype):
 @pytest.mark.parametrize(("dtype", "temporary"), [(None, 1), (jnp.bfloat16, 9)])
 def test_a_donated_state_is_overwritten(dtype, temporary):
     params = jax.ShapeDtypeStruct((16384, 1024), jnp.float32)
-    optimizer = memory_sgd(direction_dtype=dtype)
+    optimizer = paper_sgd(direction_dtype=dtype)
     state = jax.eval_shape(optimizer.init, params)
     step = jax.jit(optimizer.update, donate_argnums=1)
     memory = step.lower(params, state).compile().memory_analysis()
@@ -138,17 +138,17 @@ def test_a_donated_state_is_overwritten(dtype, temporary):
         {"direction_dtype": "no dtype"},
     ],
 )
-@pytest.mark.parametrize("make", [scale_by_memory, memory_sgd])
+@pytest.mark.parametrize("make", [scale_by_memory, paper_sgd])
 def test_refused_options_are_named(make, options):
     with pytest.raises(ValueError, match=rf"{next(iter(options))} must be .* got"):
         make(**options)
 
 
 def test_a_traced_sample_size_says_what_to_do():
-    optimizer = optax.inject_hyperparams(memory_sgd)(evidence_sample=100)
+    optimizer = optax.inject_hyperparams(paper_sgd)(evidence_sample=100)
     with pytest.raises(ValueError, match="static_args"):
         optimizer.init(jnp.zeros(3))
-    optimizer = optax.inject_hyperparams(memory_sgd, static_args=("evidence_sample",))(
+    optimizer = optax.inject_hyperparams(paper_sgd, static_args=("evidence_sample",))(
         evidence_sample=100
     )
     optimizer.init(jnp.zeros(3))

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from train_sharded import train
 
-from metalr_optax import memory_adam, memory_sgd
+from metalr_optax import paper_adam, paper_sgd
 
 SPECS = {
     "both axes": (("x", "y"), (None, None, "y", "x")),
@@ -78,10 +78,10 @@ def collectives(compiled):
 
 @pytest.mark.parametrize(
     ("spec", "make", "kind"),
-    [(spec, memory_sgd, AxisType.Auto) for spec in SPECS]
+    [(spec, paper_sgd, AxisType.Auto) for spec in SPECS]
     + [
-        ("both axes", memory_sgd, AxisType.Explicit),
-        ("last over all", memory_adam, AxisType.Auto),
+        ("both axes", paper_sgd, AxisType.Explicit),
+        ("last over all", paper_adam, AxisType.Auto),
     ],
 )
 def test_devices_exchange_histograms_and_no_tensor(spec, make, kind):
@@ -99,7 +99,7 @@ def test_devices_exchange_histograms_and_no_tensor(spec, make, kind):
 
 
 def test_a_sample_is_taken_shard_by_shard():
-    optimizer = memory_sgd(evidence_sample=2**12)
+    optimizer = paper_sgd(evidence_sample=2**12)
     _, compiled = compile_update(optimizer, "both axes")
     exchanged = collectives(compiled)
     assert {operation for operation, _ in exchanged} == {"all-reduce"}

@@ -15,8 +15,8 @@ from metalr_optax import (
     Memory,
     get_memory,
     linspace_kernels,
-    memory_adam,
-    memory_sgd,
+    paper_adam,
+    paper_sgd,
     scale_by_memory,
     set_memory,
 )
@@ -47,7 +47,7 @@ def learned(optimizer, params=PARAMS, steps=4):
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_memory_goes_through_wrappers_and_nothing_else_does(name):
-    optimizer = WRAPPERS[name](memory_sgd(initial=0.01))
+    optimizer = WRAPPERS[name](paper_sgd(initial=0.01))
     memory = get_memory(learned(optimizer))
     assert list(memory) == ["a", "c"]
     assert np.max(memory["a"].rates) > 0.015
@@ -60,16 +60,16 @@ def test_memory_goes_through_wrappers_and_nothing_else_does(name):
 
 
 def test_set_memory_equals_initial():
-    memory = get_memory(learned(memory_adam(initial=0.01)))
-    one = set_memory(memory_adam(initial=0.5).init(PARAMS), memory)
-    other = memory_adam(initial=memory).init(PARAMS)
+    memory = get_memory(learned(paper_adam(initial=0.01)))
+    one = set_memory(paper_adam(initial=0.5).init(PARAMS), memory)
+    other = paper_adam(initial=memory).init(PARAMS)
     chex.assert_trees_all_equal(one, other)
 
 
 def test_kernels_are_transferred_with_the_rates():
     other = Memory(linspace_kernels(0.5, 20), np.geomspace(1e-3, 0.1, 20))
     memory = {"a": other, "c": other}
-    state = set_memory(memory_sgd().init(PARAMS), memory)
+    state = set_memory(paper_sgd().init(PARAMS), memory)
     chex.assert_trees_all_close(
         get_memory(state), jax.tree.map(jnp.float32, memory), rtol=1e-6
     )
@@ -102,39 +102,39 @@ def test_a_large_tensor_reads_the_kernels_it_was_given():
     ],
 )
 def test_kernels_that_a_shared_table_cannot_serve_are_refused(change, match):
-    optimizer = memory_sgd()
+    optimizer = paper_sgd()
     state = optimizer.init(PARAMS)
     memory = change(get_memory(state))
     with pytest.raises(ValueError, match=rf"(?s){match}.*initial=memory"):
         set_memory(state, memory)
     # What the message says works, also under vmap and where nothing is concrete.
-    again = memory_sgd(initial=memory).init(PARAMS)
+    again = paper_sgd(initial=memory).init(PARAMS)
     chex.assert_trees_all_equal(set_memory(again, get_memory(again)), again)
     jax.eval_shape(lambda: set_memory(optimizer.init(PARAMS), get_memory(state)))
 
 
 def test_memories_outlive_the_donation_of_their_state():
-    optimizer = memory_sgd(initial=0.01)
+    optimizer = paper_sgd(initial=0.01)
     step = jax.jit(optimizer.update, donate_argnums=1)
     state, history = optimizer.init(PARAMS), []
     for _ in range(3):
         history.append(get_memory(state))
         _, state = step(PARAMS, state)
-    successor = memory_sgd(initial=history[-1])
+    successor = paper_sgd(initial=history[-1])
     step(PARAMS, state)
     successor.update(PARAMS, successor.init(PARAMS))
     assert np.all(np.isfinite([memory["a"].rates for memory in history]))
 
 
 def test_one_memory_can_start_every_group():
-    one = get_memory(learned(memory_sgd(initial=0.01)))["a"]
-    memory = get_memory(memory_sgd(initial=one).init(PARAMS))
+    one = get_memory(learned(paper_sgd(initial=0.01)))["a"]
+    memory = get_memory(paper_sgd(initial=one).init(PARAMS))
     chex.assert_trees_all_equal(memory, {"a": one, "c": one})
 
 
 def test_a_transferred_memory_survives_the_donation_of_its_new_state():
-    memory = get_memory(learned(memory_sgd(initial=0.01)))
-    optimizer = memory_sgd()
+    memory = get_memory(learned(paper_sgd(initial=0.01)))
+    optimizer = paper_sgd()
     state = set_memory(optimizer.init(PARAMS), memory)
     jax.jit(optimizer.update, donate_argnums=1)(PARAMS, state)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(memory))
@@ -143,7 +143,7 @@ def test_a_transferred_memory_survives_the_donation_of_its_new_state():
 def test_flax_train_state():
     model = flax.linen.Dense(2)
     params = model.init(jax.random.key(0), jnp.ones((1, 3)))
-    optimizer = memory_adam(initial=0.01)
+    optimizer = paper_adam(initial=0.01)
     state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
     state = state.apply_gradients(grads=params).apply_gradients(grads=params)
     memory = get_memory(state)
@@ -164,7 +164,7 @@ def test_flax_train_state():
 def test_flax_nnx_optimizer(group_by, expected):
     def make():
         model = flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0))
-        optimizer = memory_adam(initial=0.01, group_by=group_by)
+        optimizer = paper_adam(initial=0.01, group_by=group_by)
         return model, flax.nnx.Optimizer(model, optimizer, wrt=flax.nnx.Param)
 
     @flax.nnx.jit
@@ -191,7 +191,7 @@ def test_flax_nnx_optimizer(group_by, expected):
 
 
 def test_states_of_a_vmap_are_transferred_together():
-    optimizer = memory_sgd(initial=0.01)
+    optimizer = paper_sgd(initial=0.01)
     params = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
     fresh = jax.vmap(optimizer.init)(params)
     _, state = jax.vmap(optimizer.update)(params, fresh)
@@ -209,14 +209,14 @@ def test_states_of_a_vmap_are_transferred_together():
 
 
 def test_a_bare_memory_is_not_a_mapping():
-    state = memory_sgd().init(PARAMS)
+    state = paper_sgd().init(PARAMS)
     with pytest.raises(ValueError, match="memory must be a mapping"):
         set_memory(state, get_memory(state)["a"])
 
 
 def test_two_memories_under_one_label_are_not_guessed():
     optimizer = optax.partition(
-        {"w": memory_sgd(), "b": memory_sgd(), "c": optax.identity()},
+        {"w": paper_sgd(), "b": paper_sgd(), "c": optax.identity()},
         {"a": {"w": "w", "b": "b"}, "c": "c"},
     )
     state = optimizer.init(PARAMS)

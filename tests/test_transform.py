@@ -19,8 +19,8 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
-    memory_adam,
-    memory_sgd,
+    paper_adam,
+    paper_sgd,
     scale_by_memory,
     sign_agreement,
 )
@@ -209,7 +209,7 @@ def test_the_raw_gradient_judges_not_the_direction():
 BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 OPTIMIZERS = {
     "link": scale_by_memory(0.01, memory_optimizer=optax.sgd(0.1)),
-    "memory_sgd": memory_sgd(initial=0.01, memory_optimizer=optax.sgd(0.1)),
+    "paper_sgd": paper_sgd(initial=0.01, memory_optimizer=optax.sgd(0.1)),
     "offset signal": scale_by_memory(
         0.01,
         memory_optimizer=optax.sgd(0.1),
@@ -256,7 +256,7 @@ def test_a_bad_coordinate_leaves_the_memory_of_a_base_learning(with_grad, bad):
 
 
 def test_plain_numbers_are_gradients_too():
-    for optimizer in (memory_sgd(), memory_adam(), scale_by_memory()):
+    for optimizer in (paper_sgd(), paper_adam(), scale_by_memory()):
         state = optimizer.init({"x": 1.0})
         updates, _ = optimizer.update({"x": 2.0}, state)
         assert updates["x"].dtype == jnp.float32
@@ -274,7 +274,7 @@ def test_a_precise_signal_does_not_change_the_state():
         assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
 
 
-@pytest.mark.parametrize("make", [memory_sgd, memory_adam, scale_by_memory])
+@pytest.mark.parametrize("make", [paper_sgd, paper_adam, scale_by_memory])
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38, 1e-8, 1e8, 3e38])
 def test_any_finite_gradient_gives_a_finite_update(make, value):
     optimizer = make()
@@ -330,7 +330,7 @@ def test_aliases_clip_to_the_kernels():
         ({"initial": wide}, 4.0),
         ({"initial": {"params": wide}}, 4.0),
     ):
-        optimizer = memory_sgd(**({"initial": 0.01} | arguments))
+        optimizer = paper_sgd(**({"initial": 0.01} | arguments))
         updates, _ = optimizer.update(gradient, optimizer.init(gradient))
         expected = -0.01 * np.clip(gradient, -bound, bound)
         np.testing.assert_allclose(updates, expected, rtol=1e-5)
@@ -390,7 +390,7 @@ def test_bad_arguments_fail_at_construction(arguments, match):
     with pytest.raises(ValueError, match=match):
         scale_by_memory(**arguments)
     if "inner" not in arguments:
-        for alias in (memory_sgd, memory_adam):
+        for alias in (paper_sgd, paper_adam):
             with pytest.raises(ValueError, match=match):
                 alias(**arguments)
 
@@ -481,7 +481,7 @@ def test_an_optimizer_can_be_built_before_jax_has_its_devices():
     """As programs do that call jax.distributed.initialize in main."""
     program = (
         "import jax, metalr_optax\n"
-        "metalr_optax.memory_adam(kernels=metalr_optax.logspace_kernels(1.0, 8))\n"
+        "metalr_optax.paper_adam(kernels=metalr_optax.logspace_kernels(1.0, 8))\n"
         "jax.config.update('jax_num_cpu_devices', 3)\n"
         "assert jax.device_count() == 3\n"
     )

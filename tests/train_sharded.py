@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metalr_optax import get_memory, memory_sgd
+from metalr_optax import get_memory, paper_sgd
 
 
 def train(devices: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def train(devices: np.ndarray) -> np.ndarray:
 
     params = place(np.zeros((256, 128), np.float32), "model", "data")
     batch = tuple(place(array, "data") for array in data)
-    optimizer = memory_sgd(initial=1e-3)
+    optimizer = paper_sgd(initial=1e-3)
     with jax.set_mesh(mesh):
         state = jax.jit(optimizer.init)(params)
 

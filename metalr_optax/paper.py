@@ -1,0 +1,184 @@
+"""The rule of the paper, ready to use: a clip, a memory, and a step downhill."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_optax.kernels import Kernels, grid_bound
+from metalr_optax.labels import GroupBy
+from metalr_optax.memory import Memory, Signal
+from metalr_optax.transform import PAPER_KERNELS, Initial, scale_by_memory
+
+
+def paper_sgd(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    initial: Initial = 1e-3,
+    kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
+    signal: Signal | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 1.0),
+    evidence_sample: int | None = None,
+    direction_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stochastic gradient descent with a learned memory of learning rates.
+
+    .. math:: x \leftarrow x - \text{learning\_rate} \cdot \eta(g) \, g
+
+    with :math:`g` clipped to the outermost centre of the kernels (of the widest ones,
+    if ``initial`` brings several), as the authors do. Non-finite coordinates are not
+    clipped, so that they stay visible. The rest is :func:`scale_by_memory`.
+
+    Args:
+      learning_rate: factor on all learned rates, a number or a schedule. The
+        memory does not see it; 1 is the paper.
+      initial: see :func:`scale_by_memory`, as all that follow.
+      kernels: where the local models are, in units of the gradient.
+      memory_optimizer: transformation that steps the rates.
+      signal: how a gradient judges the last direction.
+      group_by: which tensors share a memory.
+      rate_bounds: smallest and largest rate a memory may hold.
+      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      direction_dtype: dtype of the last direction in the state.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that descends.
+
+    Raises:
+      ValueError: see :func:`scale_by_memory`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import paper_sgd
+      >>> optimizer = paper_sgd(initial=1e-4)
+      >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(x)
+      >>> for _ in range(40):
+      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   x = optax.apply_updates(x, updates)
+      >>> bool(jnp.sum(x**2) < 0.01)
+      True
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017.
+    """
+    scale = scale_by_memory(
+        initial,
+        kernels=kernels,
+        memory_optimizer=memory_optimizer,
+        signal=signal,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+        direction_dtype=direction_dtype,
+    )
+    clip = _clip(_all_kernels(initial, kernels))
+    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def paper_adam(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    initial: Initial = 1e-3,
+    kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
+    signal: Signal | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 1.0),
+    evidence_sample: int | None = None,
+    direction_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with a learned memory of learning rates.
+
+    .. math:: x \leftarrow x - \text{learning\_rate} \cdot \eta(d) \, d,
+      \quad d = \hat m / (\sqrt{\hat v} + \epsilon)
+
+    The memory is addressed by Adam's direction :math:`d`, and judges it by the raw
+    gradient of the next step: directions of Adam agree with each other even in pure
+    noise. Raw gradients are clipped like those of :func:`paper_sgd`, before Adam sees
+    them: kernels that are much narrower than usual gradients change Adam too.
+
+    Args:
+      learning_rate: factor on all learned rates, a number or a schedule.
+      b1: decay of Adam's first moment.
+      b2: decay of Adam's second moment.
+      eps: added to the root of the second moment.
+      initial: see :func:`scale_by_memory`, as all that follow.
+      kernels: where the local models are, in units of Adam's direction.
+      memory_optimizer: transformation that steps the rates.
+      signal: how a gradient judges the last direction.
+      group_by: which tensors share a memory.
+      rate_bounds: smallest and largest rate a memory may hold.
+      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      direction_dtype: dtype of the last direction in the state.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that descends.
+
+    Raises:
+      ValueError: see :func:`scale_by_memory`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import paper_adam
+      >>> optimizer = paper_adam(initial=1e-4)
+      >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state = optimizer.init(x)
+      >>> for _ in range(60):
+      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   x = optax.apply_updates(x, updates)
+      >>> bool(jnp.sum(x**2) < 0.1)
+      True
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017; Kingma, Ba,
+      `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
+      2014.
+    """
+    scale = scale_by_memory(
+        initial,
+        inner=optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        kernels=kernels,
+        memory_optimizer=memory_optimizer,
+        signal=signal,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+        direction_dtype=direction_dtype,
+    )
+    clip = _clip(_all_kernels(initial, kernels))
+    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
+
+
+def _all_kernels(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
+    if kernels is not None:
+        return [kernels]
+    if isinstance(initial, Memory):
+        return [initial.kernels]
+    if isinstance(initial, Mapping) and initial:
+        return [memory.kernels for memory in initial.values()]
+    return [PAPER_KERNELS]
+
+
+def _clip(all_kernels: list[Kernels]) -> optax.GradientTransformation:
+    """Clip to the widest kernels; unlike `optax.clip`, infinity stays visible."""
+    bounds = [grid_bound(kernels) for kernels in all_kernels]
+
+    def clip(gradient: jax.typing.ArrayLike) -> jax.Array:
+        gradient = jnp.asarray(gradient)
+        bound = functools.reduce(jnp.maximum, map(jnp.asarray, bounds))
+        bound = bound.astype(gradient.dtype)
+        clipped = jnp.clip(gradient, -bound, bound)
+        return jnp.where(jnp.isinf(gradient), gradient, clipped)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
