@@ -1,60 +1,94 @@
-"""One default from five base rates, beside tuned baselines, on ten tasks that differ.
+"""One default from five base rates, beside tuned baselines, on eleven tasks.
 
-The rule is `agreement_steps` with one rate per layer, on directions of Adam and of SGD
-with momentum .9. Nothing is tuned per task: only the base rate is given, wrong by up to
-four decades. Beside it are SGD, momentum and Adam, each with the best of 20 rates for
-that task, and the fixed settings of optimizers that need no rate.
+Nothing is tuned per task: `memory_sgd` and `memory_adam` as they are, with a base rate
+that is wrong by up to four decades (`memory_adam` refuses to begin above .01). Beside
+them are SGD, momentum and Adam, each with the best of 20 rates for that task (AdamW
+without a decay is Adam), and the fixed settings of optimizers that need no rate.
+Variants change one thing: how many local models a layer has, how many coordinates are
+judged.
 """
 
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import optax
 
-from benchmarks.comparison import Comparison, Outcome, fixed, median, most_tuned
+from benchmarks.comparison import Comparison, Outcome, fixed, most_tuned
 from benchmarks.comparison import outcome as find_outcome
-from benchmarks.comparison_report import format_measure, format_updates
+from benchmarks.cost import measure_costs, write_costs
 from benchmarks.methods import BASELINES, LABELS, METHODS, Method
-from benchmarks.runs import write_setting
+from benchmarks.runs import read_runs, write_setting
 from benchmarks.suite_problems import SUITE
-from benchmarks.sweep import Store, Trainer, load_targets, sweep
-from metalr_optax import agreement_steps, linspace_kernels, raw_product, scale_by_memory
+from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
+from metalr_optax import linspace_kernels, logspace_kernels, memory_adam, memory_sgd
 
 STARTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-PEERS = ("prodigy", "dowg", "mechanize", "schedule_free")
+PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
 STEM = "suite"
+_ONE = linspace_kernels(1.0, num=1)
+_MANY = logspace_kernels(8.0, 20, smallest=0.02)
+_SAMPLE = 256  # coordinates of a tensor that are judged
 
 
-def _settling(
-    inner: optax.GradientTransformation,
-) -> Callable[..., optax.GradientTransformation]:
-    return lambda rate: optax.chain(
-        scale_by_memory(
-            rate,
-            inner=inner,
-            kernels=linspace_kernels(1.0, num=1),
-            memory_optimizer=agreement_steps(),
-            signal=raw_product,
-            rate_bounds=(1e-9, 10.0),
-        ),
-        optax.scale(-1.0),
-    )
+class Variant(NamedTuple):
+    """One of our optimizers, and the base rates that it is tried from."""
+
+    method: Method
+    label: str
+    starts: tuple[float, ...]
 
 
-OURS = {
-    "adam": Method(
-        "settling_adam", _settling(optax.scale_by_adam()), {}, {"rate": 1e-3}
+def _variant(
+    name: str,
+    label: str,
+    make: Callable[[float], optax.GradientTransformation],
+    starts: tuple[float, ...] = (1e-3,),
+) -> Variant:
+    return Variant(Method(name, make, {}, {"rate": 1e-3}), label, starts)
+
+
+OURS = (
+    _variant(
+        "memory_adam",
+        "**memory_adam**",
+        lambda rate: memory_adam(initial=rate),
+        STARTS[:-1],
     ),
-    "sgd": Method("settling_momentum", _settling(optax.trace(0.9)), {}, {"rate": 1e-3}),
-}
+    _variant(
+        "memory_sgd", "**memory_sgd**", lambda rate: memory_sgd(initial=rate), STARTS
+    ),
+)
+VARIANTS = (
+    _variant(
+        "memory_sgd_m1",
+        "memory_sgd, M=1",
+        lambda rate: memory_sgd(initial=rate, kernels=_ONE),
+        STARTS,
+    ),
+    _variant(
+        "memory_adam_m21",
+        "memory_adam, M=21",
+        lambda rate: memory_adam(initial=rate, kernels=_MANY),
+    ),
+    _variant(
+        "memory_sgd_sampled",
+        f"memory_sgd, {_SAMPLE} judged",
+        lambda rate: memory_sgd(initial=rate, evidence_sample=_SAMPLE),
+    ),
+    _variant(
+        "memory_adam_sampled",
+        f"memory_adam, {_SAMPLE} judged",
+        lambda rate: memory_adam(initial=rate, evidence_sample=_SAMPLE),
+    ),
+)
 
 
 class Row(NamedTuple):
     """How one start, or one method, did on a problem."""
 
     label: str
+    method: str
     found: Outcome
 
 
@@ -68,70 +102,59 @@ def run_suite(
     """Run what is missing in `suite.csv` and return what is known of each problem."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
-    targets = load_targets()
-    chosen = [method for method in METHODS if method.name in BASELINES]
-    peers = [method for method in METHODS if method.name in PEERS]
-    comparisons = []
+    tuned = [method for method in METHODS if method.name in BASELINES]
+    peers = [
+        Variant(method, LABELS[method.name], tuple(method.default.values())[:1])
+        for method in METHODS
+        if method.name in PEERS
+    ]
+    comparisons, costs = [], []
     for name in names:
         problem = SUITE[name]()
-        sweep(problem, store, chosen, seeds, trials, report)
-        jobs = [({"rate": start}, seed) for start in STARTS for seed in range(seeds)]
-        for method in OURS.values():
-            Trainer(problem, method, store, seeds).run(jobs)
-        for method in peers:
-            jobs = [(method.default, seed) for seed in range(seeds)]
-            Trainer(problem, method, store, seeds).run(jobs)
+        sweep(problem, store, tuned, seeds, trials, report)
+
+        def run(one: Variant, problem=problem) -> None:
+            settings = [{**one.method.default, "rate": start} for start in one.starts]
+            jobs = [(setting, seed) for setting in settings for seed in range(seeds)]
+            Trainer(problem, one.method, store, min(seeds, 5)).run(jobs)
+
+        in_threads(run, (*OURS, *VARIANTS, *peers), store)
+        costs += measure_costs(
+            problem, [*tuned, *(one.method for one in (*OURS, *VARIANTS, *peers))]
+        )
         report(f"{name}: all starts are done")
-        comparisons.append(Comparison(problem, targets[name], store.runs))
+        comparisons.append(Comparison(problem, load_targets()[name], store.runs))
+    write_costs(costs, out / f"{STEM}_cost.csv")
     return comparisons
 
 
+def load_suite(folder: pathlib.Path) -> list[Comparison]:
+    """Return what `suite.csv` in a folder knows of every problem."""
+    runs, targets = read_runs(folder / f"{STEM}.csv"), load_targets()
+    return [Comparison(load(), targets[name], runs) for name, load in SUITE.items()]
+
+
+def from_start(comparison: Comparison, one: Variant, start: float) -> Outcome | None:
+    """Return the paired runs of one of ours from a base rate."""
+    setting = write_setting({"rate": start})
+    return find_outcome(comparison, one.method, "fresh", setting)
+
+
 def rows_of(comparison: Comparison) -> list[Row]:
-    """Return every start of ours, every tuned baseline and every peer."""
-    rows = []
-    for base, method in OURS.items():
-        for start in STARTS:
-            setting = write_setting({"rate": start})
-            found = find_outcome(comparison, method, "fresh", setting)
-            if found is not None:
-                rows.append(Row(f"**{method.name}**, {base}, from {start:g}", found))
+    """Return every start of ours, every tuned baseline, variant and peer."""
+    rows = [
+        (f"{one.label} from {start:g}", one.method.name, from_start(*case))
+        for one in OURS
+        for start in one.starts
+        for case in [(comparison, one, start)]
+    ]
     for name in BASELINES:
         found = most_tuned(comparison, name)
-        if found is not None:
-            rows.append(Row(f"{LABELS[name]}, {found.setting}", found))
-    for name in PEERS:
-        found = fixed(comparison, name)
-        if found is not None:
-            rows.append(Row(LABELS[name], found))
-    return rows
-
-
-def format_suite(comparison: Comparison) -> str:
-    """Return the table of one problem as Markdown."""
-    tuned = {name: most_tuned(comparison, name) for name in ("adam", "sgd")}
-    lines = [
-        f"{comparison.problem.name}: target {comparison.target:.4g}, "
-        f"{len(comparison.seeds())} seeds\n",
-        "| method | updates to the target | over tuned Adam | end | over tuned SGD |",
-        "|---|---|---|---|---|",
+        rate = "" if found is None else f", {found.setting}"
+        rows.append((f"{LABELS[name]}, best of 20{rate}", name, found))
+    rows += [
+        (f"{one.label} from 0.001", one.method.name, from_start(comparison, one, 1e-3))
+        for one in VARIANTS
     ]
-    for label, found in rows_of(comparison):
-        adam, sgd = tuned["adam"], tuned["sgd"]
-        updates = _ratio(found.updates, adam.updates) if adam else ""
-        end = median(found.finals)
-        ends = _ratio(found.finals, sgd.finals) if sgd else ""
-        lines.append(
-            f"| {label} | {format_updates(found)} | {updates} "
-            f"| {format_measure(end)} | {ends} |"
-        )
-    return "\n".join(lines)
-
-
-def _ratio(one: np.ndarray, other: np.ndarray) -> str:
-    """Return the ratio of medians; nothing where neither is finite."""
-    a, b = median(one), median(other)
-    if np.isfinite(a) and np.isfinite(b) and b > 0:
-        return f"{a / b:.2f}"
-    return (
-        "" if np.isfinite(a) == np.isfinite(b) else ("0" if np.isfinite(a) else "inf")
-    )
+    rows += [(LABELS[name], name, fixed(comparison, name)) for name in PEERS]
+    return [Row(label, name, found) for label, name, found in rows if found is not None]

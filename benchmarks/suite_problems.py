@@ -153,14 +153,19 @@ def quadratic() -> Problem:
     return Problem("quadratic", matrix, start, gradients, measure, 300, 5)
 
 
-def teacher(name: str, noise: float) -> Problem:
-    """Return the regression on a tanh network 12-24-4, outputs of variance 1."""
+def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
+    """Return the regression on a tanh network 12-24-4, outputs of variance 1.
+
+    A spread makes inputs of unequal scale, as raw measurements are: from 1 / spread to
+    spread, geometrically.
+    """
     rng = np.random.default_rng(0)
     hidden, output = rng.normal(size=(12, 24)) / np.sqrt(12), rng.normal(size=(24, 4))
     inputs = rng.normal(size=(5000, 12))
     targets = np.tanh(2.0 * inputs @ hidden) @ output
     targets = (targets - targets.mean(0)) / targets.std(0)
     noisy = targets + noise * rng.normal(size=targets.shape)
+    inputs = inputs * np.geomspace(1.0 / spread, spread, 12)
     arrays = (inputs[:4000], noisy[:4000], inputs[4000:], targets[4000:])
     examples = Examples(*(jnp.asarray(one, jnp.float32) for one in arrays))
     network = Mlp((48, 48, 4), nn.tanh)
@@ -214,8 +219,9 @@ def language() -> Problem:
 SUITE: dict[str, Callable[[], Problem]] = {
     "quadratic": quadratic,
     rosenbrock.NAME: rosenbrock.load_problem,
-    "teacher": lambda: teacher("teacher", 0.0),
-    "noisy teacher": lambda: teacher("noisy teacher", 0.5),
+    "teacher": lambda: teacher("teacher"),
+    "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
+    "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
     "classes": classes,
     mnist_problems.ONLINE: lambda: mnist_problems.load_problem(mnist_problems.ONLINE),
     rnn.CHANGE: lambda: rnn.load_problem(rnn.CHANGE),

@@ -216,11 +216,11 @@ def sweep(
         text = list(chosen)[-1]
         report(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
-    _in_threads(run, methods, store)
+    in_threads(run, methods, store)
 
 
-def _in_threads(
-    run: Callable[[Method], None], methods: Sequence[Method], store: Store
+def in_threads(
+    run: Callable[[Any], None], methods: Sequence[Any], store: Store
 ) -> None:
     """Run methods side by side, one a core: neither JAX nor XLA holds the lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -273,7 +273,7 @@ def baseline_target(
         finals[method.name, text] = np.array([store.runs[key] for key in keys])
 
     baselines = [method for method in METHODS if method.name in BASELINES]
-    _in_threads(run, baselines, store)
+    in_threads(run, baselines, store)
     (name, text), curves = min(
         finals.items(), key=lambda item: np.median([final(one) for one in item[1]])
     )

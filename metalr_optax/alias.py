@@ -54,9 +54,9 @@ def memory_sgd(
     rule is :func:`paper_sgd`.
 
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule. A schedule that
-        warms up or decays works against a memory that it outruns: the memory makes up
-        for factors that change slowly.
+      learning_rate: factor on all learned rates, a number or a schedule. The
+        memory does not see it and makes up for factors that change slowly: a warm-up
+        or a decay over tens of steps works, one over thousands is learned away.
       momentum: decay of the direction, in [0, 1); 0 for none.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
@@ -91,7 +91,7 @@ def memory_sgd(
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
       >>> state = optimizer.init(x)
-      >>> for _ in range(60):
+      >>> for _ in range(100):
       ...   updates, state = optimizer.update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.01)
@@ -179,7 +179,7 @@ def memory_adam(
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
       >>> state = optimizer.init(x)
-      >>> for _ in range(60):
+      >>> for _ in range(100):
       ...   updates, state = optimizer.update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.1)

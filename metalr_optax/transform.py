@@ -129,10 +129,9 @@ def scale_by_memory(
         :func:`metalr_optax.agreement_steps` needs.
       signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
-      address: what is looked up: the ``"value"`` of a direction (the paper), or its value
-        ``"relative"`` to the root mean square of its tensor, so that kernels fit
-        gradients of any scale. Of a tensor that is sampled the last root mean square
-        is that of the sample.
+      address: what is looked up: the ``"value"`` of a direction (the paper), or
+        ``"relative"``, its value over the root mean square of its tensor, so that
+        kernels fit gradients of any scale. A sample is judged by its own.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
         function ``(path, leaf) -> label`` of a path as JAX gives it.

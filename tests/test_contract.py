@@ -17,6 +17,8 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
+    memory_adam,
+    memory_sgd,
     paper_adam,
     paper_sgd,
     scale_by_memory,
@@ -35,8 +37,8 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "paper_sgd": Row(lambda rate: paper_sgd(initial=rate)),
-    "paper_adam": Row(lambda rate: paper_adam(initial=rate)),
+    "memory_sgd": Row(lambda rate: memory_sgd(initial=rate)),
+    "memory_adam": Row(lambda rate: memory_adam(initial=rate)),
     "link": Row(lambda rate: optax.chain(scale_by_memory(rate), DOWN)),
     "link, equation 6": Row(
         lambda rate: optax.chain(
@@ -74,7 +76,12 @@ ROWS = {
     ),
     "inner against": Row(lambda rate: scale_by_memory(rate, inner=optax.adam(1.0))),
 }
-ALIASES = {"paper_sgd": paper_sgd, "paper_adam": paper_adam}
+ALIASES = {
+    "memory_sgd": memory_sgd,
+    "memory_adam": memory_adam,
+    "paper_sgd": paper_sgd,
+    "paper_adam": paper_adam,
+}
 
 
 @pytest.fixture(params=ROWS)

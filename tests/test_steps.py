@@ -24,7 +24,7 @@ def make(initial=1e-3, kernels=SCALAR, **settings):
     return scale_by_memory(
         initial,
         kernels=kernels,
-        memory_optimizer=agreement_steps(),
+        memory_optimizer=agreement_steps(1.0),
         signal=raw_product,
         **settings,
     )
