@@ -8,7 +8,15 @@ from typing import NoReturn
 
 import numpy as np
 
-from benchmarks import mnist_report, report, speed_report, suite, sweep
+from benchmarks import (
+    mnist_report,
+    report,
+    speed_report,
+    suite,
+    suite_report,
+    sweep,
+)
+from benchmarks.cost import read_costs
 from benchmarks.experiments import EXPERIMENTS, run_experiment
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.mnist import TASKS, run_all
@@ -72,7 +80,7 @@ def make_parser() -> Parser:
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
-    suite_parser = add("suite", "one default from five base rates, ten tasks")
+    suite_parser = add("suite", "one default from five base rates, eleven tasks")
     suite_parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
     suite_parser.add_argument(
         "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
@@ -161,8 +169,9 @@ def run_suite(arguments: argparse.Namespace) -> None:
         max(sweep.BUDGETS),
         lambda text: print(text, flush=True),
     )
+    costs = read_costs(arguments.out / f"{suite.STEM}_cost.csv")
     for comparison in comparisons:
-        print(f"\n{suite.format_suite(comparison)}", flush=True)
+        print(f"\n{suite_report.format_suite(comparison, costs)}", flush=True)
 
 
 def make_report(arguments: argparse.Namespace) -> None:

@@ -21,12 +21,11 @@ from benchmarks.methods import BASELINES, LABELS, METHODS, Method
 from benchmarks.runs import read_runs, write_setting
 from benchmarks.suite_problems import SUITE
 from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
-from metalr_optax import linspace_kernels, logspace_kernels, memory_adam, memory_sgd
+from metalr_optax import logspace_kernels, memory_adam, memory_sgd
 
 STARTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
 STEM = "suite"
-_ONE = linspace_kernels(1.0, num=1)
 _MANY = logspace_kernels(8.0, 20, smallest=0.02)
 _SAMPLE = 256  # coordinates of a tensor that are judged
 
@@ -61,9 +60,9 @@ OURS = (
 )
 VARIANTS = (
     _variant(
-        "memory_sgd_m1",
-        "memory_sgd, M=1",
-        lambda rate: memory_sgd(initial=rate, kernels=_ONE),
+        "memory_sgd_m21",
+        "memory_sgd, M=21",
+        lambda rate: memory_sgd(initial=rate, kernels=_MANY),
         STARTS,
     ),
     _variant(
@@ -72,9 +71,9 @@ VARIANTS = (
         lambda rate: memory_adam(initial=rate, kernels=_MANY),
     ),
     _variant(
-        "memory_sgd_sampled",
-        f"memory_sgd, {_SAMPLE} judged",
-        lambda rate: memory_sgd(initial=rate, evidence_sample=_SAMPLE),
+        "memory_sgd_m21_sampled",
+        f"memory_sgd, M=21, {_SAMPLE} judged",
+        lambda rate: memory_sgd(initial=rate, kernels=_MANY, evidence_sample=_SAMPLE),
     ),
     _variant(
         "memory_adam_sampled",

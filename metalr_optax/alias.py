@@ -7,16 +7,15 @@ import jax
 import numpy as np
 import optax
 
-from metalr_optax.kernels import Kernels, linspace_kernels, logspace_kernels
+from metalr_optax.kernels import Kernels, linspace_kernels
 from metalr_optax.labels import GroupBy
 from metalr_optax.memory import Memory, raw_product
 from metalr_optax.steps import agreement_steps
 from metalr_optax.transform import Initial, scale_by_memory
 
-# From a fiftieth of the root mean square of a tensor to eight times as much.
-SGD_KERNELS = logspace_kernels(8.0, 20, smallest=0.02)
-# One rate per layer: Adam has made all coordinates alike.
-ADAM_KERNELS = linspace_kernels(1.0, num=1)
+# A rate per layer: more local models win where inputs are of unequal scale, and lose
+# when samples come one at a time (benchmarks/README.md).
+_KERNELS = linspace_kernels(1.0, num=1)
 
 # Steps of Adam are as large as the rate in every coordinate, from the first one on.
 _LARGEST_START_OF_ADAM = 0.01
@@ -61,8 +60,9 @@ def memory_sgd(
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: where the local models are, in root mean squares of a tensor; default
-        ``logspace_kernels(8.0, 20, smallest=0.02)``. ``linspace_kernels(1.0, num=1)``
-        learns one rate per layer, cheaper and, on most tasks, as good.
+        ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
+        ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
+        safe when samples come one at a time.
       clip_norm: largest norm of a gradient, or None: the first steps and rare outliers
         cannot ruin a run.
       weight_decay: the part of a parameter that one step takes away, whatever its
@@ -107,7 +107,6 @@ def memory_sgd(
         optax.trace(momentum),
         initial,
         kernels,
-        SGD_KERNELS,
         group_by=group_by,
         rate_bounds=rate_bounds,
         evidence_sample=evidence_sample,
@@ -142,9 +141,7 @@ def memory_adam(
 
     As :func:`memory_sgd`, with directions of Adam. They are judged by the gradient of
     the next step, because directions of Adam agree with each other even in pure noise.
-    One rate per layer is the default: more local models were sought and not found to
-    help where Adam has made all coordinates alike. The paper's own rule is
-    :func:`paper_adam`.
+    The paper's own rule is :func:`paper_adam`.
 
     Args:
       learning_rate: see :func:`memory_sgd`.
@@ -198,7 +195,6 @@ def memory_adam(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         initial,
         kernels,
-        ADAM_KERNELS,
         group_by=group_by,
         rate_bounds=rate_bounds,
         evidence_sample=evidence_sample,
@@ -211,13 +207,12 @@ def _learned(
     inner: optax.GradientTransformation,
     initial: Initial,
     kernels: Kernels | None,
-    usual: Kernels,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Return the memory that both have in common, around a base."""
     brings_its_own = isinstance(initial, Memory) or hasattr(initial, "items")
     if kernels is None and not brings_its_own:
-        kernels = usual
+        kernels = _KERNELS
     return scale_by_memory(
         initial,
         inner=inner,
@@ -239,7 +234,7 @@ def _chain(
     """Always four links: a memory is found, and a state restored, at one place."""
     clip = optax.identity()
     if clip_norm is not None:
-        _check_range("clip_norm", clip_norm, np.finfo(np.float32).tiny, np.inf)
+        _check_range("clip_norm", clip_norm, float(np.finfo(np.float32).tiny), np.inf)
         clip = optax.clip_by_global_norm(clip_norm)
     _check_range("weight_decay", weight_decay, 0.0, np.inf)
     is_zero = not isinstance(weight_decay, jax.Array) and weight_decay == 0

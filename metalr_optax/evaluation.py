@@ -164,7 +164,7 @@ def scale(
 def plain(direction: jax.Array) -> Array:
     """Return 1: a direction is its own address, as in the paper."""
     del direction
-    return np.float32(1.0)
+    return np.ones((), np.float32)
 
 
 def root_mean_square(direction: jax.Array) -> jax.Array:

@@ -1,0 +1,186 @@
+"""What came out of the suite, as Markdown and one picture."""
+
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib.figure
+import numpy as np
+from scipy import stats
+
+from benchmarks.comparison import Comparison, Outcome, fixed, median, most_tuned
+from benchmarks.comparison_picture import COLORS
+from benchmarks.comparison_report import format_measure, format_number, format_updates
+from benchmarks.cost import Cost
+from benchmarks.methods import LABELS
+from benchmarks.suite import OURS, STARTS, VARIANTS, Variant, from_start, rows_of
+
+_BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
+# What changes one thing, and what it is changed from.
+_PAIRS = (
+    ("memory_sgd_m21", "memory_sgd"),
+    ("memory_adam_m21", "memory_adam"),
+    ("memory_sgd_m21_sampled", "memory_sgd_m21"),
+    ("memory_adam_sampled", "memory_adam"),
+)
+_PROFILED = {
+    "memory_adam": "#E69F00",
+    "memory_sgd": "#009E73",
+    "adam": COLORS["adam"],
+    "momentum": COLORS["momentum"],
+    "sgd": COLORS["sgd"],
+    "prodigy": COLORS["prodigy"],
+    "mechanize": "#56B4E9",
+    "paper_adam": "#D55E00",
+}
+
+
+def format_suite(comparison: Comparison, costs: Sequence[Cost]) -> str:
+    """Return the table of one problem."""
+    adam, sgd = (most_tuned(comparison, name) for name in ("adam", "sgd"))
+    cost = {one.method: one for one in costs if one.problem == comparison.problem.name}
+    lines = [
+        f"**{comparison.problem.name}**: target {comparison.target:.4g}, "
+        f"{len(comparison.seeds())} seeds, {comparison.problem.horizon} updates\n",
+        "| method | updates to the target | over tuned Adam | end | over tuned SGD "
+        "| ruined | ms an update | bytes a parameter |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for label, name, found in rows_of(comparison):
+        updates = adam and ratio(median(found.updates), median(adam.updates))
+        end = median(found.finals)
+        ends = sgd and ratio(end, median(sgd.finals))
+        paid = cost.get(name)
+        lines.append(
+            f"| {label} | {format_updates(found)} | {updates or ''} "
+            f"| {format_measure(end)} | {ends or ''} "
+            f"| {(sgd and ruined(found, sgd)) or ''} "
+            + (
+                f"| {paid.milliseconds:.3g} | {paid.state_bytes:.3g} |"
+                if paid
+                else "| | |"
+            )
+        )
+    return "\n".join(lines)
+
+
+def ruined(found: Outcome, tuned: Outcome) -> int:
+    """Return how many runs end above ten times the end of a tuned one, or nowhere."""
+    ends = found.finals
+    return int((~np.isfinite(ends) | (ends > 10.0 * median(tuned.finals))).sum())
+
+
+def ratio(one: float, other: float) -> str:
+    """Return a ratio; both sides of it where one is not finite."""
+    if np.isfinite(one) and np.isfinite(other) and other > 0:
+        return f"{one / other:.2f}"
+    return f"{format_number(one)} / {format_number(other)}"
+
+
+def format_starts(comparisons: Sequence[Comparison]) -> str:
+    """Return both optimizers from every base rate, over the tuned baseline."""
+    parts = []
+    for one, base, values, what in (
+        (OURS[0], "adam", "updates", "updates to the target, over tuned Adam"),
+        (OURS[1], "sgd", "finals", "end, over tuned SGD"),
+    ):
+        starts = [start for start in STARTS if start in one.starts]
+        cells = " | ".join(f"from {start:g}" for start in starts)
+        lines = [f"| {one.label}: {what} | {cells} | ruined |"]
+        lines.append("|---|" + "---|" * (len(starts) + 1))
+        for comparison in comparisons:
+            tuned, sgd = (most_tuned(comparison, name) for name in (base, "sgd"))
+            found = [from_start(comparison, one, start) for start in starts]
+            if tuned is None or sgd is None or any(row is None for row in found):
+                continue
+            known = [row for row in found if row is not None]
+            below = median(getattr(tuned, values))
+            cells = " | ".join(
+                ratio(median(getattr(row, values)), below) for row in known
+            )
+            lost = sum(ruined(row, sgd) for row in known)
+            runs = sum(len(row.finals) for row in known)
+            lines.append(f"| {comparison.problem.name} | {cells} | {lost} of {runs} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def format_pairs(comparisons: Sequence[Comparison]) -> str:
+    """Return the ends of what differs in one thing, seed by seed, from 0.001."""
+    heads = [f"{_plain(a)} : {_plain(b)}" for a, b in _PAIRS]
+    lines = [
+        f"| end, ratio of medians (lower : higher) | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(_PAIRS),
+    ]
+    for comparison in comparisons:
+        cells = []
+        for names in _PAIRS:
+            pair = [from_start(comparison, _BY_NAME[name], 1e-3) for name in names]
+            known = [found for found in pair if found is not None]
+            cells.append(_compare_ends(*known) if len(known) == len(pair) else "")
+        lines.append(f"| {comparison.problem.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _compare_ends(one: Outcome, other: Outcome) -> str:
+    lower = int((one.finals < other.finals).sum())
+    higher = int((one.finals > other.finals).sum())
+    p = stats.binomtest(lower, lower + higher).pvalue if lower + higher else 1.0
+    text = f"{ratio(median(one.finals), median(other.finals))} ({lower} : {higher})"
+    return f"**{text}**" if p < 0.05 else text
+
+
+def _plain(name: str) -> str:
+    return _BY_NAME[name].label.replace("**", "")
+
+
+def profile(comparisons: Sequence[Comparison]) -> dict[str, np.ndarray]:
+    """Return method -> [tasks], median updates over those of the best one there."""
+    updates: dict[str, list[float]] = {name: [] for name in _PROFILED}
+    for comparison in comparisons:
+        for name, values in updates.items():
+            found = _usual(comparison, name)
+            values.append(np.inf if found is None else median(found.updates))
+    table = np.array(list(updates.values()))
+    best = table.min(axis=0)
+    with np.errstate(invalid="ignore"):
+        over = np.where(np.isfinite(table), table / best, np.inf)
+    return dict(zip(updates, over, strict=True))
+
+
+def _usual(comparison: Comparison, name: str) -> Outcome | None:
+    one: Variant | None = _BY_NAME.get(name)
+    if one is not None:
+        return from_start(comparison, one, 1e-3)
+    if name in ("sgd", "momentum", "adam"):
+        return most_tuned(comparison, name)
+    return fixed(comparison, name)
+
+
+def draw_profile(comparisons: Sequence[Comparison], path: pathlib.Path) -> None:
+    """Draw on which share of the tasks a method is within a factor of the best."""
+    figure = matplotlib.figure.Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    factors = np.geomspace(1.0, 8.0, 200)
+    for name, over in profile(comparisons).items():
+        share = (over[:, None] <= factors).mean(axis=0)
+        ours = name in ("memory_adam", "memory_sgd")
+        kind = "best of 20 rates" if name in ("sgd", "momentum", "adam") else "fixed"
+        label = _plain(name) if name in _BY_NAME else LABELS[name].replace("**", "")
+        axes.plot(
+            factors,
+            share,
+            color=_PROFILED[name],
+            linewidth=2.5 if ours else 1.5,
+            linestyle="--" if kind != "fixed" else "-",
+            label=f"{label}, {kind}",
+        )
+    axes.set_xscale("log", base=2)
+    ticks = (1, 2, 4, 8)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("updates to the target, over those of the best method")
+    axes.set_ylabel("share of tasks")
+    axes.set_title(f"{len(comparisons)} tasks, medians over seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=110, facecolor="white")

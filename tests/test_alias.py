@@ -1,0 +1,169 @@
+"""What the ready optimisers add to the memory: a clip, a decay, an address, defaults."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_optax import (
+    agreement_steps,
+    get_memory,
+    linspace_kernels,
+    logspace_kernels,
+    memory_adam,
+    memory_sgd,
+    raw_product,
+    scale_by_memory,
+)
+
+MAKERS = {"memory_sgd": memory_sgd, "memory_adam": memory_adam}
+
+
+def run(optimizer, gradients):
+    """Feed gradients [T, ...]; return the updates [T, ...] and the last state."""
+
+    def step(state, gradient):
+        updates, state = optimizer.update(gradient, state, jnp.ones_like(gradient))
+        return state, updates
+
+    scan = jax.jit(functools.partial(jax.lax.scan, step))
+    state, updates = scan(optimizer.init(jnp.ones_like(gradients[0])), gradients)
+    return updates, state
+
+
+def gradients(size=64, steps=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=(steps, size)) + 0.5, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "inner"),
+    [("memory_sgd", optax.trace(0.9)), ("memory_adam", optax.scale_by_adam())],
+)
+def test_is_the_chain_that_its_docstring_says(name, inner):
+    by_hand = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        scale_by_memory(
+            1e-3,
+            inner=inner,
+            kernels=linspace_kernels(1.0, num=1),
+            memory_optimizer=agreement_steps(0.5),
+            signal=raw_product,
+            rate_bounds=(1e-9, 10.0),
+        ),
+        optax.scale(-0.5),
+    )
+    expected, _ = run(by_hand, gradients())
+    actual, state = run(MAKERS[name](0.5), gradients())
+    chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+    rate = get_memory(state)["params"].rates[0]
+    assert np.abs(np.log(rate / 1e-3)) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "initial"),
+    [("memory_sgd", rate) for rate in (1e-5, 1e-3, 1e-1)]
+    + [("memory_adam", rate) for rate in (1e-5, 1e-3, 1e-2)],
+)
+def test_any_start_comes_down_and_stays(name, initial):
+    optimizer = MAKERS[name](initial=initial)
+    curvature = jnp.geomspace(0.1, 2.0, 10)
+
+    def update(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(curvature * x, state)
+        x = optax.apply_updates(x, updates)
+        return (x, state), jnp.sum(curvature * x**2)
+
+    x = jnp.ones(10)
+    _, heights = jax.lax.scan(update, (x, optimizer.init(x)), length=300)
+    assert heights[0] > 1.0
+    assert heights[-50:].max() < 1e-2
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_decay_is_a_part_of_the_parameter_whatever_its_rate(name):
+    params = {"kernel": jnp.array([2.0, -4.0]), "bias": jnp.array([1.0])}
+    optimizer = MAKERS[name](
+        0.5, weight_decay=0.01, mask={"kernel": True, "bias": False}
+    )
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    np.testing.assert_allclose(updates["kernel"], [-0.01, 0.02], rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0.0)
+
+
+def test_an_outlier_moves_no_further_than_its_clipped_norm():
+    outlier = jnp.full((1, 4), 1e6)
+    clipped, _ = run(memory_sgd(initial=0.1), outlier)
+    np.testing.assert_allclose(jnp.linalg.norm(clipped), 0.1, rtol=1e-5)
+    whole, _ = run(memory_sgd(initial=0.1, clip_norm=None), outlier)
+    np.testing.assert_allclose(whole, -1e5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [64, 2**14])
+def test_a_relative_address_is_the_value_over_the_root_mean_square(size):
+    steps = gradients(size) * jnp.geomspace(1e-4, 1e4, 8)[:, None]
+    sizes = jnp.sqrt(jnp.mean(steps**2, axis=1, keepdims=True))
+    kernels = logspace_kernels(8.0, 20, smallest=0.02)
+    make = functools.partial(
+        scale_by_memory, 0.1, kernels=kernels, memory_optimizer=optax.sgd(0.05)
+    )
+    relative, learned = run(make(address="relative"), steps)
+    by_value, expected = run(make(), steps / sizes)
+    chex.assert_trees_all_close(relative / sizes, by_value, rtol=1e-3, atol=1e-5)
+    rates = get_memory(learned)["params"].rates
+    chex.assert_trees_all_close(rates, get_memory(expected)["params"].rates, rtol=1e-3)
+    assert np.ptp(rates) > 0.01
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-30, 1e30, np.inf])
+def test_a_relative_address_survives_any_scale(scale):
+    optimizer = scale_by_memory(0.1, address="relative")
+    tree = {
+        "one": jnp.array([1.0, -2.0, 3.0]) * scale,
+        "none": jnp.zeros((0, 3)),
+        "two": jnp.array([1.0, jnp.nan, 0.5]),
+    }
+    state = optimizer.init(tree)
+    for _ in range(2):
+        updates, state = optimizer.update(tree, state)
+    np.testing.assert_allclose(updates["one"], 0.1 * tree["one"], rtol=0.3)
+    assert np.isfinite(updates["two"][0]) and np.isnan(updates["two"][1])
+    for memory in get_memory(state).values():
+        assert np.isfinite(memory.rates).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("memory_sgd", {"momentum": 1.0}, r"momentum must be a number in \[0, 1\)"),
+        ("memory_sgd", {"momentum": -0.1}, "momentum must be .*, got -0.1"),
+        ("memory_sgd", {"clip_norm": 0.0}, "clip_norm must be"),
+        ("memory_adam", {"clip_norm": "1"}, "clip_norm must be"),
+        ("memory_adam", {"weight_decay": -1e-4}, "weight_decay must be"),
+        ("memory_adam", {"weight_decay": True}, "weight_decay must be"),
+        ("memory_adam", {"initial": 0.1}, "initial must be at most 0.01 .* got 0.1"),
+        ("memory_adam", {"initial": jnp.array(0.1)}, "initial must be at most 0.01"),
+    ],
+)
+def test_refuses_what_cannot_work(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MAKERS[name](**arguments)
+
+
+def test_refuses_an_unknown_address():
+    with pytest.raises(ValueError, match="address must be .* got 'log'"):
+        scale_by_memory(address="log")
+
+
+def test_a_learned_memory_may_be_above_the_largest_start():
+    params = jnp.zeros(2)
+    memory = get_memory(memory_sgd(initial=0.5).init(params))
+    state = memory_adam(initial=memory).init(params)
+    assert get_memory(state)["params"].rates[0] == 0.5
