@@ -250,7 +250,7 @@ def _check_range(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     try:
-        inside = not isinstance(value, bool) and low <= float(value) < high
+        inside = not isinstance(value, bool) and bool(low <= value < high)
     except (TypeError, ValueError):
         inside = False
     if not inside:

@@ -1,4 +1,4 @@
-"""What the ready optimisers add to the memory: a clip, a decay, an address, defaults."""
+"""What the aliases add to a memory: a clip, a decay, an address, defaults."""
 
 import functools
 
@@ -134,7 +134,8 @@ def test_a_relative_address_survives_any_scale(scale):
     for _ in range(2):
         updates, state = optimizer.update(tree, state)
     np.testing.assert_allclose(updates["one"], 0.1 * tree["one"], rtol=0.3)
-    assert np.isfinite(updates["two"][0]) and np.isnan(updates["two"][1])
+    assert np.isfinite(updates["two"][0])
+    assert np.isnan(updates["two"][1])
     for memory in get_memory(state).values():
         assert np.isfinite(memory.rates).all()
 
@@ -158,7 +159,7 @@ def test_refuses_what_cannot_work(name, arguments, message):
 
 
 def test_refuses_an_unknown_address():
-    with pytest.raises(ValueError, match="address must be .* got 'log'"):
+    with pytest.raises(ValueError, match=r"address must be .* got 'log'"):
         scale_by_memory(address="log")
 
 
