@@ -17,7 +17,14 @@ import optax
 from optax import contrib
 
 from benchmarks.mnist import CNN
-from metalr_optax import Kernels, linspace_kernels, paper_adam, paper_sgd
+from metalr_optax import (
+    Kernels,
+    linspace_kernels,
+    memory_adam,
+    memory_sgd,
+    paper_adam,
+    paper_sgd,
+)
 
 SAMPLE = 2**16
 Make = Callable[[int], optax.GradientTransformation]
@@ -41,7 +48,7 @@ class Measurement(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Optimisers beside each other on one tree of parameters."""
+    """Optimizers beside each other on one tree of parameters."""
 
     name: str
     params: Any
@@ -70,6 +77,11 @@ METHODS: dict[str, Make] = {
     "dowg": lambda _: contrib.dowg(),
     "prodigy": lambda _: contrib.prodigy(),
     "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
+    "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(1.0, num)),
+    "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(1.0, num)),
+    "memory_adam, sampled": lambda num: memory_adam(
+        kernels=linspace_kernels(1.0, num), evidence_sample=SAMPLE
+    ),
     "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
     "paper_sgd, bfloat16": lambda num: paper_sgd(
         kernels=linspace_kernels(2.0, num), direction_dtype=jnp.bfloat16
@@ -83,9 +95,13 @@ METHODS: dict[str, Make] = {
         kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
     ),
 }
-PEERS = [(name, 0) for name in METHODS if "memory" not in name]
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
-VARIANTS = [(name, 20) for name in METHODS if "memory" in name and "one by" not in name]
+_SETTLING = [(name, 1) for name in METHODS if name.startswith("memory")]
+_PAPERS = [
+    (name, 20) for name in METHODS if name.startswith("paper") and "one by" not in name
+]
+VARIANTS = [*_SETTLING, *_PAPERS]
+PEERS = [(name, 0) for name in METHODS if not name.startswith(("memory", "paper"))]
 
 
 class Transformer(nn.Module):
@@ -115,16 +131,17 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         if size <= 10**6:
             methods.append(("paper_sgd, one by one", 20))
         if size > 10**7:
-            methods = [ADAM, ("momentum", 0), EXACT, ("paper_sgd, sampled", 20)]
+            methods = [ADAM, ("momentum", 0), ("memory_sgd", 1), EXACT]
+            methods.append(("paper_sgd, sampled", 20))
         rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
         yield Case("update", make_leaves(size, 1), methods, rounds)
         if size in (10**6, 10**7):
             more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
             yield Case("update", make_leaves(size, 1), [ADAM, *more], rounds)
     for leaves in (10, 100, 1000):
-        methods = [ADAM, EXACT, ("paper_adam", 20)]
-        if leaves == 1000:
-            methods.remove(("paper_adam", 20))
+        methods = [ADAM, ("memory_sgd", 1), ("memory_adam", 1), EXACT]
+        if leaves < 1000:
+            methods.append(("paper_adam", 20))
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
     yield training_case("MNIST CNN, batch 64", *cnn())
     yield training_case("transformer, 32 x 128 bytes", *transformer())

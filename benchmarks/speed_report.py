@@ -6,7 +6,7 @@ import pathlib
 import matplotlib.figure
 
 from benchmarks.rows import write_csv
-from benchmarks.speed import Measurement
+from benchmarks.speed import VARIANTS, Measurement
 
 # Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
 COLORS = {
@@ -16,8 +16,9 @@ COLORS = {
     "dowg": "#56B4E9",
     "prodigy": "#8C6D31",
     "schedule_free_adamw": "#CC79A7",
-    "paper_sgd": "#009E73",
-    "paper_sgd, sampled": "#E69F00",
+    "memory_sgd": "#009E73",
+    "memory_adam": "#E69F00",
+    "paper_sgd": "#117733",
     "paper_adam": "#D55E00",
 }
 HEADER = (
@@ -100,8 +101,10 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
     by_size, by_kernels, state = figure.subplots(1, 3)
     single = [one for one in measurements if one.case == "update" and one.leaves == 1]
+    usual = dict(VARIANTS)
     for method, color in COLORS.items():
-        ours = [o for o in single if o.method == method and o.kernels in (0, 20)]
+        num = usual.get(method, 0)
+        ours = [one for one in single if (one.method, one.kernels) == (method, num)]
         points = {one.size: one for one in ours}
         sizes = sorted(points)
         by_size.plot(
@@ -137,7 +140,7 @@ def draw(measurements: list[Measurement], path: pathlib.Path) -> None:
         axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
         axis.set_ylabel("time of a whole update / Adam's")
-    by_size.set_xlabel("parameters (memories: M = 20)")
+    by_size.set_xlabel("parameters (memory_: M = 1, paper_: M = 20)")
     by_kernels.set_xlabel("local models in the memory, M")
     by_kernels.legend(frameon=False)
     state.set_xlabel("bytes of state per parameter")

@@ -1,7 +1,7 @@
 """What came out of the suite, as Markdown and one picture."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib.figure
 import numpy as np
@@ -78,30 +78,58 @@ def ratio(one: float, other: float) -> str:
 
 def format_starts(comparisons: Sequence[Comparison]) -> str:
     """Return both optimizers from every base rate, over the tuned baseline."""
-    parts = []
-    for one, base, values, what in (
-        (OURS[0], "adam", "updates", "updates to the target, over tuned Adam"),
-        (OURS[1], "sgd", "finals", "end, over tuned SGD"),
-    ):
-        starts = [start for start in STARTS if start in one.starts]
-        cells = " | ".join(f"from {start:g}" for start in starts)
-        lines = [f"| {one.label}: {what} | {cells} | ruined |"]
-        lines.append("|---|" + "---|" * (len(starts) + 1))
-        for comparison in comparisons:
-            tuned, sgd = (most_tuned(comparison, name) for name in (base, "sgd"))
-            found = [from_start(comparison, one, start) for start in starts]
-            if tuned is None or sgd is None or any(row is None for row in found):
-                continue
-            known = [row for row in found if row is not None]
-            below = median(getattr(tuned, values))
-            cells = " | ".join(
-                ratio(median(getattr(row, values)), below) for row in known
-            )
-            lost = sum(ruined(row, sgd) for row in known)
-            runs = sum(len(row.finals) for row in known)
-            lines.append(f"| {comparison.problem.name} | {cells} | {lost} of {runs} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            _starts(
+                comparisons,
+                OURS[0],
+                "updates to the target, over tuned Adam",
+                lambda comparison: most_tuned(comparison, "adam"),
+                lambda found: median(found.updates),
+                (1.0, 1.5),
+            ),
+            _starts(
+                comparisons,
+                OURS[1],
+                "end, over tuned SGD",
+                lambda comparison: most_tuned(comparison, "sgd"),
+                lambda found: median(found.finals),
+                (1.0, 1.05),
+            ),
+        ]
+    )
+
+
+def _starts(
+    comparisons: Sequence[Comparison],
+    one: Variant,
+    what: str,
+    tune: Callable[[Comparison], Outcome | None],
+    value: Callable[[Outcome], float],
+    bounds: tuple[float, float],
+) -> str:
+    heads = " | ".join(f"from {start:g}" for start in one.starts)
+    lines = [f"| {one.label}: {what} | {heads} | ruined |"]
+    lines.append("|---|" + "---|" * (len(one.starts) + 1))
+    over = []
+    for comparison in comparisons:
+        tuned, sgd = tune(comparison), most_tuned(comparison, "sgd")
+        found = [from_start(comparison, one, start) for start in one.starts]
+        known = [row for row in found if row is not None]
+        if tuned is None or sgd is None or len(known) < len(found):
+            continue
+        values = [value(row) for row in known]
+        cells = " | ".join(ratio(mine, value(tuned)) for mine in values)
+        lost = sum(ruined(row, sgd) for row in known)
+        runs = sum(len(row.finals) for row in known)
+        lines.append(f"| {comparison.problem.name} | {cells} | {lost} of {runs} |")
+        # Never where tuned never gets there either is no success.
+        over.append([v / value(tuned) if np.isfinite(v) else np.inf for v in values])
+    for bound in bounds:
+        counts = (np.array(over).reshape(-1, len(one.starts)) <= bound).sum(axis=0)
+        cells = " | ".join(f"{count} of {len(over)}" for count in counts)
+        lines.append(f"| *tasks of at most {bound:g}* | {cells} | |")
+    return "\n".join(lines)
 
 
 def format_pairs(comparisons: Sequence[Comparison]) -> str:

@@ -1,0 +1,173 @@
+"""The suite's tables say what the raw rows say, and a base rate is all that differs."""
+
+import csv
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import report, suite, suite_report, sweep
+from benchmarks.__main__ import main
+from benchmarks.comparison import METHOD, Comparison, Outcome
+from benchmarks.cost import Cost
+from benchmarks.methods import sample_settings
+from benchmarks.problem import Problem
+from benchmarks.runs import TUNING_SEED, Key, write_setting
+from metalr_optax import get_memory
+
+SEEDS = range(10)
+ADAM, SGD = (one for one in suite.OURS)
+MANY = next(one for one in suite.VARIANTS if one.method.name == "memory_adam_m21")
+
+
+def _problem(name="bowl"):
+    def nothing(*_):
+        raise AssertionError("only the rows count")
+
+    return Problem(name, (), nothing, nothing, nothing, 8, 1)
+
+
+def _put(runs, method, rate, curves):
+    for seed, curve in zip(SEEDS, curves, strict=True):
+        setting = write_setting({"rate": rate})
+        runs[Key("bowl", method.name, "fresh", setting, seed)] = np.array(curve)
+
+
+def _tune(runs, name, curve):
+    method = METHOD[name]
+    (setting,) = sample_settings(method, 1)
+    runs[Key("bowl", name, "fresh", write_setting(setting), TUNING_SEED)] = curve
+    _put(runs, method, setting["rate"], [curve] * len(SEEDS))
+
+
+def _falling(updates, end):
+    """A curve that is at the target of 1 after so many updates, or never, if 0."""
+    curve = np.where(np.arange(8) + 1 >= (updates or 9), 0.9, 9.0)
+    curve[3:] = np.where(curve[3:] < 1.0, min(end, 1.0), end)
+    return curve
+
+
+@pytest.fixture
+def bowl():
+    """Tuned Adam is there after 2 updates; tuned SGD never, and ends at 2."""
+    runs = {}
+    _tune(runs, "adam", _falling(2, 0.5))
+    _tune(runs, "sgd", _falling(0, 2.0))
+    for start, updates in zip(ADAM.starts, (1, 2, 3, 0), strict=True):
+        _put(runs, ADAM.method, start, [_falling(updates, 4.0)] * 10)
+    for start, end in zip(SGD.starts, (2.0, 2.08, 3.0, 21.0, np.nan), strict=True):
+        _put(runs, SGD.method, start, [_falling(0, end)] * 10)
+    return Comparison(_problem(), 1.0, runs)
+
+
+def test_starts_stand_over_what_was_tuned(bowl):
+    adam, sgd = suite_report.format_starts([bowl]).split("\n\n")
+    assert adam.splitlines()[2:] == [
+        "| bowl | 0.50 | 1.00 | 1.50 | never / 2 | 0 of 40 |",
+        "| *tasks of at most 1* | 1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | |",
+        "| *tasks of at most 1.5* | 1 of 1 | 1 of 1 | 1 of 1 | 0 of 1 | |",
+    ]
+    # Ten times as high as tuned SGD, or not finite, is a ruin.
+    assert sgd.splitlines()[2:] == [
+        "| bowl | 1.00 | 1.04 | 1.50 | 10.50 | never / 2 | 20 of 50 |",
+        "| *tasks of at most 1* | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | |",
+        "| *tasks of at most 1.05* | 1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | |",
+    ]
+
+
+def test_a_start_that_is_not_all_there_is_left_out(bowl):
+    missing = Key("bowl", "memory_adam", "fresh", "rate=0.001", 3)
+    del bowl.runs[missing]
+    assert "bowl" not in suite_report.format_starts([bowl]).split("\n\n")[0]
+
+
+def test_pairs_are_compared_seed_by_seed(bowl):
+    ends = [0.1] * 9 + [0.9]
+    _put(bowl.runs, ADAM.method, 1e-3, [[end] * 8 for end in [0.2] * 10])
+    _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in ends])
+    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    assert row == "| bowl |  | **0.50 (9 : 1)** |  |  |"
+    _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in [0.1] * 8 + [0.9] * 2])
+    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    assert row == "| bowl |  | 0.50 (8 : 2) |  |  |"
+
+
+def test_a_task_shows_every_start_and_what_it_costs(bowl):
+    costs = [Cost("bowl", "memory_adam", 0.25, 12.0), Cost("other", "adam", 9.0, 8.0)]
+    lines = suite_report.format_suite(bowl, costs).splitlines()
+    assert lines[0] == "**bowl**: target 1, 10 seeds, 8 updates"
+    assert len(lines) == 4 + len(ADAM.starts) + len(SGD.starts) + 2
+    assert (
+        "| **memory_adam** from 0.001 | 3 | 1.50 | 1 | 0.50 |  | 0.25 | 12 |" in lines
+    )
+    assert lines[4 + 8].startswith("| **memory_sgd** from 0.1 | never | never / 2 |")
+    assert "| 10 | | |" in lines[4 + 8]
+
+
+def test_a_profile_is_over_the_best_one(bowl):
+    over = suite_report.profile([bowl, bowl])
+    np.testing.assert_allclose(over["memory_adam"], 1.5)
+    np.testing.assert_allclose(over["adam"], 1.0)
+    assert np.isinf([over["sgd"], over["prodigy"], over["memory_sgd"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "text"),
+    [(1.0, 4.0, "0.25"), (np.inf, 4.0, "never / 4"), (2.0, np.inf, "2 / never")],
+)
+def test_a_ratio_of_what_never_happened_shows_both(one, other, text):
+    assert suite_report.ratio(one, other) == text
+
+
+def test_ruined_is_ten_times_the_end_of_tuned_sgd():
+    def ends(*values):
+        return Outcome("", np.ones((1, 1)), np.ones(1), np.array(values))
+
+    tuned = ends(1.0, 1.0, 50.0)
+    assert suite_report.ruined(ends(9.9, 10.1, np.inf, np.nan), tuned) == 3
+
+
+@pytest.mark.parametrize("one", suite.OURS, ids=lambda one: one.method.name)
+def test_a_start_is_the_base_rate_and_nothing_else(one):
+    params = {"layer": jnp.zeros(3)}
+    for start in one.starts:
+        memory = get_memory(one.method.make(start).init(params))
+        for rates in jax.tree.leaves({name: m.rates for name, m in memory.items()}):
+            np.testing.assert_allclose(rates, start, rtol=1e-6)
+
+
+def test_targets_of_the_suite_follow_from_its_rows(tmp_path):
+    with open(sweep.TARGETS, newline="") as file:
+        rows = {row["problem"]: row for row in csv.DictReader(file)}
+    path = tmp_path / "suite.csv"
+    shutil.copy(report.RESULTS / path.name, path)
+    size = path.stat().st_size
+    for comparison in suite.load_suite(report.RESULTS):
+        row = rows[comparison.problem.name]
+        if not row["source"].startswith("paper"):
+            found = sweep.baseline_target(comparison.problem, sweep.Store(path))
+            assert float(row["target"]) == pytest.approx(found[0], rel=1e-3)
+            assert row["source"] == found[1]
+    assert path.stat().st_size == size, "something had to be run"
+
+
+def test_the_readme_says_what_the_suite_says():
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    said = suite_report.format_starts(suite.load_suite(report.RESULTS))
+    assert said in readme.read_text()
+
+
+def test_the_whole_job_on_a_small_task(tmp_path, capsys):
+    for _ in range(2):
+        main(["suite", "--seeds", "1", "--tasks", "rosenbrock", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "going on from there" in said
+    for label in ("**memory_adam** from 1e-05", "SGD, best of 20", "Prodigy"):
+        assert f"| {label}" in said
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "suite.csv",
+        "suite_cost.csv",
+    }
