@@ -12,7 +12,7 @@ from benchmarks.comparison_picture import COLORS
 from benchmarks.comparison_report import format_measure, format_number, format_updates
 from benchmarks.cost import Cost
 from benchmarks.methods import LABELS
-from benchmarks.suite import OURS, STARTS, VARIANTS, Variant, from_start, rows_of
+from benchmarks.suite import OURS, VARIANTS, Variant, from_start, rows_of
 
 _BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
 # What changes one thing, and what it is changed from.

@@ -1,4 +1,4 @@
-"""Ready optimisers that need no tuning: a clip, a memory, and a step downhill."""
+"""Ready optimizers that need no tuning: a clip, a memory, and a step downhill."""
 
 from collections.abc import Callable
 from typing import Any

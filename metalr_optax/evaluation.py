@@ -321,8 +321,13 @@ def _scale(
             scaled[index] = d * look_up(*fine[label], d / unit(d))
         else:
             small.append(index)
+
+    def read_alone(memory: Memory, d: jax.Array) -> jax.Array:
+        # A single rate has no address, and its unit costs two passes over the tensor.
+        return d * read(memory, d if memory.rates.size == 1 else d / unit(d))
+
     exact = _map_alike(
-        lambda memory, d: d * read(memory, d / unit(d)),
+        read_alone,
         [(memory[labels[index]], directions[index]) for index in small],
     )
     scaled.update(zip(small, exact, strict=True))

@@ -34,8 +34,9 @@ class Kernels(NamedTuple):
       centers: [M], :math:`c_m`, strictly increasing, in units of the address.
       widths: [M], :math:`s_m`, positive, in units of the address.
 
-    A single kernel is taken for the scalar memory that ``linspace_kernels(bound, 1)``
-    makes: the ready optimisers clip gradients at a thousandth of its width.
+    A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
+    rate, whatever the address, judged by all coordinates alike. :func:`paper_sgd` and
+    :func:`paper_adam` clip gradients at a thousandth of its width.
     """
 
     centers: Array
@@ -47,7 +48,7 @@ def linspace_kernels(bound: float, num: int = 20, width: float = 0.5) -> Kernels
 
     Args:
       bound: the outermost centre, positive; also the value at which the ready
-        optimisers clip a gradient.
+        optimizers clip a gradient.
       num: M, the number of kernels. ``num=1`` gives a single kernel at 0 that is
         1000 bounds wide: one scalar rate for all gradients, the control for every
         claim about the shape of a memory.
@@ -55,7 +56,7 @@ def linspace_kernels(bound: float, num: int = 20, width: float = 0.5) -> Kernels
 
     Returns:
       :class:`Kernels` of NumPy float64 arrays; they become as precise as the
-      parameters when an optimiser is initialised.
+      parameters when an optimizer is initialised.
 
     Raises:
       ValueError: a bound or width that is not positive and finite, ``num < 1``.

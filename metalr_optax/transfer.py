@@ -28,7 +28,7 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       donated to its next step.
 
     Raises:
-      ValueError: no memory inside, or one label in several states (two optimisers in
+      ValueError: no memory inside, or one label in several states (two optimizers in
         one tree, or ``optax.partition`` that splits a layer): pass a part of the state,
         such as ``state.inner_states["kernels"]``.
 

@@ -112,7 +112,7 @@ def scale_by_memory(
         every group starts with, or a mapping from label to memory as
         :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit, so
         each part of an ``optax.partition`` takes its own). Values are copied.
-      inner: the base optimiser that turns a gradient into a direction, for example
+      inner: the base optimizer that turns a gradient into a direction, for example
         ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
         gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out
         at the first step at which it can tell. It is addressed by the direction as it
@@ -148,7 +148,7 @@ def scale_by_memory(
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Updates keep their sign, shape
       and dtype. Pass the raw gradient as the extra argument ``grad=`` of ``update``
-      if this link stands behind a base optimiser in a chain: the signal then compares
+      if this link stands behind a base optimizer in a chain: the signal then compares
       gradients with directions instead of directions with each other. A ``clip``
       further up does not clip it; ``optax.masked`` needs
       ``mask_compatible_extra_args=True`` to pass it on.
@@ -162,7 +162,7 @@ def scale_by_memory(
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
     parameter (or per sampled one) besides that of ``inner``, plus 3 M and the
-    optimiser's state per memory.
+    optimizer's state per memory.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is

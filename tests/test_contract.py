@@ -269,7 +269,7 @@ def test_a_donated_step_leaves_the_callers_memory_alive(transfer):
     memory = get_memory(run(paper_sgd(initial=0.01), make_params())[1])
     initial = transfer(memory)
     step = jax.jit(make_step(paper_sgd(initial=initial)), donate_argnums=(0, 1))
-    for _ in range(2):  # two optimisers from one memory
+    for _ in range(2):  # two optimizers from one memory
         params = make_params()
         step(params, paper_sgd(initial=initial).init(params))
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(memory))

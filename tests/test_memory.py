@@ -84,7 +84,7 @@ def test_inside_the_read_is_the_plain_weighted_mean():
             np.testing.assert_allclose(read(memory, jnp.asarray(z)), expected, 1e-10)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "one"])
 @fast
 @given(address=FINITE_FLOAT32, sign=st.sampled_from([-1.0, 1.0]))
 def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address, sign):
@@ -96,6 +96,14 @@ def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address
     assert np.all(sign * u[active] > 1e-4)
     assert np.all(np.abs(u[silent]) < 1e-12)
     assert np.all(np.isfinite(u))
+
+
+@fast
+@given(address=FINITE_FLOAT32)
+def test_a_single_kernel_hears_everyone_alike(address):
+    agreement = np.linspace(-1.0, 2.0, address.size, dtype=np.float32)
+    (u,) = evidence_compiled(KERNELS["one"], address, agreement)
+    np.testing.assert_allclose(u, agreement.sum(dtype=np.float64), rtol=1e-5, atol=1e-6)
 
 
 def test_evidence_is_the_hypergradient_of_a_quadratic():

@@ -121,7 +121,7 @@ def test_a_memory_is_as_precise_as_its_most_precise_tensor():
         assert memory["half"].rates.dtype == jnp.float32
 
 
-# --- which way the base optimiser points
+# --- which way the base optimizer points
 
 
 def orientation_after(gradients, directions):
