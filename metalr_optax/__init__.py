@@ -1,7 +1,12 @@
 """Learning rates that a program learns, keeps and passes on."""
 
+__version__ = "0.1.0.dev0"
+
 from metalr_optax.alias import memory_adam as memory_adam
 from metalr_optax.alias import memory_sgd as memory_sgd
+from metalr_optax.files import load_memory as load_memory
+from metalr_optax.files import load_metadata as load_metadata
+from metalr_optax.files import save_memory as save_memory
 from metalr_optax.kernels import Kernels as Kernels
 from metalr_optax.kernels import linspace_kernels as linspace_kernels
 from metalr_optax.kernels import logspace_kernels as logspace_kernels
@@ -17,5 +22,3 @@ from metalr_optax.transfer import get_memory as get_memory
 from metalr_optax.transfer import set_memory as set_memory
 from metalr_optax.transform import ScaleByMemoryState as ScaleByMemoryState
 from metalr_optax.transform import scale_by_memory as scale_by_memory
-
-__version__ = "0.1.0.dev0"

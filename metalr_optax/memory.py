@@ -16,15 +16,22 @@ from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
 # So many local models, or fewer, are evaluated in one go instead of one by one.
 _FEW = 3
 
+# Rates that any optimizer may hold; its own bounds are narrower.
+POSITIVE = (1e-30, 1e30)
+
 Signal = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Memory(NamedTuple):
-    """A memory of learning rates: M local models, each a kernel and a rate.
+    r"""A memory of learning rates: M local models, each a kernel and a rate.
 
     Attributes:
       kernels: where the local models are, [M] centres and [M] widths.
       rates: [M], the learning rate :math:`v_m` of each local model.
+      counts: [M], in steps, how much evidence each local model has had: the sum of its
+        shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
+      relative: [], bool, whether addresses are relative to the root mean square of a
+        tensor; None if not known. A single rate has no address: there it is free.
 
     Examples:
       >>> import numpy as np
@@ -37,6 +44,8 @@ class Memory(NamedTuple):
 
     kernels: Kernels
     rates: Array
+    counts: Any = None
+    relative: Any = None
 
 
 def read(memory: Memory, address: jax.Array) -> jax.Array:
@@ -66,6 +75,7 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
         return jnp.maximum(nearest, log_weight(kernel)), None
 
     first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
+    models = Memory(kernels, memory.rates)
     few = len(kernels.centers) <= _FEW
     nearest, _ = jax.lax.scan(take_nearest, log_weight(first), kernels, unroll=few)
 
@@ -74,7 +84,7 @@ def read(memory: Memory, address: jax.Array) -> jax.Array:
         return (sums[0] + weight * model.rates, sums[1] + weight), None
 
     zero = jnp.zeros_like(nearest)
-    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), memory, unroll=few)
+    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), models, unroll=few)
     return weighted_rates / weights
 
 
@@ -200,6 +210,8 @@ def weigh_agreement(
 
 def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) -> None:
     """Raise ValueError unless the memory is usable; traced values are trusted."""
+    if not isinstance(memory, Memory):
+        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
     check_kernels(memory.kernels)
     shape = np.shape(memory.kernels.centers)
     if np.shape(memory.rates) != shape:
@@ -208,6 +220,28 @@ def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) ->
             f"{np.shape(memory.rates)}"
         )
     check_rates(name, memory.rates, rate_bounds)
+    if memory.counts is None or isinstance(memory.counts, jax.core.Tracer):
+        return
+    counts = np.asarray(memory.counts)
+    fits = counts.shape == shape and jnp.issubdtype(counts.dtype, np.number)
+    if not (fits and (np.isfinite(counts) & (counts >= 0)).all()):
+        raise ValueError(
+            f"{name} must have finite counts of at least 0, shape {shape}, got "
+            f"{memory.counts!r}"
+        )
+
+
+def check_address(name: str, memory: Memory, relative: bool) -> None:
+    """Raise ValueError if the memory is known to be for another kind of address."""
+    learned = memory.relative
+    if learned is None or isinstance(learned, jax.core.Tracer):
+        return
+    if np.size(memory.rates) > 1 and bool(np.all(learned)) != relative:
+        kinds = "'value'", "'relative'"
+        raise ValueError(
+            f"{name} was learned with address={kinds[not relative]} and must not be "
+            f"read with address={kinds[relative]}; adapt_memory flattens it"
+        )
 
 
 def check_rates(

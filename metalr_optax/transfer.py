@@ -8,12 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.evaluation import can_be_tabled
-from metalr_optax.kernels import Array, Kernels
-from metalr_optax.memory import Memory, check_memory
+from metalr_optax.kernels import Kernels
+from metalr_optax.memory import POSITIVE, Memory, check_address, check_memory
 from metalr_optax.transform import ScaleByMemoryState
-
-# A state does not tell the bounds of its optimizer, which clips to them anyway.
-_POSITIVE = (1e-30, 1e30)
 
 
 def get_memory(opt_state: Any) -> dict[str, Memory]:
@@ -38,7 +35,7 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       >>> params = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}}
       >>> memory = get_memory(memory_sgd(initial=0.25).init(params))
       >>> list(memory), memory["dense"].rates.shape, float(memory["dense"].rates[0])
-      (['dense'], (20,), 0.25)
+      (['dense'], (1,), 0.25)
     """
     memories: dict[str, Memory] = {}
     for state in _memory_states(opt_state):
@@ -170,33 +167,37 @@ def _is_concrete(tree: Any) -> bool:
 
 def _plain(memory: Memory) -> Memory:
     """Return the memory with bare arrays, whatever they are wrapped in."""
-    centers, widths, rates = jax.tree.leaves(memory)
-    return Memory(Kernels(centers, widths), rates)
+    centers, widths, *rest = jax.tree.leaves(memory)
+    return Memory(Kernels(centers, widths), *rest)
 
 
 def _fit(label: str, memory: Memory, old: Memory) -> Memory:
     """Return a copy of the memory with the shapes and dtypes of the old one."""
+    name = f"memory[{label!r}]"
     if not isinstance(memory, Memory):
-        raise ValueError(
-            f"memory[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
-        )
+        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
 
-    def fit(new: Array, like: Array) -> jax.Array:
+    def fit(new: Any, like: Any) -> jax.Array:
         if np.shape(new) != like.shape:
             raise ValueError(
-                f"memory[{label!r}] must have arrays of shape {like.shape} for this "
-                f"state, got {np.shape(new)}; to start from other kernels, build the "
-                "optimizer with initial=memory"
+                f"{name} must have arrays of shape {like.shape} for this state, got "
+                f"{np.shape(new)}; adapt_memory resamples it"
             )
         return jnp.array(new, like.dtype)
 
-    (centers, widths), rates = memory
-    fitted = Memory(
-        Kernels(fit(centers, old.kernels.centers), fit(widths, old.kernels.widths)),
-        fit(rates, old.rates),
-    )
+    # What a memory that was made by hand does not say.
+    if memory.counts is None:
+        memory = memory._replace(counts=jnp.zeros_like(old.counts))
+    if memory.relative is None:
+        memory = memory._replace(relative=old.relative)
+    fitted = jax.tree.map(fit, memory, old)
     # A vmapped state has one memory per member.
     for member in np.ndindex(fitted.rates.shape[:-1]):
-        one = jax.tree.map(lambda array, member=member: array[member], fitted)
-        check_memory(f"memory[{label!r}]", one, _POSITIVE)
-    return fitted
+        one, before = (
+            jax.tree.map(lambda array, member=member: array[member], memory)
+            for memory in (fitted, old)
+        )
+        check_memory(name, one, POSITIVE)
+        if _is_concrete(before.relative):
+            check_address(name, one, bool(before.relative))
+    return fitted._replace(relative=jnp.array(old.relative))

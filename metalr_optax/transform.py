@@ -33,6 +33,7 @@ from metalr_optax.labels import GroupBy, join, labels_of
 from metalr_optax.memory import (
     Memory,
     Signal,
+    check_address,
     check_memory,
     check_rates,
     sign_agreement,
@@ -161,7 +162,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``inner``, plus 3 M and the
+    parameter (or per sampled one) besides that of ``inner``, plus 4 M and the
     optimizer's state per memory.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -226,7 +227,7 @@ def scale_by_memory(
     if address not in _UNITS:
         raise ValueError(f"address must be 'value' or 'relative', got {address!r}")
     unit = _UNITS[address]
-    _check_initial(initial, kernels, rate_bounds)
+    _check_initial(initial, kernels, address, rate_bounds)
     _check_sample(evidence_sample, direction_dtype)
     if kernels is None:
         kernels = PAPER_KERNELS
@@ -238,7 +239,9 @@ def scale_by_memory(
     base = optax.with_extra_args_support(optax.identity() if inner is None else inner)
 
     def init_fn(params: optax.Params) -> ScaleByMemoryState:
-        memory = _init_memory(initial, kernels, _group_dtypes(params, group_by))
+        memory = _init_memory(
+            initial, kernels, address, _group_dtypes(params, group_by)
+        )
         # Copies: some optimizers keep the parameters that they start with.
         rates = {label: jnp.array(one.rates) for label, one in memory.items()}
         return ScaleByMemoryState(
@@ -342,7 +345,8 @@ def _correct(
 ) -> tuple[dict[str, Memory], optax.OptState]:
     """Step the rates of all memories along the evidence, within the bounds."""
     rates = {label: memory.rates for label, memory in state.memory.items()}
-    arguments = optax.tree.scale(-1.0, mean(False)), state.memory_optimizer_state, rates
+    u = mean(False)
+    arguments = optax.tree.scale(-1.0, u), state.memory_optimizer_state, rates
     if isinstance(memory_optimizer, optax.GradientTransformationExtraArgs):
         activity = mean(True)
         result = memory_optimizer.update(*arguments, activity=activity)
@@ -351,9 +355,18 @@ def _correct(
     steps, memory_optimizer_state = result
     rates = optax.tree.clip(optax.apply_updates(rates, steps), *rate_bounds)
     memory = {
-        label: Memory(state.memory[label].kernels, rates[label]) for label in rates
+        label: one._replace(rates=rates[label], counts=_count(one.counts, u[label]))
+        for label, one in state.memory.items()
     }
     return memory, memory_optimizer_state
+
+
+def _count(counts: jax.Array, u: jax.Array) -> jax.Array:
+    """Add the share of each local model in the evidence of this step."""
+    size = jnp.abs(u)
+    total = jnp.sum(size)
+    told = (total > 0) & jnp.isfinite(total)
+    return counts + jnp.where(told, size / jnp.where(told, total, 1), 0)
 
 
 def _scale(
@@ -441,7 +454,7 @@ def _group_dtypes(params: optax.Params, group_by: GroupBy) -> dict[str, Any]:
 
 
 def _init_memory(
-    initial: Initial, kernels: Kernels, dtypes: dict[str, Any]
+    initial: Initial, kernels: Kernels, address: Address, dtypes: dict[str, Any]
 ) -> dict[str, Memory]:
     """Return a memory per label that shares no buffer with the caller's."""
     if isinstance(initial, Mapping) and set(initial) != set(dtypes):
@@ -452,17 +465,18 @@ def _init_memory(
         )
     memories = {}
     for label, dtype in dtypes.items():
-        if isinstance(initial, Memory):
-            (centers, widths), rates = initial
-        elif isinstance(initial, Mapping):
-            (centers, widths), rates = initial[label]
-        else:
-            (centers, widths), rates = kernels, initial
-        check_kernels(Kernels(centers, widths), dtype)
+        one: Any = initial[label] if isinstance(initial, Mapping) else initial
+        if not isinstance(one, Memory):
+            one = Memory(kernels, one)
+        check_kernels(one.kernels, dtype)
+        shape = np.shape(one.kernels.centers)
+        counts = 0.0 if one.counts is None else one.counts
+        # Copies: a donated step must not take the caller's arrays with it.
         memories[label] = Memory(
-            # Copies: a donated step must not take the caller's arrays with it.
-            Kernels(jnp.array(centers, dtype), jnp.array(widths, dtype)),
-            jnp.array(jnp.broadcast_to(jnp.asarray(rates), np.shape(centers)), dtype),
+            Kernels(*(jnp.array(array, dtype) for array in one.kernels)),
+            jnp.array(jnp.broadcast_to(jnp.asarray(one.rates), shape), dtype),
+            jnp.array(jnp.broadcast_to(jnp.asarray(counts), shape), dtype),
+            jnp.array(address == "relative"),
         )
     return memories
 
@@ -571,7 +585,7 @@ def _check_sample(evidence_sample: Any, direction_dtype: Any) -> None:
 
 
 def _check_initial(
-    initial: Any, kernels: Any, rate_bounds: tuple[float, float]
+    initial: Any, kernels: Any, address: Address, rate_bounds: tuple[float, float]
 ) -> None:
     if isinstance(initial, Memory | Mapping) and kernels is not None:
         raise ValueError(
@@ -580,15 +594,13 @@ def _check_initial(
         )
     if kernels is not None:
         check_kernels(kernels)
-    if isinstance(initial, Memory):
-        check_memory("initial", initial, rate_bounds)
-    elif isinstance(initial, Mapping):
-        for label, memory in initial.items():
-            if not isinstance(memory, Memory):
-                raise ValueError(
-                    f"initial[{label!r}] must be a metalr_optax.Memory, got {memory!r}"
-                )
-            check_memory(f"initial[{label!r}]", memory, rate_bounds)
+    if isinstance(initial, Memory | Mapping):
+        named: dict[str, Any] = {"initial": initial}
+        if isinstance(initial, Mapping):
+            named = {f"initial[{label!r}]": one for label, one in initial.items()}
+        for name, memory in named.items():
+            check_memory(name, memory, rate_bounds)
+            check_address(name, memory, address == "relative")
     elif (
         isinstance(initial, bool)
         or not isinstance(initial, int | float | complex | np.number | Array)

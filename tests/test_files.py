@@ -1,0 +1,436 @@
+"""Files of memories: nothing is lost, nothing is run, no damage passes."""
+
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import resource
+import signal
+import stat
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import metalr_optax
+from metalr_optax import (
+    Kernels,
+    Memory,
+    get_memory,
+    linspace_kernels,
+    load_memory,
+    load_metadata,
+    logspace_kernels,
+    memory_adam,
+    memory_sgd,
+    paper_sgd,
+    save_memory,
+)
+
+VERSION_1 = pathlib.Path(__file__).parent / "data" / "memory_v1.safetensors"
+PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+def learned(optimizer, steps=4):
+    state = optimizer.init(PARAMS)
+    for step in range(steps):
+        grads = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), PARAMS)
+        _, state = optimizer.update(grads, state, PARAMS)
+    return get_memory(state)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "memory.safetensors"
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    """A small file, as bytes."""
+    file = tmp_path_factory.mktemp("files") / "small"
+    save_memory(file, learned(paper_sgd(kernels=linspace_kernels(2.0, 3))))
+    return file.read_bytes()
+
+
+# What is saved comes back
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        memory_sgd(),
+        memory_adam(kernels=logspace_kernels(8.0, 20, smallest=0.02)),
+        paper_sgd(),
+    ],
+    ids=["memory_sgd", "memory_adam", "paper_sgd"],
+)
+def test_what_was_learned_comes_back_and_goes_on(path, optimizer):
+    memory = learned(optimizer)
+    assert all(one.counts.sum() > 0 for one in memory.values())
+    save_memory(path, memory)
+    loaded = load_memory(path)
+    chex.assert_trees_all_equal(loaded, memory)
+    chex.assert_trees_all_equal_dtypes(loaded, memory)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+    save_memory(path, loaded)
+    chex.assert_trees_all_equal(load_memory(path), memory)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    labels=st.lists(TEXTS, min_size=1, max_size=3, unique=True),
+    metadata=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    double=st.booleans(),
+    num=st.integers(1, 5),
+    known=st.booleans(),
+)
+def test_any_label_and_text_comes_back(
+    tmp_path_factory, labels, metadata, double, num, known
+):
+    path = tmp_path_factory.mktemp("any") / "file"
+    dtype = np.float64 if double else np.float32
+    kernels = Kernels(*(one.astype(dtype) for one in linspace_kernels(1.0, num)))
+    rates = np.geomspace(1e-9, 10.0, num).astype(dtype)
+    one = Memory(kernels, rates)
+    if known:
+        one = one._replace(counts=rates, relative=np.bool_(True))
+    memory = dict.fromkeys(labels, one)
+    save_memory(path, memory, metadata=metadata)
+    loaded = load_memory(path)
+    assert list(loaded) == sorted(labels)
+    for label in labels:
+        chex.assert_trees_all_equal(loaded[label], one)
+        chex.assert_trees_all_equal_dtypes(loaded[label], one)
+    own = {"format_version": "1", "library_version": metalr_optax.__version__}
+    assert load_metadata(path) == metadata | own
+
+
+@pytest.mark.parametrize("text", ["0" * 64, '"sha256":"' + "0" * 64 + '"', "sha256"])
+def test_texts_that_look_like_a_digest_are_texts(path, text):
+    save_memory(path, learned(memory_sgd()), metadata={"a": text, text + "!": text})
+    assert load_metadata(path)["a"] == text
+    load_memory(path)
+
+
+def test_other_tools_can_look_inside(path):
+    memory = learned(paper_sgd())
+    save_memory(path, memory, metadata={"task": "1 vs 2"})
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata()["task"] == "1 vs 2"
+        assert file.metadata()["format_version"] == "1"
+        np.testing.assert_array_equal(file.get_tensor("a/rates"), memory["a"].rates)
+        assert set(file.keys()) == {
+            f"{label}/{field}"
+            for label in ("a", "c")
+            for field in ("centers", "widths", "rates", "counts", "relative")
+        }
+
+
+def test_a_file_of_version_1_stays_readable():
+    memory = load_memory(VERSION_1)
+    assert load_metadata(VERSION_1)["task"] == "a committed file"
+    assert list(memory) == ["params/Dense_0", "params/Dense_1"]
+    first, second = memory.values()
+    np.testing.assert_array_equal(first.kernels.centers, np.float32([-1.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(first.kernels.widths, np.full(3, 0.5, np.float32))
+    np.testing.assert_array_equal(first.rates, np.float32([0.1, 0.2, 0.3]))
+    np.testing.assert_array_equal(first.counts, np.float32([1.0, 2.0, 3.0]))
+    assert first.relative == np.bool_(True)
+    assert second.counts is None
+    assert second.relative is None
+    assert second.rates.dtype == np.float64
+
+
+# Damage
+
+
+def refused(path, match=None):
+    for load in (load_memory, load_metadata):
+        with pytest.raises(ValueError, match=match) as caught:
+            load(path)
+        assert str(path) in str(caught.value)
+
+
+def test_no_flipped_bit_passes(path, content):
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="cannot be trusted"):
+                load_memory(path)
+
+
+def test_no_part_of_a_file_passes(path, content):
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="cannot be trusted"):
+            load_memory(path)
+
+
+class Bomb:
+    """What a pickle of it would do when it is read."""
+
+    ran = False
+
+    @staticmethod
+    def go():
+        Bomb.ran = True
+
+    def __reduce__(self):
+        return Bomb.go, ()
+
+
+def damage(rng, content):
+    """Return one of many kinds of damage."""
+    kind, data = rng.integers(8), bytearray(content)
+    place = int(rng.integers(len(data)))
+    if kind == 0:
+        return bytes(rng.bytes(int(rng.integers(2000))))
+    if kind == 1:
+        return pickle.dumps([Bomb()] * int(rng.integers(1, 9))) + data[:place]
+    if kind == 2:
+        data[place:place] = rng.bytes(int(rng.integers(1, 9)))
+    elif kind == 3:
+        del data[place : place + int(rng.integers(1, 99))]
+    elif kind == 4:
+        data += rng.bytes(int(rng.integers(1, 99)))
+    elif kind == 5:
+        for _ in range(int(rng.integers(1, 9))):
+            at = int(rng.integers(len(data)))
+            data[at] = (data[at] + int(rng.integers(1, 256))) % 256
+    elif kind == 6:
+        data[:8] = int(rng.integers(2**63)).to_bytes(8, "little")
+    else:
+        size = int.from_bytes(data[:8], "little")
+        header = bytearray(b"[" * size if place % 2 else b'{"a":' * (size // 5 + 1))
+        data[8 : 8 + size] = header[:size]
+    return bytes(data)
+
+
+def test_a_thousand_damaged_files_lose_and_run_nothing(path, content):
+    seed = np.random.SeedSequence().entropy
+    print(f"seed of the damage: {seed}")
+    rng = np.random.default_rng(seed)
+    good = path.with_name("good")
+    good.write_bytes(content)
+    before = load_memory(good)
+    for _ in range(1000):
+        data = damage(rng, content)
+        if data != content:
+            path.write_bytes(data)
+            refused(path)
+            assert path.read_bytes() == data
+    assert not Bomb.ran
+    chex.assert_trees_all_equal(load_memory(good), before)
+
+
+# Hostile files: everything fits but what they say
+
+
+def sign(arrays, texts=(), version="1"):
+    """A file as save_memory writes it, whatever it holds."""
+    zeros = "0" * 64
+    texts = dict(texts) | {"format_version": version, "sha256": zeros}
+    blank = safetensors.numpy.save(arrays, texts)
+    digest = hashlib.sha256(blank).hexdigest()
+    return blank.replace(zeros.encode(), digest.encode())
+
+
+def hostile(**changes):
+    fields = {
+        "centers": np.float32([-1.0, 1.0]),
+        "widths": np.float32([0.5, 0.5]),
+        "rates": np.float32([0.1, 0.2]),
+        "counts": np.float32([1.0, 0.0]),
+        "relative": np.array(False),
+    } | changes
+    return {f"a/{key}": one for key, one in fields.items() if one is not None}
+
+
+def test_the_hostile_file_is_fine_but_for_its_change(path):
+    path.write_bytes(sign(hostile()))
+    assert load_memory(path)["a"].rates.tolist() == np.float32([0.1, 0.2]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rates": np.float32([0.1, np.nan])}, "rates within"),
+        ({"rates": np.float32([0.1, np.inf])}, "rates within"),
+        ({"rates": np.float32([0.1, -0.2])}, "rates within"),
+        ({"rates": np.float32([0.1, 0.0])}, "rates within"),
+        ({"rates": np.float32([0.1, 1e38])}, "rates within"),
+        ({"rates": np.float32([0.1])}, "one rate per kernel"),
+        ({"rates": np.float32([[0.1, 0.2]])}, "one rate per kernel"),
+        ({"rates": None}, "must have centers, widths and rates"),
+        ({"rates": np.array([1, 2])}, "float32 or float64"),
+        ({"rates": np.float16([0.1, 0.2])}, "float32 or float64"),
+        ({"rates": np.float64([0.1, 0.2])}, "float32 or float64"),
+        ({"centers": np.float32([1.0, -1.0])}, "increasing"),
+        ({"centers": np.float32([1.0, np.nan])}, "finite and increasing"),
+        ({"centers": np.array(1.0, np.float32)}, "one shape"),
+        ({"widths": np.float32([0.5, 0.0])}, "widths must be positive"),
+        ({"widths": np.float32([0.5, np.nan])}, "widths must be positive"),
+        ({"counts": np.float32([1.0, -1.0])}, "counts"),
+        ({"counts": np.float32([1.0, np.nan])}, "counts"),
+        ({"counts": np.float32([1.0])}, "counts"),
+        ({"relative": np.array([False])}, "bool"),
+        ({"relative": np.array(0.0)}, "bool"),
+        ({"code": np.zeros(1)}, "no memory has"),
+    ],
+)
+def test_what_no_memory_holds_is_refused(path, changes, match):
+    path.write_bytes(sign(hostile(**changes)))
+    with pytest.raises(ValueError, match=match) as caught:
+        load_memory(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (sign(hostile(), version="2"), "format_version is 2.*newer release"),
+        (sign(hostile(), version="1" * 5000), "newer release"),
+        (sign(hostile(), version="0"), "format_version is '0'"),
+        (sign(hostile(), version="one"), "format_version is 'one'"),
+        (safetensors.numpy.save(hostile()), "no texts"),
+        (safetensors.numpy.save(hostile(), {"format_version": "1"}), "sha256"),
+        (b"", "cut off"),
+        ((9).to_bytes(8, "little") + b'{"__metad', "cannot be trusted"),
+        ((2).to_bytes(8, "little") + b"[]", "no texts"),
+        (pickle.dumps(Bomb()), "cut off"),
+    ],
+)
+def test_other_files_are_refused(path, data, match):
+    path.write_bytes(data)
+    refused(path, match)
+    assert not Bomb.ran
+
+
+def test_an_empty_memory_is_none(path):
+    path.write_bytes(sign({}))
+    with pytest.raises(ValueError, match="no memory in it"):
+        load_memory(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_memory(tmp_path / "missing")
+    with pytest.raises(IsADirectoryError):
+        load_memory(tmp_path)
+    with pytest.raises(ValueError, match="/dev/zero cannot be trusted"):
+        load_memory("/dev/zero")
+
+
+# Saving
+
+
+@pytest.mark.parametrize(
+    ("memory", "metadata", "match"),
+    [
+        ({}, None, "at least one entry"),
+        (Memory(linspace_kernels(1.0, 2), np.ones(2)), None, "mapping from label"),
+        ({"a": np.ones(3)}, None, "must be a metalr_optax.Memory"),
+        ({1: Memory(linspace_kernels(1.0, 1), np.ones(1))}, None, "labels"),
+        ({"\ud800": Memory(linspace_kernels(1.0, 1), np.ones(1))}, None, "labels"),
+        ({"a": Memory(linspace_kernels(1.0, 1), np.zeros(1))}, None, "rates within"),
+        ({"a": Memory(linspace_kernels(1.0, 2), np.ones((3, 2)))}, None, "one rate"),
+        (None, {"sha256": "mine"}, "metadata must be texts with other names"),
+        (None, {"task": 3}, "metadata must be texts"),
+    ],
+)
+def test_what_cannot_be_read_again_is_not_written(path, memory, metadata, match):
+    path.write_bytes(b"old")
+    fine = {"a": Memory(linspace_kernels(1.0, 1), np.ones(1))}
+    with pytest.raises(ValueError, match=match):
+        save_memory(path, fine if memory is None else memory, metadata=metadata)
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_traced_memory_is_not_written(path):
+    @jax.jit
+    def step(state):
+        save_memory(path, get_memory(state))
+        return state
+
+    with pytest.raises(ValueError, match="outside of jit"):
+        step(memory_sgd().init(PARAMS))
+    assert not path.exists()
+
+
+def test_a_full_disk_leaves_the_old_file_whole(path, content):
+    path.write_bytes(content)
+    old = load_memory(path)
+    new = {"a": Memory(linspace_kernels(1.0, 2000), np.full(2000, 0.1))}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="was not saved") as caught:
+            save_memory(path, new)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(path)
+    chex.assert_trees_all_equal(load_memory(path), old)
+    assert list(path.parent.iterdir()) == [path]
+    save_memory(path, new)
+    assert list(load_memory(path)) == ["a"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_save_that_breaks_off_leaves_the_old_file_whole(
+    path, content, monkeypatch, step
+):
+    path.write_bytes(content)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="No space left on device, and the memory was"):
+        save_memory(path, learned(memory_sgd()))
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_saved(tmp_path):
+    memory = learned(memory_sgd())
+    with pytest.raises(FileNotFoundError, match="missing"):
+        save_memory(tmp_path / "missing" / "file", memory)
+    with pytest.raises(IsADirectoryError):
+        save_memory(tmp_path, memory)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_and_permissions_are_those_of_new_files(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    usual = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for _ in range(2):
+        save_memory(tmp_path / "link", learned(memory_sgd()))
+    assert (tmp_path / "link").is_symlink()
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == usual
+    assert list(load_memory(str(tmp_path / "file"))) == ["a", "c"]
+
+
+def test_a_loaded_memory_starts_the_next_task(path):
+    save_memory(path, learned(memory_sgd(initial=1e-5), steps=20))
+    optimizer = memory_sgd(initial=load_memory(path))
+    memory = get_memory(optimizer.init(PARAMS))
+    chex.assert_trees_all_equal(memory, load_memory(path))
+    assert memory["a"].rates[0] > 1e-4
+    assert json.loads(json.dumps(load_metadata(path)))
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS))
+    assert optax.tree.norm(updates) > 1e-3
