@@ -2,6 +2,8 @@
 
 __version__ = "0.1.0.dev0"
 
+from metalr_optax.adapt import adapt_memory as adapt_memory
+from metalr_optax.adapt import match_labels as match_labels
 from metalr_optax.alias import memory_adam as memory_adam
 from metalr_optax.alias import memory_sgd as memory_sgd
 from metalr_optax.files import load_memory as load_memory

@@ -82,7 +82,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     if set(memory) != labels:
         raise ValueError(
             "memory must have the labels of opt_state; missing "
-            f"{sorted(labels - set(memory))}, unknown {sorted(set(memory) - labels)}"
+            f"{sorted(labels - set(memory))}, unknown {sorted(set(memory) - labels)}; "
+            "adapt_memory(memory, opt_state) maps another model's"
         )
 
     def replace(node: Any) -> Any:
