@@ -15,6 +15,7 @@ from benchmarks import (
     suite,
     suite_report,
     sweep,
+    transfer,
 )
 from benchmarks.cost import read_costs
 from benchmarks.experiments import EXPERIMENTS, run_experiment
@@ -85,6 +86,8 @@ def make_parser() -> Parser:
     suite_parser.add_argument(
         "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
     )
+    transfer_parser = add("transfer", "a memory of a small network starts a larger one")
+    transfer_parser.add_argument("--seeds", type=positive, default=3, help="paired")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     speed = add("speed", "what an update costs, beside Adam and others")
@@ -150,6 +153,7 @@ def targets(arguments: argparse.Namespace) -> None:
     ]
     known = {problem.name for _, problem in problems}
     problems += [(suite.STEM, SUITE[name]()) for name in SUITE if name not in known]
+    problems += [(transfer.STEM, pair.target) for pair in transfer.load_pairs()]
     for stem, problem in problems:
         store = sweep.Store(arguments.out / f"{stem}.csv")
         target, source = sweep.baseline_target(problem, store)
@@ -172,6 +176,17 @@ def run_suite(arguments: argparse.Namespace) -> None:
     costs = read_costs(arguments.out / f"{suite.STEM}_cost.csv")
     for comparison in comparisons:
         print(f"\n{suite_report.format_suite(comparison, costs)}", flush=True)
+
+
+def run_transfer(arguments: argparse.Namespace) -> None:
+    """Give memories to larger networks; print the table."""
+    transfer.run_transfer(
+        arguments.out,
+        arguments.seeds,
+        max(sweep.BUDGETS),
+        lambda text: print(text, flush=True),
+    )
+    print(f"\n{transfer.format_transfer(transfer.load_transfer(arguments.out))}")
 
 
 def make_report(arguments: argparse.Namespace) -> None:
@@ -242,6 +257,7 @@ def main(command_line: list[str] | None = None) -> None:
             "speed": speed,
             "targets": targets,
             "suite": run_suite,
+            "transfer": run_transfer,
             "report": make_report,
         }
         commands.get(arguments.experiment, compare)(arguments)

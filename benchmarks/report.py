@@ -86,9 +86,10 @@ single cells by as much as .5.
 
 **M > 1.** Inputs of unequal scale are the class of tasks where a landscape wins with
 SGD: its end is half of that of one rate per layer, 10 seeds to 0; on the language model
-it is 4 % lower, 10 to 0. Elsewhere it makes no clear difference or loses, and one sample at a time it diverges. So the default is M=1,
-and M=21 is one argument away. On directions of Adam no class of tasks was found: M=21
-wins on the quadratic and loses on classes, online and rosenbrock.
+it is 4 % lower, 10 to 0. Elsewhere it makes no clear difference or loses, and one
+sample at a time it diverges. So the default is M=1, and M=21 is one argument away. On
+directions of Adam no class of tasks was found: M=21 wins on the quadratic and loses on
+classes, online and rosenbrock.
 
 **Tried and failed** (on the first four tasks, not kept as options): the paper's
 additive steps (they do not settle), RPROP on the logarithm of rates, steps by the

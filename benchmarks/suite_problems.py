@@ -183,15 +183,19 @@ def _digits() -> Examples:
     )
 
 
+def digit_classes(name: str, network: nn.Module) -> Problem:
+    """Return ten digits for a network, in batches of 64."""
+    return supervised(name, network, _digits(), _cross_entropy, 64, 300, 10)
+
+
 def classes() -> Problem:
     """Return ten digits for dense layers 784-64-64-10."""
-    network = Mlp((64, 64, 10), nn.relu)
-    return supervised("classes", network, _digits(), _cross_entropy, 64, 300, 10)
+    return digit_classes("classes", Mlp((64, 64, 10), nn.relu))
 
 
 def residual() -> Problem:
     """Return ten digits for a deep residual network with normalisation."""
-    return supervised("residual", Residual(), _digits(), _cross_entropy, 64, 300, 10)
+    return digit_classes("residual", Residual())
 
 
 def language() -> Problem:

@@ -1,0 +1,173 @@
+"""A memory of a small network starts a larger one that learns the same digits.
+
+From a dense network 784-32-10 to 784-128-128-128-10, and from a convolutional one with
+one layer of 8 channels to one with layers of 16 and 32. Memories come from runs with
+other seeds, as they are at the end of training; `adapt_memory` fits them. Beside them
+are a fresh memory from .001 and from 1e-5, and two controls: *pooled* gives every layer
+the mean of the whole memory, *mean* gives every layer of a landscape its own mean.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from scipy import stats
+
+from benchmarks.comparison import Comparison, Outcome, median, most_tuned
+from benchmarks.comparison import outcome as find_outcome
+from benchmarks.comparison_report import format_updates
+from benchmarks.controls import averaged
+from benchmarks.methods import BASELINES, LABELS, METHODS
+from benchmarks.problem import Problem
+from benchmarks.runs import read_runs, write_setting
+from benchmarks.suite import OURS, VARIANTS, Variant
+from benchmarks.suite_problems import Mlp, digit_classes
+from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
+from metalr_optax import adapt_memory
+
+STEM = "transfer"
+FRESH = (1e-5, 1e-3)
+STARTS = ("adapted", "pooled", "mean")
+_LANDSCAPE = next(one for one in VARIANTS if one.method.name == "memory_sgd_m21")
+LEARNERS = tuple(
+    one._replace(method=one.method._replace(has_memory=True))
+    for one in (*OURS, _LANDSCAPE)
+)
+
+
+class Cnn(nn.Module):
+    """Convolutions of 3 x 3, each halving the image, and two dense layers."""
+
+    channels: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images x [B, 28, 28]."""
+        x = x[..., None]
+        for channels in self.channels:
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2))(x))
+        x = x.reshape(len(x), -1)
+        return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
+
+
+class Pair(NamedTuple):
+    """Where a memory is learned, and where it is given to."""
+
+    source: Problem
+    target: Problem
+
+
+def load_pairs() -> list[Pair]:
+    """Return the pairs of networks."""
+    networks = {
+        "larger mlp": (Mlp((32, 10), nn.relu), Mlp((128, 128, 128, 10), nn.relu)),
+        "larger cnn": (Cnn((8,), 32), Cnn((16, 32), 64)),
+    }
+    return [
+        Pair(digit_classes(f"{name}, source", small), digit_classes(name, large))
+        for name, (small, large) in networks.items()
+    ]
+
+
+def run_transfer(
+    out: pathlib.Path, seeds: int, trials: int, report: Callable[[str], None]
+) -> None:
+    """Run what is missing in `transfer.csv`."""
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(out / f"{STEM}.csv")
+    tuned = [method for method in METHODS if method.name in BASELINES]
+    for pair in load_pairs():
+        sweep(pair.target, store, tuned, seeds, trials, report)
+
+        def run(one: Variant, pair: Pair = pair) -> None:
+            _run_starts(pair, one, store, seeds)
+
+        in_threads(run, LEARNERS, store)
+        report(f"{pair.target.name}: all starts are done")
+
+
+def _run_starts(pair: Pair, one: Variant, store: Store, seeds: int) -> None:
+    chunk = min(seeds, 5)
+    trainer = Trainer(pair.target, one.method, store, chunk)
+    trainer.run([({"rate": rate}, seed) for rate in FRESH for seed in range(seeds)])
+    learned = Trainer(pair.source, one.method, store, chunk).learn(
+        pair.source.data, seeds
+    )
+    params, _ = pair.target.start(pair.target.data, jax.random.key(0))
+    state = one.method.make(*one.method.default.values()).init(params)
+    jobs = [(one.method.default, seed) for seed in range(seeds)]
+    for start in STARTS:
+        fitted = []
+        for seed in range(seeds):
+            memory = jax.tree.map(lambda leaf, seed=seed: leaf[seed], learned)
+            fitted.append(_fit(start, memory, state))
+        trainer.run(jobs, start, jax.tree.map(lambda *one: np.stack(one), *fitted))
+
+
+def _fit(start: str, memory: Any, state: Any) -> Any:
+    if start == "mean":
+        memory = averaged(memory)
+    if start != "pooled":
+        return adapt_memory(memory, state)
+    return adapt_memory(memory, state, dict.fromkeys(adapt_memory(memory, state)))
+
+
+def load_transfer(folder: pathlib.Path) -> list[Comparison]:
+    """Return what `transfer.csv` in a folder knows of every pair."""
+    runs, targets = read_runs(folder / f"{STEM}.csv"), load_targets()
+    return [
+        Comparison(pair.target, targets[pair.target.name], runs)
+        for pair in load_pairs()
+    ]
+
+
+def format_transfer(comparisons: Sequence[Comparison]) -> str:
+    """Return the updates to the target of every start, beside a fresh memory."""
+    names = [comparison.problem.name for comparison in comparisons]
+    rows = {
+        f"{LABELS[name]}, best of 20": [
+            (most_tuned(one, name), None) for one in comparisons
+        ]
+        for name in BASELINES
+    }
+    for learner in LEARNERS:
+        label = learner.label.replace("**", "")
+        for start in (*FRESH, *STARTS):
+            rows[f"{label}, {_say(start)}"] = [
+                (_found(one, learner, start), _found(one, learner, FRESH[-1]))
+                for one in comparisons
+            ]
+    heads = " | ".join(f"{name} | beside fresh" for name in names)
+    lines = [f"| start | {heads} |", "|---|" + "---|---|" * len(names)]
+    for label, found in rows.items():
+        cells = [_cell(*one) for one in found]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _say(start: float | str) -> str:
+    return start if isinstance(start, str) else f"fresh from {start:g}"
+
+
+def _found(comparison: Comparison, one: Variant, start: float | str) -> Outcome | None:
+    rate = start if isinstance(start, float) else FRESH[-1]
+    name = "fresh" if isinstance(start, float) else start
+    return find_outcome(comparison, one.method, name, write_setting({"rate": rate}))
+
+
+def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
+    """Return updates, and over those of a fresh memory with seeds better : worse."""
+    if found is None:
+        return " | "
+    if fresh is None or fresh is found:
+        return f"{format_updates(found)} | "
+    better = int((found.updates < fresh.updates).sum())
+    worse = int((found.updates > fresh.updates).sum())
+    p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    over = median(found.updates) / median(fresh.updates)
+    text = f"{over:.2f} ({better} : {worse})"
+    return f"{format_updates(found)} | " + (f"**{text}**" if p < 0.05 else text)
