@@ -9,6 +9,7 @@ from benchmarks import (
     mnist_report,
     suite,
     suite_report,
+    transfer,
     verdicts,
 )
 from benchmarks.comparison import Comparison
@@ -101,6 +102,9 @@ it), a bias towards larger rates (worse with noise), faster steps down, clipping
 coordinate instead of by norm, and the trace of agreement as an address."""
 
 
+TRANSFER_FOUND = """**What it says.** """
+
+
 def _suite_section() -> str:
     """Return the section on one default from five base rates."""
     comparisons = suite.load_suite(RESULTS)
@@ -123,6 +127,23 @@ def _suite_section() -> str:
             suite_report.format_pairs(comparisons),
             f"<details><summary>All methods on all tasks</summary>\n\n{tables}\n\n"
             "</details>",
+        ]
+    )
+
+
+def _transfer_section() -> str:
+    """Return the section on memories that start larger networks."""
+    title, _, text = str(transfer.__doc__).partition("\n\n")
+    table = transfer.format_transfer(transfer.load_transfer(RESULTS))
+    return "\n\n".join(
+        [
+            f"## {title.rstrip('.')}",
+            text.strip(),
+            "```bash\npython -m benchmarks transfer --seeds 10\n```",
+            "Updates to the target, median and quartiles; beside them over those of a "
+            "fresh memory from .001, with seeds better : worse, bold where p < .05.",
+            table,
+            TRANSFER_FOUND,
         ]
     )
 
@@ -196,6 +217,7 @@ def make_page() -> str:
                 INTRODUCTION.strip(),
                 f"| problem | target | from |\n|---|---|---|\n{rows}",
                 _suite_section(),
+                _transfer_section(),
                 "## Answers",
                 verdicts.LEGEND,
                 format_answers(everything),
