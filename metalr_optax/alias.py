@@ -90,9 +90,9 @@ def memory_sgd(
       >>> optimizer = memory_sgd(initial=1e-5)
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
-      >>> state = optimizer.init(x)
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
       >>> for _ in range(100):
-      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   updates, state = update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.01)
       True
@@ -175,9 +175,9 @@ def memory_adam(
       >>> optimizer = memory_adam(initial=1e-5)
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
-      >>> state = optimizer.init(x)
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
       >>> for _ in range(100):
-      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   updates, state = update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.1)
       True

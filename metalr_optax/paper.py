@@ -58,9 +58,9 @@ def paper_sgd(
       >>> optimizer = paper_sgd(initial=1e-4)
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
-      >>> state = optimizer.init(x)
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
       >>> for _ in range(40):
-      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   updates, state = update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.01)
       True
@@ -133,9 +133,9 @@ def paper_adam(
       >>> optimizer = paper_adam(initial=1e-4)
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
-      >>> state = optimizer.init(x)
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
       >>> for _ in range(60):
-      ...   updates, state = optimizer.update(gradient(x), state)
+      ...   updates, state = update(gradient(x), state)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.1)
       True

@@ -16,6 +16,10 @@ from metalr_optax.transform import ScaleByMemoryState
 def get_memory(opt_state: Any) -> dict[str, Memory]:
     """Return the memories inside an optimizer state, by label.
 
+    Take it when rates have climbed to what a task bears, after some tens of steps, to
+    start another model with; at the end of a task they have come down again
+    (benchmarks/README.md).
+
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it:
         the state of a chain or wrapper, a Flax ``TrainState``, an ``nnx.Optimizer``.
@@ -54,7 +58,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     Args:
       opt_state: state of an optimizer, as for :func:`get_memory`.
       memory: label -> :class:`Memory`, as :func:`get_memory` returns it. The labels
-        and the number of local models must be those of the state.
+        and the number of local models must be those of the state;
+        :func:`metalr_optax.adapt_memory` makes them so.
 
     Returns:
       A state like ``opt_state``.

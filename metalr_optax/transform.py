@@ -180,9 +180,9 @@ def scale_by_memory(
       >>> optimizer = optax.chain(scale_by_memory(1e-3), optax.scale(-1.0))
       >>> loss = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 5.0]) * x**2)
       >>> def run(state):
-      ...   x = jnp.array([1.0, -0.5])
+      ...   x, update = jnp.array([1.0, -0.5]), jax.jit(optimizer.update)
       ...   for _ in range(20):
-      ...     updates, state = optimizer.update(jax.grad(loss)(x), state)
+      ...     updates, state = update(jax.grad(loss)(x), state)
       ...     x = optax.apply_updates(x, updates)
       ...   return float(loss(x)), state
       >>> first_loss, state = run(optimizer.init(jnp.zeros(2)))

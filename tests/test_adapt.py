@@ -135,6 +135,26 @@ def test_layers_left_out_and_added():
     assert [float(one.rates[0]) for one in adapted.values()] == [0.5, 0.5]
 
 
+def test_small_tensors_beside_frozen_ones_start_from_their_layers():
+    """Low-rank adapters: another tree, some layers without any."""
+    full = {f"Dense_{i}": {"kernel": jnp.ones((4, 4))} for i in range(3)}
+    learned = get_memory(memory_sgd().init(full))
+    for number, label in enumerate(learned):
+        learned[label] = learned[label]._replace(rates=np.array([0.1 * (number + 1)]))
+    low = {"a": jnp.ones((4, 1)), "b": jnp.zeros((1, 4))}
+    adapters = {"Dense_0": low, "Dense_1": None, "Dense_2": low}
+    state = memory_sgd(group_by="tensor").init(adapters)
+    found = match_labels(learned, state)
+    assert found == {
+        f"Dense_{i}/{name}": f"Dense_{i}" for i in (0, 2) for name in ("a", "b")
+    }
+    rates = [float(one.rates[0]) for one in adapt_memory(learned, state).values()]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.3, 0.3], rtol=1e-6)
+    by_layer = memory_sgd().init(adapters)
+    kept = {label: learned[label] for label in ("Dense_0", "Dense_2")}
+    set_memory(by_layer, kept)
+
+
 # What a memory becomes
 
 
