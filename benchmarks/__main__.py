@@ -84,6 +84,13 @@ def make_parser() -> Parser:
     suite_parser = add("suite", "one default from five base rates, eleven tasks")
     suite_parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
     suite_parser.add_argument(
+        "--trials",
+        type=int,
+        choices=sweep.BUDGETS,
+        default=5,
+        help="rates that are tried to tune a baseline",
+    )
+    suite_parser.add_argument(
         "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
     )
     transfer_parser = add("transfer", "a memory of a small network starts a larger one")
@@ -170,7 +177,7 @@ def run_suite(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.tasks,
         arguments.seeds,
-        max(sweep.BUDGETS),
+        arguments.trials,
         lambda text: print(text, flush=True),
     )
     costs = read_costs(arguments.out / f"{suite.STEM}_cost.csv")

@@ -14,13 +14,20 @@ from typing import NamedTuple
 
 import optax
 
-from benchmarks.comparison import Comparison, Outcome, fixed, most_tuned
+from benchmarks.comparison import METHOD, Comparison, Outcome, fixed, most_tuned
 from benchmarks.comparison import outcome as find_outcome
 from benchmarks.cost import measure_costs, write_costs
 from benchmarks.methods import BASELINES, LABELS, METHODS, Method
 from benchmarks.runs import read_runs, write_setting
 from benchmarks.suite_problems import SUITE
-from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
+from benchmarks.sweep import (
+    Store,
+    Trainer,
+    in_threads,
+    load_targets,
+    sweep,
+    trials_done,
+)
 from metalr_optax import logspace_kernels, memory_adam, memory_sgd
 
 STARTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -149,8 +156,9 @@ def rows_of(comparison: Comparison) -> list[Row]:
     ]
     for name in BASELINES:
         found = most_tuned(comparison, name)
+        done = trials_done(comparison.runs, comparison.problem, METHOD[name])
         rate = "" if found is None else f", {found.setting}"
-        rows.append((f"{LABELS[name]}, best of 20{rate}", name, found))
+        rows.append((f"{LABELS[name]}, best of {done}{rate}", name, found))
     rows += [
         (f"{one.label} from 0.001", one.method.name, from_start(comparison, one, 1e-3))
         for one in VARIANTS

@@ -28,6 +28,7 @@ from benchmarks.problem import Problem
 from benchmarks.runs import read_runs, write_setting
 from benchmarks.suite import OURS, VARIANTS, Variant
 from benchmarks.suite_problems import Mlp, digit_classes
+from benchmarks.suite_report import ratio
 from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
 from metalr_optax import adapt_memory, match_labels
 
@@ -144,8 +145,12 @@ def format_transfer(comparisons: Sequence[Comparison]) -> str:
     for learner in LEARNERS:
         label = learner.label.replace("**", "")
         for start in (*FRESH, *STARTS):
+            beside = None if start == FRESH[-1] else FRESH[-1]
             rows[f"{label}, {_say(start)}"] = [
-                (_found(one, learner, start), _found(one, learner, FRESH[-1]))
+                (
+                    _found(one, learner, start),
+                    beside and _found(one, learner, beside),
+                )
                 for one in comparisons
             ]
     heads = " | ".join(f"{name} | beside fresh" for name in names)
@@ -171,11 +176,11 @@ def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
     """Return updates, and over those of a fresh memory with seeds better : worse."""
     if found is None:
         return " | "
-    if fresh is None or fresh is found:
+    if fresh is None:
         return f"{format_updates(found)} | "
     better = int((found.updates < fresh.updates).sum())
     worse = int((found.updates > fresh.updates).sum())
     p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-    over = median(found.updates) / median(fresh.updates)
-    text = f"{over:.2f} ({better} : {worse})"
+    over = ratio(median(found.updates), median(fresh.updates))
+    text = f"{over} ({better} : {worse})"
     return f"{format_updates(found)} | " + (f"**{text}**" if p < 0.05 else text)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import report, suite, suite_report, sweep
+from benchmarks import report, suite, suite_report, sweep, transfer
 from benchmarks.__main__ import main
 from benchmarks.comparison import METHOD, Comparison, Outcome
 from benchmarks.cost import Cost
@@ -18,7 +18,7 @@ from benchmarks.methods import sample_settings
 from benchmarks.problem import Problem
 from benchmarks.runs import TUNING_SEED, Key, write_setting
 from benchmarks.suite_problems import SUITE
-from metalr_optax import get_memory
+from metalr_optax import adapt_memory, get_memory, memory_sgd
 
 SEEDS = range(10)
 ADAM, SGD = (one for one in suite.OURS)
@@ -165,11 +165,52 @@ def test_the_readme_says_what_the_suite_says():
     assert said in readme.read_text()
 
 
+def test_a_small_network_starts_a_larger_one():
+    pairs = transfer.load_pairs()
+    for pair in pairs:
+        small, large = (
+            memory_sgd(initial=0.25).init(
+                problem.start(problem.data, jax.random.key(0))[0]
+            )
+            for problem in pair
+        )
+        memory = get_memory(small)
+        assert len(get_memory(large)) > len(memory)
+        adapted = adapt_memory(memory, large)
+        assert all(one.rates == np.float32(0.25) for one in adapted.values())
+    # Every start begins with the memory that its name says.
+    landscape = {
+        label: one._replace(rates=np.geomspace(1e-3, 1e-1, 21) * (1 + number))
+        for number, (label, one) in enumerate(
+            get_memory(
+                MANY.method.make(1e-3).init(
+                    {"Dense_0": jnp.zeros(3), "Dense_1": jnp.zeros(3)}
+                )
+            ).items()
+        )
+    }
+    state = MANY.method.make(1e-3).init({f"Dense_{i}": jnp.zeros(3) for i in range(3)})
+    first = transfer._fit("early", landscape, state)["Dense_0"].rates
+    np.testing.assert_allclose(first, landscape["Dense_0"].rates, rtol=1e-5)
+    mean = transfer._fit("end, mean", landscape, state)
+    np.testing.assert_allclose(mean["Dense_0"].rates, np.mean(first), rtol=1e-4)
+    np.testing.assert_allclose(mean["Dense_2"].rates, 2 * np.mean(first), rtol=1e-4)
+    pooled = transfer._fit("early, pooled", landscape, state)
+    for one in pooled.values():
+        np.testing.assert_allclose(one.rates, np.sqrt(2) * first, rtol=1e-4)
+
+
+def test_the_readme_says_what_the_transfers_say():
+    readme = pathlib.Path(__file__).parents[1] / "README.md"
+    said = transfer.format_transfer(transfer.load_transfer(report.RESULTS))
+    assert said in readme.read_text()
+
+
 def test_the_whole_job_on_a_small_task(tmp_path, capsys):
     arguments = ["--seeds", "1", "--tasks", "rosenbrock", "--out", str(tmp_path)]
     main(["suite", *arguments])
     said = capsys.readouterr().out
-    for label in ("**memory_adam** from 1e-05", "SGD, best of 20", "Prodigy"):
+    for label in ("**memory_adam** from 1e-05", "SGD, best of 5", "Prodigy"):
         assert f"| {label}" in said
     assert {path.name for path in tmp_path.iterdir()} == {
         "suite.csv",
