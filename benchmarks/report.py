@@ -102,12 +102,12 @@ it), a bias towards larger rates (worse with noise), faster steps down, clipping
 coordinate instead of by norm, and the trace of agreement as an address."""
 
 
-TRANSFER_FOUND = """**What it says.** With SGD an early memory saves a quarter of the updates
-of the larger dense network (9 seeds to 1), and of the convolutional one, which a fresh
-memory mostly does not bring to the target, it brings eight of ten there (7 to 1,
-p = .07). With Adam nothing is gained: a fresh memory has climbed before it matters. One
-number does as well as a rate for every layer (*pooled*), so what moves between these
-networks is the height of the rates, not their shape. A memory from the end of a task is
+TRANSFER_FOUND = """**What it says.** With SGD an early memory saves a quarter of the
+updates of the larger dense network (9 seeds to 1), and brings the larger convolutional
+one to the target in eight runs of ten, a fresh memory in two (7 to 1, p = .07). With
+Adam nothing is gained: a fresh memory has climbed before it matters. One number does as
+well as a rate for every layer (*pooled*), so what moves between these networks is the
+height of the rates, not their shape. A memory from the end of a task is
 no start for another model: its rates have come down, most in the last layers, and with
 Adam it is clearly slower than a fresh one."""
 

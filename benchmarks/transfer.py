@@ -145,11 +145,10 @@ def format_transfer(comparisons: Sequence[Comparison]) -> str:
     for learner in LEARNERS:
         label = learner.label.replace("**", "")
         for start in (*FRESH, *STARTS):
-            beside = None if start == FRESH[-1] else FRESH[-1]
             rows[f"{label}, {_say(start)}"] = [
                 (
                     _found(one, learner, start),
-                    beside and _found(one, learner, beside),
+                    None if start == FRESH[-1] else _found(one, learner, FRESH[-1]),
                 )
                 for one in comparisons
             ]
