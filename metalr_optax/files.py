@@ -207,10 +207,10 @@ def _unpack(arrays: dict[str, np.ndarray]) -> dict[str, Memory]:
 
 
 def _is_text(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(value.encode() or True)
-    except UnicodeEncodeError:
+    """Return whether a value can be written as UTF-8, which half a pair cannot."""
+    if not isinstance(value, str):
         return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _digest(blank: bytes) -> str:
@@ -266,7 +266,7 @@ def _texts(data: bytes) -> dict[str, str]:
 
 def _write(path: pathlib.Path, data: bytes) -> None:
     """Put a file in place, whole and on the disk, or leave everything as it was."""
-    beside = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    beside = path.with_name(f".memory-{secrets.token_hex(8)}")
     try:
         with open(beside, "xb") as file:
             file.write(data)
@@ -279,8 +279,8 @@ def _write(path: pathlib.Path, data: bytes) -> None:
             reason = f"{error.strerror}, and the memory was not saved"
             raise OSError(error.errno, reason, str(path)) from error
         raise
-    # The name is on the disk as well; not every system can say so.
-    if hasattr(os, "O_DIRECTORY"):
+    # The new name, too, should be on the disk; not every system can see to that.
+    with contextlib.suppress(AttributeError, OSError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
