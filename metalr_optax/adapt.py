@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.kernels import Kernels, log_activation
-from metalr_optax.memory import POSITIVE, Memory, check_memory, read
+from metalr_optax.memory import POSITIVE, Memory, check_memory, is_known, read
 from metalr_optax.transfer import get_memory
 
 # The last part of a label that names a tensor; the part before it names the layer.
@@ -23,8 +24,8 @@ _ROLE_OF_TENSOR = {
     "embedding": "embedding",
 }
 _LAYERS = {
-    "norm": ("norm", "ln_", "bn_"),
-    "embedding": ("embed", "wte", "wpe", "position"),
+    "norm": re.compile(r"norm(?!al)|(^|[^a-z])(ln|bn)([^a-z]|$)"),
+    "embedding": re.compile(r"embed|(^|[^a-z])(wte|wpe|pos|position)([^a-z]|$)"),
 }
 
 
@@ -79,7 +80,8 @@ def adapt_memory(
     weighted with the evidence :math:`n_m` (``counts``) of each local model, alike if
     there was none. Where a label starts from nothing, the rates are the same mean over
     all memories, each as it was resampled, weighted with all its evidence. Counts go
-    along to the nearest new centres, and are zero for what is pooled.
+    along to the nearest new centres, or evenly to all of them where the rates are one
+    mean; they are zero for what is pooled.
 
     Args:
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
@@ -114,11 +116,18 @@ def adapt_memory(
             "memory must be a mapping from label to metalr_optax.Memory with at least "
             f"one entry, got {memory!r}"
         )
+    _check_known("memory", memory)
     for label, one in memory.items():
         check_memory(f"memory[{label!r}]", one, POSITIVE)
     likes = get_memory(opt_state)
+    _check_known("opt_state", likes)
     for label, like in likes.items():
-        check_memory(f"the memory {label!r} of opt_state", like, POSITIVE)
+        if like.rates.ndim != 1:
+            raise ValueError(
+                f"opt_state must have one memory per label, got rates of shape "
+                f"{like.rates.shape} for {label!r}: adapt to one member of a vmapped "
+                "state and stack"
+            )
     if mapping is None:
         mapping = match_labels(memory, opt_state)
     _check_mapping(mapping, set(likes), set(memory))
@@ -157,13 +166,20 @@ def _natural(label: str) -> list[Any]:
 
 
 def _role(label: str) -> str:
-    *_, layer, tensor = ["", "", *label.lower().split("/")]
+    # Numbers count layers in a list; the list has the name.
+    parts = [part for part in label.lower().split("/") if not part.isdecimal()]
+    *_, layer, tensor = ["", "", *parts]
     if tensor not in _ROLE_OF_TENSOR:
         layer, tensor = tensor, "kernel"
-    for role, words in _LAYERS.items():
-        if any(word in layer for word in words):
+    for role, names in _LAYERS.items():
+        if names.search(layer):
             return role
     return _ROLE_OF_TENSOR[tensor]
+
+
+def _check_known(name: str, memory: Mapping[str, Memory]) -> None:
+    if not all(map(is_known, jax.tree.leaves(dict(memory)))):
+        raise ValueError(f"{name} must have values: adapt it outside of jit")
 
 
 def _check_mapping(mapping: Any, new: set[str], old: set[str]) -> None:
@@ -181,23 +197,38 @@ def _check_mapping(mapping: Any, new: set[str], old: set[str]) -> None:
 
 def _resample(memory: Memory, like: Memory) -> Memory:
     """Return the memory with the kernels of another, in NumPy."""
-    memory, like = jax.tree.map(np.asarray, (memory, like))
-    rates, dtype = memory.rates.astype(np.float64), like.rates.dtype
-    counts = np.zeros_like(rates) if memory.counts is None else memory.counts
-    alone = 1 in (rates.size, like.rates.size)
-    elsewhere = memory.relative is not None and memory.relative != like.relative
+    (old, rates, counts, relative), new = _in_numpy(memory), _in_numpy(like)
+    alone = 1 in (rates.size, new.rates.size)
+    elsewhere = relative is not None and relative != new.relative
     if alone or elsewhere:
-        rates = np.full(like.rates.shape, _mean(rates, counts))
-        counts = np.full(like.rates.shape, counts.sum() / like.rates.size)
-    elif not all(map(np.array_equal, memory.kernels, like.kernels)):
-        centers = memory.kernels.centers
-        rates = np.asarray(read(memory, like.kernels.centers))
+        rates = np.full(new.rates.shape, _mean(rates, counts))
+        counts = np.full(new.rates.shape, counts.sum() / new.rates.size)
+    elif not all(_is_same(*pair) for pair in zip(old, new.kernels, strict=True)):
+        rates = np.asarray(read(memory, jnp.asarray(new.kernels.centers)))
+        centers = jnp.asarray(old.centers)
         strength = np.array(
-            [log_activation(one, like.kernels, centers) for one in _each(like.kernels)]
+            [log_activation(one, new.kernels, centers) for one in _each(new.kernels)]
         )
         strength = np.exp(strength - strength.max(axis=0))
         counts = strength / strength.sum(axis=0) @ counts
-    return like._replace(rates=rates.astype(dtype), counts=counts.astype(dtype))
+    dtype = new.rates.dtype
+    return new._replace(rates=rates.astype(dtype), counts=counts.astype(dtype))
+
+
+def _in_numpy(memory: Memory) -> Any:
+    (centers, widths), rates, counts, relative = memory
+    return Memory(
+        Kernels(np.asarray(centers), np.asarray(widths)),
+        np.asarray(rates),
+        np.zeros(np.shape(rates)) if counts is None else np.asarray(counts),
+        None if relative is None else np.asarray(relative),
+    )
+
+
+def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Return whether arrays are equal in the less precise of their dtypes."""
+    dtype = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return np.array_equal(one.astype(dtype), other.astype(dtype))
 
 
 def _each(kernels: Kernels) -> list[Kernels]:
@@ -217,4 +248,5 @@ def _pool(memories: Sequence[Memory]) -> Memory:
 
 def _mean(rates: np.ndarray, counts: np.ndarray) -> float:
     weights = counts if counts.sum() > 0 else np.ones_like(counts)
-    return float(np.exp(np.average(np.log(rates), weights=weights)))
+    logs = np.log(rates, dtype=np.float64)
+    return float(np.exp(np.average(logs, weights=weights)))

@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from metalr_optax import __version__
 from metalr_optax.kernels import Kernels
-from metalr_optax.memory import POSITIVE, Memory, check_memory
+from metalr_optax.memory import POSITIVE, Memory, check_memory, is_known
 
 _FORMAT_VERSION = 1
 _LARGEST_FILE = 2**30
@@ -140,6 +140,8 @@ def _pack(memory: Mapping[str, Memory], texts: dict[str, str]) -> bytes:
         "sha256": _NO_DIGEST,
     }
     blank = safetensors.numpy.save(arrays, texts)
+    if blank.count(_entry(_NO_DIGEST)) != 1:
+        raise ValueError(f"metadata must not look like a digest, got {list(texts)}")
     data = blank.replace(_entry(_NO_DIGEST), _entry(_digest(blank)))
     _texts(data)  # before it replaces another: it can be read again
     return data
@@ -148,18 +150,20 @@ def _pack(memory: Mapping[str, Memory], texts: dict[str, str]) -> bytes:
 def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
     name = f"memory[{label!r}]"
-    if not isinstance(memory, Memory):
-        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(memory)):
-        raise ValueError(f"{name} must be concrete, not traced: save it outside of jit")
+    if not all(map(is_known, jax.tree.leaves(memory))):
+        raise ValueError(f"{name} must have values: save it outside of jit")
+    check_memory(name, memory, POSITIVE)
     (centers, widths), rates, counts, relative = memory
-    dtype = np.dtype(np.asarray(rates).dtype)
-    dtype = dtype if dtype in _FLOATS else np.dtype(np.float64)
     numbers = {"centers": centers, "widths": widths, "rates": rates, "counts": counts}
+    known = {
+        field: np.asarray(one) for field, one in numbers.items() if one is not None
+    }
+    dtype = np.result_type(np.float32, *known.values())
+    if dtype not in _FLOATS:
+        raise ValueError(f"{name} must be float32 or float64, got {dtype}")
     arrays = {
-        f"{label}/{field}": np.ascontiguousarray(value, dtype)
-        for field, value in numbers.items()
-        if value is not None
+        f"{label}/{field}": np.array(one, dtype, order="C")
+        for field, one in known.items()
     }
     if relative is not None:
         arrays[f"{label}/relative"] = np.array(relative, bool)
@@ -218,7 +222,7 @@ def _digest(blank: bytes) -> str:
 
 
 def _entry(digest: str) -> bytes:
-    """Return the digest as it stands in a file; in a text, quotes are escaped."""
+    """Return the digest as it stands in a file; within a text, quotes are escaped."""
     return f'"sha256":"{digest}"'.encode()
 
 
@@ -233,8 +237,13 @@ def _explained(path: Path) -> Iterator[None]:
         raise ValueError(f"{os.fspath(path)} cannot be trusted: {error}") from error
 
 
+def _open(path: str, flags: int) -> int:
+    """Open without waiting for a writer, as a pipe would have us do."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read(path: Path) -> bytes:
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_open) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_FILE:
             raise ValueError(f"not a file, or one of more than {_LARGEST_FILE:,} bytes")
@@ -274,7 +283,8 @@ def _write(path: pathlib.Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         if isinstance(error, OSError):
             reason = f"{error.strerror}, and the memory was not saved"
             raise OSError(error.errno, reason, str(path)) from error

@@ -17,7 +17,7 @@ from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
 _FEW = 3
 
 # Rates that any optimizer may hold; its own bounds are narrower.
-POSITIVE = (1e-30, 1e30)
+POSITIVE = (1e-37, 1e37)
 
 Signal = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -212,7 +212,10 @@ def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) ->
     """Raise ValueError unless the memory is usable; traced values are trusted."""
     if not isinstance(memory, Memory):
         raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
-    check_kernels(memory.kernels)
+    try:
+        check_kernels(memory.kernels)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     shape = np.shape(memory.kernels.centers)
     if np.shape(memory.rates) != shape:
         raise ValueError(
@@ -223,12 +226,23 @@ def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) ->
     if memory.counts is None or isinstance(memory.counts, jax.core.Tracer):
         return
     counts = np.asarray(memory.counts)
-    fits = counts.shape == shape and jnp.issubdtype(counts.dtype, np.number)
-    if not (fits and (np.isfinite(counts) & (counts >= 0)).all()):
+    is_real = np.issubdtype(counts.dtype, np.integer) or jnp.issubdtype(
+        counts.dtype, jnp.floating
+    )
+    if not (
+        is_real
+        and counts.shape == shape
+        and (np.isfinite(counts) & (counts >= 0)).all()
+    ):
         raise ValueError(
             f"{name} must have finite counts of at least 0, shape {shape}, got "
             f"{memory.counts!r}"
         )
+
+
+def is_known(value: Any) -> bool:
+    """Return whether an array has a value, which traced and abstract ones have not."""
+    return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
 def check_address(name: str, memory: Memory, relative: bool) -> None:
@@ -260,5 +274,5 @@ def check_rates(
     values = values.astype(np.float64)
     if not ((values >= low * (1 - slack)) & (values <= high * (1 + slack))).all():
         raise ValueError(
-            f"{name} must have rates within rate_bounds={rate_bounds}, got {rates}"
+            f"{name} must have rates within the bounds {rate_bounds}, got {rates}"
         )

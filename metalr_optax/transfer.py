@@ -9,7 +9,13 @@ import numpy as np
 
 from metalr_optax.evaluation import can_be_tabled
 from metalr_optax.kernels import Kernels
-from metalr_optax.memory import POSITIVE, Memory, check_address, check_memory
+from metalr_optax.memory import (
+    POSITIVE,
+    Memory,
+    check_address,
+    check_memory,
+    is_known,
+)
 from metalr_optax.transform import ScaleByMemoryState
 
 
@@ -87,7 +93,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     if set(memory) != labels:
         raise ValueError(
             "memory must have the labels of opt_state; missing "
-            f"{sorted(labels - set(memory))}, unknown {sorted(set(memory) - labels)}; "
+            f"{sorted(labels - set(memory))}, unknown "
+            f"{sorted(map(str, set(memory) - labels))}; "
             "adapt_memory(memory, opt_state) maps another model's"
         )
 
@@ -142,7 +149,7 @@ def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
     kinds: dict[Any, tuple[str, Kernels]] = {}
     for label, memory in old.items():
         before, after = _plain(memory).kernels, new[label].kernels
-        if not _is_concrete((before, after)):
+        if not all(map(is_known, (*before, *after))):
             return
         kind = tuple(np.asarray(array, np.float64).tobytes() for array in before)
         first, shared = kinds.setdefault(kind, (label, after))
@@ -164,13 +171,6 @@ def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
             )
 
 
-def _is_concrete(tree: Any) -> bool:
-    return not any(
-        isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
 def _plain(memory: Memory) -> Memory:
     """Return the memory with bare arrays, whatever they are wrapped in."""
     centers, widths, *rest = jax.tree.leaves(memory)
@@ -182,20 +182,26 @@ def _fit(label: str, memory: Memory, old: Memory) -> Memory:
     name = f"memory[{label!r}]"
     if not isinstance(memory, Memory):
         raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(old)):
+        raise ValueError("opt_state must have values, not only shapes")
+    is_single = old.rates.ndim == 1
+    hint = "; adapt_memory resamples it" if is_single else ", a memory per member"
 
     def fit(new: Any, like: Any) -> jax.Array:
         if np.shape(new) != like.shape:
             raise ValueError(
                 f"{name} must have arrays of shape {like.shape} for this state, got "
-                f"{np.shape(new)}; adapt_memory resamples it"
+                f"{np.shape(new)}{hint}"
             )
         return jnp.array(new, like.dtype)
 
     # What a memory that was made by hand does not say.
     if memory.counts is None:
         memory = memory._replace(counts=jnp.zeros_like(old.counts))
-    if memory.relative is None:
-        memory = memory._replace(relative=old.relative)
+    relative = old.relative if memory.relative is None else memory.relative
+    if np.shape(relative) == ():
+        relative = jnp.broadcast_to(relative, old.relative.shape)
+    memory = memory._replace(relative=relative)
     fitted = jax.tree.map(fit, memory, old)
     # A vmapped state has one memory per member.
     for member in np.ndindex(fitted.rates.shape[:-1]):
@@ -204,6 +210,6 @@ def _fit(label: str, memory: Memory, old: Memory) -> Memory:
             for memory in (fitted, old)
         )
         check_memory(name, one, POSITIVE)
-        if _is_concrete(before.relative):
+        if is_known(before.relative):
             check_address(name, one, bool(before.relative))
     return fitted._replace(relative=jnp.array(old.relative))

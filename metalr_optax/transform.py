@@ -461,8 +461,8 @@ def _init_memory(
         raise ValueError(
             "initial must have a memory for every label of the parameters and no "
             f"other; missing {sorted(set(dtypes) - set(initial))}, unknown "
-            f"{sorted(set(initial) - set(dtypes))}; set_memory with adapt_memory maps "
-            "another model's"
+            f"{sorted(map(str, set(initial) - set(dtypes)))}; set_memory with "
+            "adapt_memory maps another model's"
         )
     memories = {}
     for label, dtype in dtypes.items():

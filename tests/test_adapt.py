@@ -82,6 +82,15 @@ def test_a_tensor_starts_from_its_layer():
         ("Embed_0/embedding", "embedding"),
         ("wte/weight", "embedding"),
         ("position", "embedding"),
+        ("pos_embedding", "embedding"),
+        ("embedder/0/w", "embedding"),
+        ("layer1/bn1", "norm"),
+        ("ln1/weight", "norm"),
+        ("ln", "norm"),
+        ("norms/0/weight", "norm"),
+        ("decomposition/kernel", "kernel"),
+        ("abnormal", "kernel"),
+        ("columns", "kernel"),
     ],
 )
 def test_roles(new, role):
@@ -165,6 +174,44 @@ def test_to_itself_it_is_the_identity():
     learned = get_memory(state)
     chex.assert_trees_all_equal(adapt_memory(learned, state), learned)
     chex.assert_trees_all_equal(set_memory(state, adapt_memory(learned, state)), state)
+
+
+@pytest.mark.parametrize("double", ["memory", "state"])
+def test_precision_alone_is_no_other_kernel(double):
+    rates = np.full(20, 1e-3)
+    rates[7] = 0.1
+    memory = {"params": Memory(EVEN, rates)}
+    if double == "state":
+        kernels = Kernels(*(np.float32(array) for array in EVEN))
+        memory = {"params": Memory(kernels, np.float32(rates))}
+    with jax.enable_x64(double == "state"):
+        state = paper_sgd().init(jnp.ones(2, float))
+        adapted = adapt_memory(memory, state)
+    np.testing.assert_allclose(adapted["params"].rates, rates, rtol=1e-6)
+
+
+def test_what_has_no_values_is_refused():
+    shapes = jax.eval_shape(memory_sgd().init, {"a": jnp.ones(2)})
+    state, memory = state_of("a"), {"a": scalar(0.1)}
+    with pytest.raises(ValueError, match="opt_state must have values"):
+        adapt_memory(memory, shapes)
+    with pytest.raises(ValueError, match="opt_state must have values"):
+        set_memory(shapes, memory)
+    with pytest.raises(ValueError, match="must have values: adapt it outside"):
+        jax.jit(lambda state: adapt_memory(get_memory(state), state))(state)
+
+
+def test_members_of_a_vmapped_state_are_adapted_one_by_one():
+    states = jax.vmap(memory_sgd().init)({"a": jnp.ones((4, 3))})
+    memory = {"a": scalar(0.1)}
+    with pytest.raises(ValueError, match=r"shape \(4, 1\).*a memory per member"):
+        set_memory(states, memory)
+    with pytest.raises(ValueError, match="one member of a vmapped state and stack"):
+        adapt_memory(memory, states)
+    one = jax.tree.map(lambda leaf: leaf[0], states)
+    adapted = adapt_memory(memory, one)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 4), adapted)
+    chex.assert_shape(get_memory(set_memory(states, stacked))["a"].rates, (4, 1))
 
 
 @settings(max_examples=30, deadline=None)

@@ -323,6 +323,32 @@ def test_an_empty_memory_is_none(path):
         load_memory(path)
 
 
+@pytest.mark.parametrize("single", ["centers", "rates", "counts"])
+def test_no_precision_is_lost(path, single):
+    fields = {
+        "centers": np.linspace(0.1, 0.7, 3),
+        "widths": np.full(3, 0.3),
+        "rates": np.full(3, 0.1),
+        "counts": np.full(3, 1 / 3),
+    }
+    fields[single] = fields[single].astype(np.float32)
+    centers, widths, rates, counts = fields.values()
+    memory = {"a": Memory(Kernels(centers, widths), rates, counts)}
+    save_memory(path, memory)
+    chex.assert_trees_all_equal(load_memory(path), memory)
+
+
+def test_a_memory_without_values_is_not_written(path):
+    shapes = jax.eval_shape(memory_sgd().init, PARAMS)
+    with pytest.raises(ValueError, match="must have values"):
+        save_memory(path, get_memory(shapes))
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "not a file")
+
+
 def test_what_is_no_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         load_memory(tmp_path / "missing")
@@ -345,6 +371,12 @@ def test_what_is_no_file_is_refused(tmp_path):
         ({"\ud800": Memory(linspace_kernels(1.0, 1), np.ones(1))}, None, "labels"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.zeros(1))}, None, "rates within"),
         ({"a": Memory(linspace_kernels(1.0, 2), np.ones((3, 2)))}, None, "one rate"),
+        ({"a": Memory(linspace_kernels(1.0, 1), np.array([0.1 + 5j]))}, None, "real"),
+        ({"a": Memory(linspace_kernels(1.0, 1), np.array([True]))}, None, "real"),
+        ({"a": Memory(linspace_kernels(1.0, 1), np.array(["0.5"]))}, None, "real"),
+        ({"a": Memory(linspace_kernels(1.0, 1), [1.0], [1j])}, None, "counts"),
+        ({"a": Memory(Kernels(0.0, 1.0), 0.1)}, None, "one shape"),
+        (None, {'x"sha256': "0" * 64}, "look like a digest"),
         (None, {"sha256": "mine"}, "metadata must be texts with other names"),
         (None, {"task": 3}, "metadata must be texts"),
     ],
@@ -411,6 +443,10 @@ def test_where_nothing_can_be_saved(tmp_path):
         save_memory(tmp_path / "missing" / "file", memory)
     with pytest.raises(IsADirectoryError):
         save_memory(tmp_path, memory)
+    file = tmp_path.with_name("file")
+    file.write_bytes(b"")
+    with pytest.raises(NotADirectoryError, match=r"was not saved.*file/memory"):
+        save_memory(file / "memory", memory)
     assert list(tmp_path.iterdir()) == []
 
 
