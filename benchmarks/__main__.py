@@ -81,20 +81,9 @@ def make_parser() -> Parser:
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
-    suite_parser = add("suite", "one default from five base rates, eleven tasks")
-    suite_parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
-    suite_parser.add_argument(
-        "--trials",
-        type=int,
-        choices=sweep.BUDGETS,
-        default=5,
-        help="rates that are tried to tune a baseline",
-    )
-    suite_parser.add_argument(
-        "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
-    )
-    transfer_parser = add("transfer", "a memory of a small network starts a larger one")
-    transfer_parser.add_argument("--seeds", type=positive, default=3, help="paired")
+    _add_suite(add("suite", "one default from five base rates, eleven tasks"))
+    moves = add("transfer", "a memory of a small network starts a larger one")
+    moves.add_argument("--seeds", type=positive, default=3, help="paired runs")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     speed = add("speed", "what an update costs, beside Adam and others")
@@ -126,6 +115,20 @@ def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
         "--full",
         action="store_true",
         help="the published setting: 10 seeds, 20 trials, all methods",
+    )
+
+
+def _add_suite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        choices=sweep.BUDGETS,
+        default=5,
+        help="rates that are tried to tune a baseline",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
     )
 
 
