@@ -24,6 +24,7 @@ from metalr_optax.memory import (
     sign_agreement,
     weigh_agreement,
 )
+from metalr_optax.sample import sample
 from metalr_optax.table import (
     Table,
     collect,
@@ -42,6 +43,9 @@ _MANY = 4
 _PIECE = 2**20
 # XLA vectorises and shares out a loop over a multiple of this, an odd one it may not.
 _ALIGNED = 8
+# So many coordinates of a tensor tell for its logs whether gradients keep their signs:
+# a standard error of .008.
+_TOLD = 2**12
 # Signals of which it is known that they look at one coordinate at a time.
 _BY_COORDINATE = (sign_agreement, clipped_product, raw_product)
 
@@ -147,6 +151,21 @@ def judge(
     return function(memory, tables, orientation, tensors)
 
 
+def share_agreeing(
+    tensors: list[Judged],
+    orientation: float | jax.Array,
+    last: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+    """Return label -> [], the share of coordinates whose gradient kept its sign.
+
+    Of large tensors it is the share in a sample. Zeros do not count; where nothing
+    does, the last share is returned.
+    """
+    mesh = _explicit_mesh([one.gradient for one in tensors])
+    whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return _automatically(_share_agreeing, whole)(tensors, orientation, last)
+
+
 def scale(
     memory: dict[str, Memory],
     tables: list[Tables],
@@ -249,6 +268,31 @@ def _judge(
         for label, total in part.items():
             totals[label] += total
     return totals
+
+
+def _share_agreeing(
+    tensors: list[Judged],
+    orientation: float | jax.Array,
+    last: dict[str, jax.Array],
+) -> dict[str, jax.Array]:
+    def count(g: jax.Array, d: jax.Array) -> jax.Array:
+        signs = weigh_agreement(sign_agreement, g, d)
+        kept, told = jnp.sum(signs > 0), jnp.sum(signs != 0)
+        return jnp.stack([kept, told]).astype(jnp.float32)
+
+    samples = [(sample(t.gradient, _TOLD), sample(t.previous, _TOLD)) for t in tensors]
+    counts = _map_alike(count, samples)
+    weighted = [
+        dataclasses.replace(t, weight=t.weight * t.gradient.size / max(g.size, 1))
+        for t, (g, _) in zip(tensors, samples, strict=True)
+    ]
+    shares = dict(last)
+    for label, (kept, told) in _add_up(weighted, counts).items():
+        share = kept / jnp.maximum(told, 1)
+        share = jnp.where(orientation < 0, 1 - share, share)
+        known = (told > 0) & (orientation != 0)
+        shares[label] = jnp.where(known, share, last[label])
+    return shares
 
 
 def _count(

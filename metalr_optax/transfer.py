@@ -48,9 +48,9 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       (['dense'], (1,), 0.25)
     """
     memories: dict[str, Memory] = {}
-    for state in _memory_states(opt_state):
+    for state in memory_states(opt_state):
         for label, memory in state.memory.items():
-            memories[label] = jax.tree.map(_copy, _plain(memory))
+            memories[label] = jax.tree.map(_copy, unwrapped(memory))
     return memories
 
 
@@ -89,7 +89,7 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
             "memory must be a mapping from label to metalr_optax.Memory, got "
             f"{memory!r}"
         )
-    labels = {label for state in _memory_states(opt_state) for label in state.memory}
+    labels = {label for state in memory_states(opt_state) for label in state.memory}
     if set(memory) != labels:
         raise ValueError(
             "memory must have the labels of opt_state; missing "
@@ -102,7 +102,7 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
         if not isinstance(node, ScaleByMemoryState):
             return node
         fitted = {
-            label: _fit(label, memory[label], _plain(old))
+            label: _fit(label, memory[label], unwrapped(old))
             for label, old in node.memory.items()
         }
         _check_shared(node.memory, fitted)
@@ -119,7 +119,8 @@ def _is_memory_state(node: Any) -> bool:
     return isinstance(node, ScaleByMemoryState)
 
 
-def _memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
+def memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
+    """Return all states of memories inside; raise ValueError as get_memory does."""
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_memory_state)
     states = [node for node in nodes if _is_memory_state(node)]
     labels = [label for state in states for label in state.memory]
@@ -148,7 +149,7 @@ def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
     """
     kinds: dict[Any, tuple[str, Kernels]] = {}
     for label, memory in old.items():
-        before, after = _plain(memory).kernels, new[label].kernels
+        before, after = unwrapped(memory).kernels, new[label].kernels
         if not all(map(is_known, (*before, *after))):
             return
         kind = tuple(np.asarray(array, np.float64).tobytes() for array in before)
@@ -171,7 +172,7 @@ def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
             )
 
 
-def _plain(memory: Memory) -> Memory:
+def unwrapped(memory: Memory) -> Memory:
     """Return the memory with bare arrays, whatever they are wrapped in."""
     centers, widths, *rest = jax.tree.leaves(memory)
     return Memory(Kernels(centers, widths), *rest)

@@ -21,6 +21,7 @@ from metalr_optax.evaluation import (
     plain,
     root_mean_square,
     scale,
+    share_agreeing,
 )
 from metalr_optax.kernels import (
     Array,
@@ -42,6 +43,9 @@ from metalr_optax.sample import sample
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
 
+# The trend of the evidence is taken over about (1 + .9) / (1 - .9) = 19 steps.
+_TREND_DECAY = 0.9
+
 _UNITS = {"value": plain, "relative": root_mean_square}
 
 Address = Literal["value", "relative"]
@@ -57,6 +61,12 @@ class ScaleByMemoryState(NamedTuple):
       memory_optimizer_state: state of the transformation that steps the rates.
       previous_direction: the last direction, like the parameters or a sample of them;
         besides ``inner_state`` the only part that is as large as the model.
+      agreement: label -> [], the share of coordinates whose gradient kept its sign in
+        the last step that could tell (of a large tensor in a sample of 4,096); 0.5
+        before.
+      trend: label -> [], running mean over about 20 steps of whether the evidence of a
+        whole memory was for larger rates (1) or for smaller ones (-1).
+      rate_bounds: [2], smallest and largest rate a memory may hold.
       orientation: shape=(), 1 if directions point along the gradient, -1 if against
         it, 0 as long as nothing is known. Always 0 where no raw gradient is seen.
       inner_state: state of ``inner``.
@@ -66,6 +76,9 @@ class ScaleByMemoryState(NamedTuple):
     memory: dict[str, Memory]
     memory_optimizer_state: optax.OptState
     previous_direction: optax.Updates
+    agreement: dict[str, jax.Array]
+    trend: dict[str, jax.Array]
+    rate_bounds: jax.Array
     orientation: jax.Array
     inner_state: optax.OptState
 
@@ -252,6 +265,9 @@ def scale_by_memory(
                 lambda p: sample(jnp.zeros_like(p, direction_dtype), evidence_sample),
                 params,
             ),
+            agreement={label: jnp.array(0.5, jnp.float32) for label in memory},
+            trend={label: jnp.zeros([], jnp.float32) for label in memory},
+            rate_bounds=jnp.array(rate_bounds, jnp.float32),
             orientation=jnp.zeros([], jnp.float32),
             inner_state=base.init(params),
         )
@@ -274,11 +290,16 @@ def scale_by_memory(
             if is_large(leaf) and (kind := kind_of_kernels(label)) is not None
         }
         tables = make_tables(state.memory, kinds)
-        mean = _judge(
-            state, tables, gradient, sign, labels, signal, unit, evidence_sample
-        )
+        tensors, sizes = _tensors_to_judge(state, gradient, labels, evidence_sample)
+        agreement = share_agreeing(tensors, sign, state.agreement)
+        # XLA judges in the buffer of a donated last direction. It must not do so before
+        # the shares (none is negative) are known, or it copies all of it for them.
+        known = sum(agreement.values()) >= 0
+        sign = jnp.where(known, sign, jnp.zeros_like(orientation))
+        mean = _judge(state, tables, tensors, sizes, sign, signal, unit)
+        u = mean(False)
         memory, memory_optimizer_state = _correct(
-            state, mean, memory_optimizer, rate_bounds
+            state, u, mean, memory_optimizer, rate_bounds
         )
         updates = _scale(direction, updates, memory, tables, labels, unit)
         return updates, ScaleByMemoryState(
@@ -292,6 +313,9 @@ def scale_by_memory(
                 direction,
                 state.previous_direction,
             ),
+            agreement=agreement,
+            trend={label: _trend(state.trend[label], u[label]) for label in u},
+            rate_bounds=jnp.array(rate_bounds, jnp.float32),
             orientation=orientation,
             inner_state=inner_state,
         )
@@ -299,20 +323,13 @@ def scale_by_memory(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _judge(
+def _tensors_to_judge(
     state: ScaleByMemoryState,
-    tables: list[Tables],
     gradient: optax.Updates,
-    orientation: float | jax.Array,
     labels: list[str],
-    signal: Signal,
-    unit: Unit,
     evidence_sample: int | None,
-) -> Callable[[bool], dict[str, jax.Array]]:
-    """Return a function that gives u, or what it is without signs.
-
-    It is the mean evidence of the coordinates that share each memory.
-    """
+) -> tuple[list[Judged], dict[str, int]]:
+    """Return what judges the last directions, and the coordinates per memory."""
     tensors = []
     sizes = dict.fromkeys(state.memory, 0)
     for label, whole, d in zip(
@@ -324,6 +341,22 @@ def _judge(
         g = sample(whole, evidence_sample)
         tensors.append(Judged(label, whole.size / max(g.size, 1), g, d))
         sizes[label] += whole.size
+    return tensors, sizes
+
+
+def _judge(
+    state: ScaleByMemoryState,
+    tables: list[Tables],
+    tensors: list[Judged],
+    sizes: dict[str, int],
+    orientation: float | jax.Array,
+    signal: Signal,
+    unit: Unit,
+) -> Callable[[bool], dict[str, jax.Array]]:
+    """Return a function that gives u, or what it is without signs.
+
+    It is the mean evidence of the coordinates that share each memory.
+    """
 
     def mean(magnitude: bool) -> dict[str, jax.Array]:
         totals = judge(
@@ -339,13 +372,13 @@ def _judge(
 
 def _correct(
     state: ScaleByMemoryState,
+    u: dict[str, jax.Array],
     mean: Callable[[bool], dict[str, jax.Array]],
     memory_optimizer: optax.GradientTransformation,
     rate_bounds: tuple[float, float],
 ) -> tuple[dict[str, Memory], optax.OptState]:
     """Step the rates of all memories along the evidence, within the bounds."""
     rates = {label: memory.rates for label, memory in state.memory.items()}
-    u = mean(False)
     arguments = optax.tree.scale(-1.0, u), state.memory_optimizer_state, rates
     if isinstance(memory_optimizer, optax.GradientTransformationExtraArgs):
         activity = mean(True)
@@ -367,6 +400,13 @@ def _count(counts: jax.Array, u: jax.Array) -> jax.Array:
     total = jnp.sum(size)
     told = (total > 0) & jnp.isfinite(total)
     return counts + jnp.where(told, size / jnp.where(told, total, 1), 0)
+
+
+def _trend(trend: jax.Array, u: jax.Array) -> jax.Array:
+    """Return the running mean of which way the evidence of a memory points."""
+    sign = jnp.sign(jnp.sum(u)).astype(trend.dtype)
+    sign = jnp.where(jnp.isnan(sign), 0, sign)
+    return _TREND_DECAY * trend + (1 - _TREND_DECAY) * sign
 
 
 def _scale(

@@ -22,11 +22,13 @@ from flax.training.train_state import TrainState
 from metalr_optax import (
     adapt_memory,
     get_memory,
+    get_rates,
     load_memory,
     memory_adam,
     memory_sgd,
     save_memory,
     set_memory,
+    summarize_memory,
 )
 
 X = jax.random.normal(jax.random.key(0), (16, 4))
@@ -243,6 +245,11 @@ def test_a_memory_is_found_and_given_on(name, wrapper, tmp_path):
     given = set_memory(inside, loaded)
     chex.assert_trees_all_equal(get_memory(given), learned)
     chex.assert_trees_all_equal(adapt_memory(loaded, inside), loaded)
+    logs, rates = summarize_memory(fresh), jax.tree.leaves(get_rates(fresh))
+    assert all(logs[f"rate_mean/{label}"] == 0.125 for label in learned)
+    sizes = [4 * 8 + 8, 8 * 1 + 1 - (name == "optax")]
+    assert sum(one.size for one in rates) == sum(sizes)
+    assert all(jnp.all(one == 0.125) for one in rates)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -123,7 +123,9 @@ def test_a_donated_state_is_overwritten(dtype, temporary):
     step = jax.jit(optimizer.update, donate_argnums=1)
     memory = step.lower(params, state).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    assert memory.alias_size_in_bytes == size
+    # Bounds may change from step to step, so they are written anew.
+    bounds = optax.tree.get(state, "rate_bounds")
+    assert memory.alias_size_in_bytes == size - bounds.size * bounds.dtype.itemsize
     assert memory.temp_size_in_bytes < temporary * params.size
 
 

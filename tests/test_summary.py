@@ -1,0 +1,244 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metalr_optax import (
+    Kernels,
+    Memory,
+    agreement_steps,
+    get_addresses,
+    get_memory,
+    get_rates,
+    linspace_kernels,
+    memory_adam,
+    memory_sgd,
+    paper_adam,
+    paper_sgd,
+    raw_product,
+    scale_by_memory,
+    summarize_memory,
+)
+
+STILL = optax.sgd(0.0)  # a memory that never moves
+
+
+def make_gradients(steps, seed=0):
+    """Gradients of two layers, with zeros and values that are not finite among them."""
+    rng = np.random.default_rng(seed)
+    gradients = []
+    for _ in range(steps):
+        kernel, bias, other = (
+            rng.normal(size=shape).astype("f4") for shape in ((4, 5), (5,), (7,))
+        )
+        kernel[0, :3] = 0.0
+        bias[0] = np.nan
+        other[-1] = np.inf
+        gradients.append({"a": {"kernel": kernel, "bias": bias}, "b": {"w": other}})
+    return gradients
+
+
+def flatten(gradient):
+    return {
+        "a": np.concatenate(
+            [gradient["a"]["bias"].ravel(), gradient["a"]["kernel"].ravel()]
+        ),
+        "b": gradient["b"]["w"].ravel(),
+    }
+
+
+def run(optimizer, gradients):
+    """Return the states after each step."""
+    update = jax.jit(optimizer.update)
+    states = [optimizer.init(jax.tree.map(np.zeros_like, gradients[0]))]
+    for gradient in gradients:
+        states.append(update(gradient, states[-1])[1])
+    return states[1:]
+
+
+@pytest.mark.parametrize("inner", [None, optax.sgd(1.0)])
+def test_agreement_and_trend_are_counted_by_hand(inner):
+    """Also of a base that points against the gradient."""
+    gradients = make_gradients(30)
+    optimizer = scale_by_memory(inner=inner, kernels=linspace_kernels(2.0, 1))
+    states = run(optimizer, gradients)
+    trend = {"a": 0.0, "b": 0.0}
+    for number, state in enumerate(states):
+        logs = summarize_memory(state)
+        for label in ("a", "b"):
+            share = 0.5
+            if number:
+                new, old = (
+                    flatten(gradients[number - k])[label].astype("f8") for k in (0, 1)
+                )
+                usable = np.isfinite(new) & np.isfinite(old)
+                signs = np.where(usable, np.sign(new) * np.sign(old), 0)
+                share = (signs > 0).sum() / (signs != 0).sum()
+                trend[label] = 0.9 * trend[label] + 0.1 * np.sign(signs.sum())
+            np.testing.assert_allclose(logs[f"agreement/{label}"], share, rtol=1e-6)
+            np.testing.assert_allclose(logs[f"trend/{label}"], trend[label], atol=1e-6)
+            gauge = np.sign(trend[label]) * (abs(trend[label]) > 0.5)
+            assert logs[f"gauge/{label}"] == gauge
+
+
+def test_of_a_large_tensor_a_sample_agrees():
+    rng = np.random.default_rng(0)
+    signs = rng.choice([1.0, -1.0], p=[0.7, 0.3], size=(300, 200)).astype("f4")
+    gradients = [{"w": np.abs(rng.normal(size=(300, 200))).astype("f4")}]
+    gradients.append({"w": signs * gradients[0]["w"]})
+    for sample in (None, 1000):
+        state = run(memory_sgd(momentum=0.0, evidence_sample=sample), gradients)[-1]
+        share = summarize_memory(state)["agreement/w"]
+        # Four standard errors of the smallest sample there can be.
+        assert abs(share - 0.7) < 4 * np.sqrt(0.21 / (250 if sample else 1024))
+        assert share != np.mean(signs > 0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "gauge"), [(0.01, 1.0), (1.9, -1.0), (0.5, None)], ids=str
+)
+def test_the_gauge_tells_rates_that_are_too_small_and_too_large(rate, gauge):
+    """On a parabola with noise, where 1 jumps to the minimum and 2 diverges."""
+    optimizer = optax.chain(
+        scale_by_memory(
+            rate,
+            kernels=linspace_kernels(1.0, 1),
+            memory_optimizer=STILL,
+            signal=raw_product,
+            rate_bounds=(1e-9, 10.0),
+        ),
+        optax.scale(-1.0),
+    )
+    noise = 0.0 if gauge else 1.0
+
+    def step(carry, key):
+        x, state = carry
+        gradient = x + noise * jax.random.normal(key, x.shape)
+        updates, state = optimizer.update(gradient, state)
+        return (x + updates, state), summarize_memory(state)["gauge/params"]
+
+    start = jnp.array([3.0, -2.0, 1.0])
+    keys = jax.random.split(jax.random.key(0), 200)
+    _, gauges = jax.lax.scan(step, (start, optimizer.init(start)), keys)
+    if gauge is None:
+        # Gradients that are mostly noise contradict each other at a rate of 1/2 less
+        # often than one in two times, so neither verdict stays.
+        assert np.mean(np.array(gauges) != 0) < 0.5
+    else:
+        assert np.all(gauges[10:] == gauge)
+
+
+def test_rates_in_use_bounds_and_what_lies_outside():
+    kernels = Kernels(np.arange(-2.0, 3.0), np.full(5, 0.3))
+    memory = Memory(
+        kernels,
+        np.array([1e-9, 0.1, 0.2, 0.4, 1.0]),
+        counts=np.array([0.0, 10.0, 30.0, 0.2, 0.0]),
+    )
+    optimizer = scale_by_memory(memory, memory_optimizer=STILL)
+    gradient = jnp.array([-3.0, 2.5, 1.0, 0.0])
+    _, state = optimizer.update(gradient, optimizer.init(jnp.zeros(4)))
+    logs = {key: float(one) for key, one in summarize_memory(state).items()}
+    expected = {
+        "rate_mean": (10 * 0.1 + 30 * 0.2 + 0.2 * 0.4) / 40.2,
+        # .2 of evidence is less than a hundredth of 30.
+        "rate_min": 0.1,
+        "rate_max": 0.2,
+        "at_bound": 2 / 5,
+        "outside": 2 / 4,
+    }
+    for name, value in expected.items():
+        assert logs[f"{name}/params"] == pytest.approx(value, rel=1e-5), name
+    unused = run(scale_by_memory(0.25), make_gradients(1))[-1]
+    logs = summarize_memory(unused)
+    assert logs["rate_mean/a"] == logs["rate_min/a"] == logs["rate_max/a"] == 0.25
+
+
+OPTIMIZERS = {
+    "memory_sgd": memory_sgd(momentum=0.0, clip_norm=None),
+    "relative landscape": optax.chain(
+        scale_by_memory(
+            kernels=linspace_kernels(3.0, 9),
+            memory_optimizer=agreement_steps(),
+            signal=raw_product,
+            address="relative",
+            group_by="tensor",
+        ),
+        optax.scale(-1.0),
+    ),
+    "link": optax.chain(scale_by_memory(group_by="all"), optax.scale(-1.0)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rates_are_what_directions_were_multiplied_by(name):
+    optimizer = OPTIMIZERS[name]
+    rng = np.random.default_rng(0)
+    params = {"a": {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}, "c": jnp.zeros(2)}
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(5):
+        gradients = jax.tree.map(
+            lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params
+        )
+        updates, state = update(gradients, state)
+    rates = get_rates(state)
+    found = jax.tree.map(lambda rate, g: -rate * g, rates, gradients)
+    jax.tree.map(
+        lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-5), found, updates
+    )
+    sizes = {label: len(one) for label, one in get_addresses(state).items()}
+    assert sum(sizes.values()) == 18
+    assert set(sizes) == set(get_memory(state))
+
+
+def test_a_function_of_ones_own_is_to_be_named():
+    def group_by(path, leaf):
+        return "matrices" if leaf.ndim == 2 else "vectors"
+
+    params = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
+    state = scale_by_memory(group_by=group_by).init(params)
+    assert summarize_memory(state, group_by)["outside/vectors"] == 0
+    assert get_addresses(state, group_by)["matrices"].shape == (12,)
+    with pytest.raises(ValueError, match="group_by must be that of the optimizer"):
+        get_addresses(state)
+
+
+def test_two_states_have_no_one_tree_of_rates():
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    optimizer = optax.partition(
+        {"a": memory_sgd(), "b": memory_sgd()}, {"a": "a", "b": "b"}
+    )
+    state = optimizer.init(params)
+    assert "rate_mean/a" in summarize_memory(state)
+    assert "rate_mean/b" in summarize_memory(state)
+    with pytest.raises(ValueError, match="one state of a memory, got 2"):
+        get_rates(state)
+    assert set(get_rates(state.inner_states["a"])) >= {"a"}
+
+
+@pytest.mark.parametrize("make", [memory_sgd, memory_adam, paper_sgd, paper_adam])
+def test_logs_go_through_scan_vmap_and_snapshot(make):
+    """Every step, inside of what is compiled, and the same as outside."""
+    gradients = jax.tree.map(lambda *leaves: np.stack(leaves), *make_gradients(6))
+    gradients = jax.tree.map(lambda one: np.nan_to_num(one, posinf=1.0), gradients)
+    # Since Optax 0.2.6.
+    snapshot = getattr(optax, "snapshot", lambda *_: optax.identity())
+    optimizer = optax.chain(snapshot("norm", optax.tree.norm), make())
+    params = jax.tree.map(lambda one: jnp.zeros_like(one[0]), gradients)
+
+    def step(state, gradient):
+        _, state = optimizer.update(gradient, state, params)
+        logs = summarize_memory(state) | {"norm": optax.tree.get(state, "norm", 0.0)}
+        return state, logs
+
+    state, logs = jax.lax.scan(step, optimizer.init(params), gradients)
+    assert not hasattr(optax, "snapshot") or jnp.all(logs["norm"] > 1)
+    assert all(one.shape == (6,) for one in logs.values())
+    last = summarize_memory(state)
+    assert set(logs) == set(last) | {"norm"}
+    for key, value in last.items():
+        np.testing.assert_allclose(logs[key][-1], value, rtol=1e-6, err_msg=key)
+    several = jax.tree.map(lambda one: jnp.stack([one, one]), state)
+    for key, value in jax.vmap(summarize_memory)(several).items():
+        np.testing.assert_allclose(value, [last[key]] * 2, rtol=1e-6, err_msg=key)
