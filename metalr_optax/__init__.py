@@ -1,6 +1,6 @@
 """Learning rates that a program learns, keeps and passes on."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 from metalr_optax.adapt import adapt_memory as adapt_memory
 from metalr_optax.adapt import match_labels as match_labels
@@ -18,8 +18,15 @@ from metalr_optax.memory import raw_product as raw_product
 from metalr_optax.memory import sign_agreement as sign_agreement
 from metalr_optax.paper import paper_adam as paper_adam
 from metalr_optax.paper import paper_sgd as paper_sgd
+from metalr_optax.plots import plot_memory as plot_memory
+from metalr_optax.plots import plot_memory_history as plot_memory_history
+from metalr_optax.plots import plot_rates as plot_rates
+from metalr_optax.plots import plot_transfer as plot_transfer
 from metalr_optax.steps import AgreementStepsState as AgreementStepsState
 from metalr_optax.steps import agreement_steps as agreement_steps
+from metalr_optax.summary import get_addresses as get_addresses
+from metalr_optax.summary import get_rates as get_rates
+from metalr_optax.summary import summarize_memory as summarize_memory
 from metalr_optax.transfer import get_memory as get_memory
 from metalr_optax.transfer import set_memory as set_memory
 from metalr_optax.transform import ScaleByMemoryState as ScaleByMemoryState

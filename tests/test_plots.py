@@ -1,0 +1,204 @@
+import builtins
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from metalr_optax import (
+    Memory,
+    linspace_kernels,
+    logspace_kernels,
+    plot_memory,
+    plot_memory_history,
+    plot_rates,
+    plot_transfer,
+)
+
+KERNELS = linspace_kernels(2.0, 5)
+RATES = np.array([0.1, 0.2, 0.4, 0.2, 0.1])
+
+
+def landscape(kernels, rates, z):
+    psi = np.exp(-((z[:, None] - kernels.centers) ** 2) / (2 * kernels.widths**2))
+    return (psi * rates).sum(1) / psi.sum(1)
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+@pytest.mark.parametrize(
+    ("kernels", "scale"),
+    [(KERNELS, "linear"), (logspace_kernels(2.0, 4, smallest=0.02), "symlog")],
+    ids=["even", "log"],
+)
+def test_a_landscape_is_the_rate_of_every_address(ax, kernels, scale):
+    memory = Memory(kernels, RATES)
+    assert plot_memory(memory, ax) is ax
+    z, rates = ax.lines[0].get_data()
+    np.testing.assert_allclose(rates, landscape(kernels, RATES, z), rtol=1e-6)
+    assert z[0] < -2.0
+    assert z[-1] > 2.0
+    assert np.isin(np.round(kernels.centers, 9), np.round(z, 9)).all()
+    assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
+    assert ax.get_xlabel() == "direction"
+    assert ax.get_ylabel() == "learning rate"
+
+
+def test_dots_are_as_large_as_the_evidence(ax):
+    memory = Memory(KERNELS, RATES, counts=np.array([0.0, 1.0, 2.0, 4.0, 0.0]))
+    plot_memory(memory._replace(relative=np.array(True)), ax)
+    dots = ax.collections[0]
+    np.testing.assert_array_equal(dots.get_offsets()[:, 0], KERNELS.centers)
+    areas = dots.get_sizes()
+    assert areas[0] == areas[4] == areas.min() > 0
+    np.testing.assert_allclose(
+        (areas - areas[0])[1:4] / (areas[3] - areas[0]), [0.25, 0.5, 1]
+    )
+    assert "rms" in ax.get_xlabel()
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, logspace_kernels(2.0, 4, smallest=0.02)])
+def test_bars_count_all_gradients_those_outside_too(kernels):
+    figure = Figure()
+    ax = figure.subplots()
+    addresses = np.array([-100.0, -0.5, -0.5, 1.0])
+    plot_memory(Memory(kernels, RATES), ax, addresses=addresses)
+    (below,) = (other for other in figure.axes if other is not ax)
+    shares, edges, _ = below.patches[0].get_data()
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares[0] == pytest.approx(0.25)
+    assert shares[np.searchsorted(edges, -0.5, side="right") - 1] == pytest.approx(0.5)
+
+
+def test_history_has_a_column_per_step():
+    figure = Figure()
+    ax = figure.subplots()
+    steps = (30, 0, 10)
+    history = {step: Memory(KERNELS, RATES * (1 + step)) for step in steps}
+    plot_memory_history(history, ax)
+    columns = ax.collections[0].get_array()
+    np.testing.assert_allclose(columns[:, 1] / columns[:, 0], 11.0, rtol=1e-6)
+    np.testing.assert_allclose(columns[:, 2] / columns[:, 0], 31.0, rtol=1e-6)
+    assert len(figure.axes) == 2
+    assert figure.axes[1].get_ylabel() == "learning rate"
+    figure.canvas.draw()
+
+
+def test_history_of_one_rate_is_a_line(ax):
+    kernels = linspace_kernels(1.0, 1)
+    rates = {0: 0.1, 5: 0.3}
+    plot_memory_history(
+        {step: Memory(kernels, np.array([rate])) for step, rate in rates.items()}, ax
+    )
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0, 0.1], [5, 0.3]])
+
+
+def test_a_history_that_never_changed_can_be_drawn():
+    figure = Figure()
+    plot_memory_history({0: Memory(KERNELS, np.full(5, 0.1))}, figure.subplots())
+    figure.canvas.draw()
+
+
+def test_before_and_after_are_told_apart(ax):
+    other = linspace_kernels(3.0, 4)
+    plot_transfer(Memory(KERNELS, RATES), Memory(other, np.full(4, 0.3)), ax)
+    before, after = ax.lines
+    z, rates = before.get_data()
+    inside = np.abs(z) <= 2.0
+    np.testing.assert_allclose(
+        rates[inside], landscape(KERNELS, RATES, z[inside]), rtol=1e-6
+    )
+    np.testing.assert_allclose(after.get_ydata(), 0.3, rtol=1e-6)
+    assert before.get_linestyle() != after.get_linestyle()
+    assert [one.get_text() for one in ax.get_legend().get_texts()] == [
+        "before",
+        "after",
+    ]
+
+
+def test_rates_have_bands_and_layers_never_look_the_same(ax):
+    layers = {f"layer {i}": np.array([[2.0, 1.0, 4.0]] * 3) for i in range(24)}
+    plot_rates(layers, ax, steps=[10, 20, 30])
+    assert len({(one.get_color(), one.get_linestyle()) for one in ax.lines}) == 24
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [10, 20, 30])
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (1.0, 4.0)
+
+
+def luminance(color):
+    channels = [
+        one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4
+        for one in to_rgb(color)
+    ]
+    return float(np.dot(channels, [0.2126, 0.7152, 0.0722]))
+
+
+def test_lines_are_seen_on_white_and_on_black(ax):
+    """At least 2 : 1 on either, as thick lines want it; text follows the style."""
+    plot_rates({str(i): [1.0, 2.0] for i in range(6)}, ax)
+    plot_transfer(Memory(KERNELS, RATES), Memory(KERNELS, RATES), ax)
+    for line in ax.lines:
+        shade = luminance(line.get_color())
+        assert 1.05 / (shade + 0.05) > 2, line.get_color()
+        assert (shade + 0.05) / 0.05 > 2, line.get_color()
+    with plt.style.context("dark_background"):
+        dark = plot_memory(Memory(KERNELS, RATES), Figure().subplots())
+        assert to_rgb(dark.xaxis.label.get_color()) == (1.0, 1.0, 1.0)
+
+
+def test_the_current_axes_are_the_default():
+    figure, ax = plt.subplots()
+    assert plot_rates({"a": [1.0, 2.0]}) is ax
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ax: plot_memory("no", ax), "memory must be a metalr_optax.Memory"),
+        (lambda ax: plot_memory_history({}, ax), "at least one step"),
+        (
+            lambda ax: plot_memory_history(
+                {0: Memory(KERNELS, RATES), 7: Memory(linspace_kernels(1.0, 5), RATES)},
+                ax,
+            ),
+            "others at 7",
+        ),
+        (lambda ax: plot_transfer(None, None, ax), "before must be"),
+        (lambda ax: plot_rates({"a": np.ones((2, 2))}, ax), r"rates\['a'\] must have"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(ax, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(ax)
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    calls = [
+        lambda: plot_memory(Memory(KERNELS, RATES)),
+        lambda: plot_memory_history({0: Memory(KERNELS, RATES)}),
+        lambda: plot_transfer(Memory(KERNELS, RATES), Memory(KERNELS, RATES)),
+        lambda: plot_rates({}),
+    ]
+    for call in calls:
+        with pytest.raises(ImportError, match=r"metalr-optax\[plots\]"):
+            call()
+
+
+def test_the_library_is_imported_without_matplotlib():
+    code = "import sys, metalr_optax; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
