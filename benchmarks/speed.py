@@ -24,6 +24,7 @@ from metalr_optax import (
     memory_sgd,
     paper_adam,
     paper_sgd,
+    summarize_memory,
 )
 
 SAMPLE = 2**16
@@ -70,6 +71,20 @@ def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
     )
 
 
+def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return an optimizer whose state carries what there is to log of every step."""
+
+    def init(params: Any) -> Any:
+        state = optimizer.init(params)
+        return state, summarize_memory(state)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, inner = optimizer.update(updates, state[0], params)
+        return updates, (inner, summarize_memory(inner))
+
+    return optax.GradientTransformation(init, update)
+
+
 METHODS: dict[str, Make] = {
     "adam": lambda _: optax.adam(1e-3),
     "sgd": lambda _: optax.sgd(1e-3),
@@ -102,6 +117,11 @@ _PAPERS = [
 ]
 VARIANTS = [*_SETTLING, *_PAPERS]
 PEERS = [(name, 0) for name in METHODS if not name.startswith(("memory", "paper"))]
+_LOGGED = [("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20)]
+METHODS |= {
+    f"{name}, logged": lambda num, name=name: logged(METHODS[name](num))
+    for name, _ in _LOGGED
+}
 
 
 class Transformer(nn.Module):
@@ -191,7 +211,9 @@ def transformer() -> tuple[Any, Callable[[Any], Any]]:
 
 def training_case(name: str, params: Any, gradient: Callable[[Any], Any]) -> Case:
     """Return the case of a model, whose gradient is timed along with the updates."""
-    return Case(name, params, [ADAM, *VARIANTS], 9, gradient)
+    # Enough rounds to tell a per cent of a step.
+    also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
+    return Case(name, params, [ADAM, *VARIANTS, *also_logged], 31, gradient)
 
 
 def run_case(case: Case) -> Iterator[Measurement]:

@@ -49,6 +49,20 @@ def read_rows(path: pathlib.Path) -> list[Measurement]:
         ]
 
 
+def logging_shares(measurements: list[Measurement]) -> dict[str, float]:
+    """Return which part of a training step of the CNN logging takes, by method."""
+    cnn = (one for one in measurements if one.case.startswith("MNIST CNN"))
+    trained = {one.method: one for one in cnn}
+    shares = {}
+    for method, logged in trained.items():
+        name = method.removesuffix(", logged")
+        if name != method:
+            plain = trained[name]
+            step = plain.milliseconds / plain.share
+            shares[name] = (logged.milliseconds - plain.milliseconds) / step
+    return shares
+
+
 def format_row(one: Measurement) -> str:
     """Return one line of the table."""
     kernels = one.kernels or ""

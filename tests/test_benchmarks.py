@@ -151,6 +151,15 @@ def test_the_readme_prints_what_the_speed_rows_say():
     assert speed_report.format_table(rows) in (root / "README.md").read_text()
 
 
+def test_the_readme_says_what_logging_costs():
+    root = pathlib.Path(__file__).parents[1]
+    rows = speed_report.read_rows(root / "benchmarks" / "results" / "speed.csv")
+    shares = speed_report.logging_shares(rows)
+    assert set(shares) == {"memory_sgd", "memory_adam", "paper_sgd"}
+    said = f"at most {100 * max(shares.values()):.1f} % of a training step"
+    assert said in " ".join((root / "README.md").read_text().split())
+
+
 def test_updates_are_timed_beside_adam(tmp_path):
     params = speed.make_leaves(20_000, 1)
     methods = [("adam", 0), ("paper_sgd", 4), ("paper_sgd, one by one", 4)]
