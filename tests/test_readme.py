@@ -1,5 +1,6 @@
 import pathlib
 import re
+import tomllib
 
 import metalr_optax
 
@@ -12,7 +13,7 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_readme_names_what_is_public():
-    listed = re.search(r"All public names: (.*?)\. Each", README, re.DOTALL)
+    listed = re.search(r"All public names: (.*?)\.\s+Each", README, re.DOTALL)
     assert listed is not None
     public = {name for name in dir(metalr_optax) if not name.startswith("_")}
     assert set(re.findall(r"`(\w+)`", listed[1])) == public - MODULES
@@ -27,3 +28,25 @@ def test_every_link_into_the_repository_leads_somewhere():
     assert links
     for link in links:
         assert (pathlib.Path(__file__).parents[1] / link).exists(), link
+
+
+def test_the_versions_it_states_are_those_that_are_tested():
+    root = pathlib.Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    ci = (root / ".ci" / "run").read_text()
+    stated = dict(re.findall(r"^\| (\w+) \| ([\d.]+) ", README, re.MULTILINE))
+    assert project["requires-python"] == f">={stated['Python']}"
+    for name in ("jax", "optax"):
+        pinned = re.search(rf"{name}==([\d.]+)", ci)[1]
+        proper = {"jax": "JAX", "optax": "Optax"}[name]
+        assert stated[proper] == pinned
+        (floor,) = (
+            one for one in project["dependencies"] if one.startswith(f"{name}>=")
+        )
+        assert pinned.startswith(floor.removeprefix(f"{name}>="))
+
+
+def test_the_changelog_begins_with_this_version():
+    folder = pathlib.Path(metalr_optax.__file__).parent
+    first = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first[1] == metalr_optax.__version__
