@@ -5,9 +5,12 @@ import pathlib
 from benchmarks import (
     comparison_picture,
     comparison_report,
+    findings,
     mnist,
     mnist_report,
+    speed_report,
     suite,
+    suite_picture,
     suite_report,
     transfer,
     verdicts,
@@ -27,91 +30,6 @@ RESULTS = FOLDER / "results"
 PAGE = FOLDER / "README.md"
 
 
-INTRODUCTION = """# A default that needs no tuning, and the paper's experiments
-
-Made by `python -m benchmarks report` from the raw rows in `results/`; nothing on this
-page is typed by hand but what explains it. First comes [one default on eleven
-tasks](#one-default-nothing-tuned), then the paper's rule on
-[the paper's experiments](#answers). Every experiment is one command. It prints
-the tables below for a small setting (3 seeds, 5 trials, eight methods); with `--full`
-for the published one (10 seeds, 20 trials, all methods; half an hour on 2 cores). A
-command that is stopped goes on where it was. Rows of an older version of the code are
-not told apart: begin in an empty folder then.
-
-**How methods are compared.** Targets were fixed and committed before a memory was
-run: the paper's threshold where it has one, else what the best of tuned SGD, momentum
-and Adam reaches at three quarters of the horizon, the median over seeds
-([targets.csv](targets.csv), redone by `python -m benchmarks targets`). Three classes
-are kept apart: *one fixed setting*, the same everywhere; *tuned* by 1, 5 or 20
-trials; *transferred*, with a memory that another task left. All methods share one
-sampler (Halton's sequence, log-uniform over the printed ranges of four decades or
-more; the meta rate is a dimension like the rate). A trial is one run, with a seed
-that no comparison uses; the best one does not diverge, has the fewest updates to the
-target, then the lowest end. With one run a trial, more trials can choose worse. All
-other runs are paired: one seed is the same network and the same batches for every
-method. A run that does not reach the target is counted as never, and shown. The end
-is the median of the last five measures. Tests are sign tests over paired seeds,
-two-sided; "no clear difference" is p >= .05, and many tests are made on this page, so
-up to one in twenty of those without any effect shows one.
-
-**The paper's rule**: `paper_sgd` and `paper_adam` are that rule on SGD and on
-directions of Adam, clip 2, rates of at most 1, a memory for every layer, stepped by
-Adam at the meta rate. **Controls**: M=1 has one rate for a layer and no landscape.
-On the last task, with a memory from the related one: not learning on; the mean rate of
-each layer, which counts local models that no gradient visited; the same rates shuffled
-within each layer; and a memory from an unrelated task. **Peers**: from Optax Prodigy,
-DoWG, Mechanic, schedule-free AdamW; RPROP is our own, because `optax.rprop` (0.2.8)
-emits the update of the step before; hypergradient descent (Baydin 2018) is Adam's.
-"""
-
-SUITE_FOUND = """**How the rule was chosen.** Steps, signals and brakes were tried on
-teacher, noisy teacher, classes and mnist online. The last numbers (step .5, maximum
-over a hundred updates, clip of the norm at 1) were chosen with at most five seeds on
-all tasks but rnn change, the only one here that confirms rather than was chosen on.
-M=21 was to be the default of `memory_sgd`; M=1 was chosen after these tables were seen.
-
-**Misses.** `memory_adam` is level with tuned Adam on most tasks from .001 and .01, not
-from 1e-5 and 1e-4, where the climb takes too much of these short runs. It needs more
-than 1.5 times as many updates on rosenbrock and unequal inputs from everywhere, on the
-language model from three starts of four (it ends within 2 % of the target, from .01 7 %
-above: it does not recover from its first steps), on rnn change from .001 and .01 (tuned
-Adam itself misses 4 of 10) and on gan from 1e-5. A start at .1 is refused. `memory_sgd`
-settles within 5 % of tuned SGD but on rosenbrock, where it does not go down the valley
-and half of its runs end above ten times the end of tuned SGD (which does not reach the
-target either), on gan and, by little, on rnn change from 1e-5. Of the peers Prodigy is
-the strongest: with its defaults it reaches unequal inputs and the language model, which
-`memory_adam` misses from .001, and misses rosenbrock, rnn change and gan, which
-`memory_adam` reaches; it carries twice Adam's state. No run of a default of ours
-diverged. BEGAN, the LSTM and the language model are chaotic: another rounding moves
-single cells by as much as .5.
-
-**M > 1.** Inputs of unequal scale are the class of tasks where a landscape wins with
-SGD: its end is half of that of one rate per layer, 10 seeds to 0; on the language model
-it is 4 % lower, 10 to 0. Elsewhere it makes no clear difference or loses, and one
-sample at a time it diverges. So the default is M=1, and M=21 is one argument away. On
-directions of Adam no class of tasks was found: M=21 wins on the quadratic and loses on
-classes, online and rosenbrock.
-
-**Tried and failed** (on the first four tasks, not kept as options): the paper's
-additive steps (they do not settle), RPROP on the logarithm of rates, steps by the
-ratio of signal and noise, sign agreement (noise wins at batch 1), agreement without a
-brake (rates run away near a minimum), a brake only upward, its square root, one from
-a running mean or with a floor (networks die online), one rate for all layers or a part
-of the drive shared between them, a ramp of the first steps (the memory climbs during
-it), a bias towards larger rates (worse with noise), faster steps down, clipping by
-coordinate instead of by norm, and the trace of agreement as an address."""
-
-
-TRANSFER_FOUND = """**What it says.** With SGD an early memory saves a quarter of the
-updates of the larger dense network (9 seeds to 1), and brings the larger convolutional
-one to the target in eight runs of ten, a fresh memory in two (7 to 1, p = .07). With
-Adam nothing is gained: a fresh memory has climbed before it matters. One number does as
-well as a rate for every layer (*pooled*), so what moves between these networks is the
-height of the rates, not their shape. A memory from the end of a task is
-no start for another model: its rates have come down, most in the last layers, and with
-Adam it is clearly slower than a fresh one."""
-
-
 def _suite_section() -> str:
     """Return the section on one default from five base rates."""
     comparisons = suite.load_suite(RESULTS)
@@ -125,10 +43,15 @@ def _suite_section() -> str:
             "```bash\npython -m benchmarks suite --seeds 10 --trials 20\n```",
             "A ruined run ends above ten times the end of tuned SGD, or nowhere;\n"
             "one that never reaches the target is infinite in every median.",
+            "![What every task ends at, over the rate it was started with]"
+            "(results/suite_starts.png)",
+            "Above: ends over the rate at the start, as multiples of the best end on "
+            "that\ntask. Ours: median and quartiles of the seeds; Adam and momentum: "
+            "one run, a\ntrial, at each of 20 rates.",
             suite_report.format_starts(comparisons),
             "![On which share of tasks a method is within a factor of the best]"
             "(results/suite.png)",
-            SUITE_FOUND,
+            findings.SUITE_FOUND,
             "Ends from .001, seed by seed; bold: two-sided sign test, p < .05. The two "
             "columns to the right judge a sample instead of all coordinates.",
             suite_report.format_pairs(comparisons),
@@ -150,7 +73,7 @@ def _transfer_section() -> str:
             "Updates to the target, median and quartiles; beside them over those of a "
             "fresh memory from .001, with seeds better : worse, bold where p < .05.",
             table,
-            TRANSFER_FOUND,
+            findings.TRANSFER_FOUND,
         ]
     )
 
@@ -199,6 +122,24 @@ def _pairs() -> str:
             "![Test accuracy on three tasks, updates to 98 %](results/mnist.png)",
             "```bash\npython -m benchmarks mnist\n```",
             f"```text\n{mnist_report.format_table(runs)}\n```",
+            findings.MNIST_FOUND.strip(),
+        ]
+    )
+
+
+def _speed_section() -> str:
+    """Return the section on what a step costs."""
+    rows = speed_report.read_rows(RESULTS / "speed.csv")
+    return "\n\n".join(
+        [
+            "## What a step costs",
+            findings.SPEED.strip(),
+            f"```text\n{speed_report.format_table(rows)}\n```",
+            "![Time of a whole update over that of Adam by number of parameters and by "
+            "number of local models, and bytes of state per parameter.]"
+            "(results/speed.png)",
+            "```bash\npython -m benchmarks speed --out benchmarks/results\n```",
+            findings.SPEED_FOUND.strip(),
         ]
     )
 
@@ -221,14 +162,16 @@ def make_page() -> str:
     return (
         "\n\n".join(
             [
-                INTRODUCTION.strip(),
+                findings.INTRODUCTION.strip(),
                 f"| problem | target | from |\n|---|---|---|\n{rows}",
                 _suite_section(),
                 _transfer_section(),
+                _speed_section(),
                 "## Answers",
                 verdicts.LEGEND,
                 format_answers(everything),
                 *verdicts.count(everything),
+                findings.ANSWERS_FOUND.strip(),
                 _pairs(),
                 *sections,
             ]
@@ -246,7 +189,9 @@ def draw_all() -> None:
         )
         if experiment.own_picture:
             experiment.draw(comparisons, RESULTS / experiment.own_picture)
-    suite_report.draw_profile(suite.load_suite(RESULTS), RESULTS / "suite.png")
+    tasks = suite.load_suite(RESULTS)
+    suite_report.draw_profile(tasks, RESULTS / "suite.png")
+    suite_picture.draw_starts(tasks, RESULTS / "suite_starts.png")
     mnist_report.draw(
         mnist_report.read_rows(RESULTS / "mnist.csv"), RESULTS / "mnist.png"
     )

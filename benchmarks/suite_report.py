@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import matplotlib.figure
 import numpy as np
@@ -76,60 +77,88 @@ def ratio(one: float, other: float) -> str:
     return f"{format_number(one)} / {format_number(other)}"
 
 
+class Measure(NamedTuple):
+    """What one of our optimizers is measured by, over a baseline tuned per task."""
+
+    one: Variant
+    what: str
+    baseline: str
+    value: Callable[[Outcome], float]
+    bounds: tuple[float, float]  # on how many tasks is it at most that?
+
+
+MEASURES = (
+    Measure(
+        OURS[0],
+        "updates to the target, over tuned Adam",
+        "adam",
+        lambda found: median(found.updates),
+        (1.0, 1.5),
+    ),
+    Measure(
+        OURS[1],
+        "end, over tuned SGD",
+        "sgd",
+        lambda found: median(found.finals),
+        (1.0, 1.05),
+    ),
+)
+
+
 def format_starts(comparisons: Sequence[Comparison]) -> str:
     """Return both optimizers from every base rate, over the tuned baseline."""
-    return "\n\n".join(
-        [
-            _starts(
-                comparisons,
-                OURS[0],
-                "updates to the target, over tuned Adam",
-                lambda comparison: most_tuned(comparison, "adam"),
-                lambda found: median(found.updates),
-                (1.0, 1.5),
-            ),
-            _starts(
-                comparisons,
-                OURS[1],
-                "end, over tuned SGD",
-                lambda comparison: most_tuned(comparison, "sgd"),
-                lambda found: median(found.finals),
-                (1.0, 1.05),
-            ),
-        ]
-    )
+    return "\n\n".join(_starts(comparisons, measure) for measure in MEASURES)
 
 
-def _starts(
-    comparisons: Sequence[Comparison],
-    one: Variant,
-    what: str,
-    tune: Callable[[Comparison], Outcome | None],
-    value: Callable[[Outcome], float],
-    bounds: tuple[float, float],
-) -> str:
+def _starts(comparisons: Sequence[Comparison], measure: Measure) -> str:
+    one, value = measure.one, measure.value
     heads = " | ".join(f"from {start:g}" for start in one.starts)
-    lines = [f"| {one.label}: {what} | {heads} | ruined |"]
+    lines = [f"| {one.label}: {measure.what} | {heads} | ruined |"]
     lines.append("|---|" + "---|" * (len(one.starts) + 1))
-    over = []
     for comparison in comparisons:
-        tuned, sgd = tune(comparison), most_tuned(comparison, "sgd")
-        found = [from_start(comparison, one, start) for start in one.starts]
-        known = [row for row in found if row is not None]
-        if tuned is None or sgd is None or len(known) < len(found):
+        tuned = most_tuned(comparison, measure.baseline)
+        found = from_starts(comparison, one)
+        if tuned is None or found is None:
             continue
-        values = [value(row) for row in known]
-        cells = " | ".join(ratio(mine, value(tuned)) for mine in values)
-        lost = sum(ruined(row, sgd) for row in known)
-        runs = sum(len(row.finals) for row in known)
+        cells = " | ".join(ratio(value(mine), value(tuned)) for mine in found)
+        lost, runs = count_ruined(comparison, one)
         lines.append(f"| {comparison.problem.name} | {cells} | {lost} of {runs} |")
-        # Never where tuned never gets there either is no success.
-        over.append([v / value(tuned) if np.isfinite(v) else np.inf for v in values])
-    for bound in bounds:
-        counts = (np.array(over).reshape(-1, len(one.starts)) <= bound).sum(axis=0)
-        cells = " | ".join(f"{count} of {len(over)}" for count in counts)
+    for bound in measure.bounds:
+        cells = " | ".join(count_within(comparisons, measure, bound))
         lines.append(f"| *tasks of at most {bound:g}* | {cells} | |")
     return "\n".join(lines)
+
+
+def count_within(
+    comparisons: Sequence[Comparison], measure: Measure, bound: float
+) -> list[str]:
+    """Return from every start on how many tasks the measure is at most a bound."""
+    over = []
+    for comparison in comparisons:
+        tuned = most_tuned(comparison, measure.baseline)
+        found = from_starts(comparison, measure.one)
+        if tuned is not None and found is not None:
+            best = measure.value(tuned)
+            # Never where tuned never gets there either is no success.
+            values = [measure.value(mine) for mine in found]
+            over.append([v / best if np.isfinite(v) else np.inf for v in values])
+    counts = (np.array(over).reshape(-1, len(measure.one.starts)) <= bound).sum(axis=0)
+    return [f"{count} of {len(over)}" for count in counts]
+
+
+def count_ruined(comparison: Comparison, one: Variant) -> tuple[int, int]:
+    """Return how many runs are ruined, of how many, from all starts."""
+    sgd, found = most_tuned(comparison, "sgd"), from_starts(comparison, one)
+    if sgd is None or found is None:
+        return 0, 0
+    return sum(ruined(mine, sgd) for mine in found), sum(len(m.finals) for m in found)
+
+
+def from_starts(comparison: Comparison, one: Variant) -> list[Outcome] | None:
+    """Return the runs from every base rate, or None unless all are there."""
+    found = [from_start(comparison, one, start) for start in one.starts]
+    known = [runs for runs in found if runs is not None]
+    return known if len(known) == len(found) else None
 
 
 def format_pairs(comparisons: Sequence[Comparison]) -> str:
@@ -150,11 +179,17 @@ def format_pairs(comparisons: Sequence[Comparison]) -> str:
 
 
 def _compare_ends(one: Outcome, other: Outcome) -> str:
+    lower, higher, p = sign_test_ends(one, other)
+    text = f"{ratio(median(one.finals), median(other.finals))} ({lower} : {higher})"
+    return f"**{text}**" if p < 0.05 else text
+
+
+def sign_test_ends(one: Outcome, other: Outcome) -> tuple[int, int, float]:
+    """Return how many seeds end lower and higher than another, and how surprising."""
     lower = int((one.finals < other.finals).sum())
     higher = int((one.finals > other.finals).sum())
     p = stats.binomtest(lower, lower + higher).pvalue if lower + higher else 1.0
-    text = f"{ratio(median(one.finals), median(other.finals))} ({lower} : {higher})"
-    return f"**{text}**" if p < 0.05 else text
+    return lower, higher, float(p)
 
 
 def _plain(name: str) -> str:

@@ -177,9 +177,20 @@ def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
         return " | "
     if fresh is None:
         return f"{format_updates(found)} | "
+    return f"{format_updates(found)} | {_over(found, fresh)}"
+
+
+def _over(found: Outcome, fresh: Outcome) -> str:
     better = int((found.updates < fresh.updates).sum())
     worse = int((found.updates > fresh.updates).sum())
     p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     over = ratio(median(found.updates), median(fresh.updates))
     text = f"{over} ({better} : {worse})"
-    return f"{format_updates(found)} | " + (f"**{text}**" if p < 0.05 else text)
+    return f"**{text}**" if p < 0.05 else text
+
+
+def over_fresh(comparison: Comparison, name: str, start: str) -> str:
+    """Return updates from a start over those of a fresh memory; '' if not known."""
+    (learner,) = (one for one in LEARNERS if one.method.name == name)
+    found, fresh = (_found(comparison, learner, at) for at in (start, FRESH[-1]))
+    return "" if found is None or fresh is None else _over(found, fresh)

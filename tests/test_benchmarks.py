@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import pathlib
 import subprocess
 import sys
 
@@ -137,27 +136,6 @@ def test_rows_can_be_read_back(tmp_path):
         assert again[:3] == run[:3]
         np.testing.assert_allclose(again.accuracies, run.accuracies)
         np.testing.assert_allclose(again.losses, run.losses)
-
-
-def test_the_readme_prints_what_the_raw_rows_say():
-    root = pathlib.Path(__file__).parents[1]
-    runs = mnist_report.read_rows(root / "benchmarks" / "results" / "mnist.csv")
-    assert mnist_report.format_table(runs) in (root / "README.md").read_text()
-
-
-def test_the_readme_prints_what_the_speed_rows_say():
-    root = pathlib.Path(__file__).parents[1]
-    rows = speed_report.read_rows(root / "benchmarks" / "results" / "speed.csv")
-    assert speed_report.format_table(rows) in (root / "README.md").read_text()
-
-
-def test_the_readme_says_what_logging_costs():
-    root = pathlib.Path(__file__).parents[1]
-    rows = speed_report.read_rows(root / "benchmarks" / "results" / "speed.csv")
-    shares = speed_report.logging_shares(rows)
-    assert set(shares) == {"memory_sgd", "memory_adam", "paper_sgd"}
-    said = f"at most {100 * max(shares.values()):.1f} % of a training step"
-    assert said in " ".join((root / "README.md").read_text().split())
 
 
 def test_updates_are_timed_beside_adam(tmp_path):

@@ -3,6 +3,7 @@ import re
 import tomllib
 
 import metalr_optax
+from benchmarks import headlines, mnist_report, report, speed_report, suite, transfer
 
 MODULES = {
     path.stem
@@ -50,3 +51,33 @@ def test_the_changelog_begins_with_this_version():
     folder = pathlib.Path(metalr_optax.__file__).parent
     first = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first[1] == metalr_optax.__version__
+
+
+def test_its_results_are_what_the_raw_rows_say():
+    tasks = suite.load_suite(report.RESULTS)
+    speeds = speed_report.read_rows(report.RESULTS / "speed.csv")
+    transfers = transfer.load_transfer(report.RESULTS)
+    assert headlines.format_starts(tasks) in README
+    assert headlines.format_facts(tasks, transfers, speeds) in README
+
+
+def test_its_first_result_of_the_paper_is_what_the_raw_rows_say():
+    runs = mnist_report.read_rows(report.RESULTS / "mnist.csv")
+    table = mnist_report.format_table(runs)
+    reloaded, new = (
+        re.search(rf"^{name} memory +0.01 +([\d.]+)", table, re.MULTILINE)[1]
+        for name in ("reloaded", "new")
+    )
+    assert re.search(r"^SGD at 0.001 +([\d.]+) .* 10 ", table, re.MULTILINE)
+    said = (
+        f"needs {reloaded} updates where a new one needs {new} and SGD does not arrive"
+    )
+    assert said in " ".join(README.split())
+
+
+def test_it_says_what_logging_costs():
+    rows = speed_report.read_rows(report.RESULTS / "speed.csv")
+    shares = speed_report.logging_shares(rows)
+    assert set(shares) == {"memory_sgd", "memory_adam", "paper_sgd"}
+    said = f"at most {100 * max(shares.values()):.1f} % of a training step"
+    assert said in " ".join(README.split())

@@ -1,7 +1,6 @@
 """The suite's tables say what the raw rows say, and a base rate is all that differs."""
 
 import csv
-import pathlib
 import shutil
 
 import jax
@@ -9,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import report, suite, suite_report, sweep, transfer
+from benchmarks import (
+    headlines,
+    report,
+    suite,
+    suite_picture,
+    suite_report,
+    sweep,
+    transfer,
+)
 from benchmarks.__main__ import main
 from benchmarks.comparison import METHOD, Comparison, Outcome
 from benchmarks.cost import Cost
@@ -17,6 +24,7 @@ from benchmarks.experiments import EXPERIMENTS
 from benchmarks.methods import sample_settings
 from benchmarks.problem import Problem
 from benchmarks.runs import TUNING_SEED, Key, write_setting
+from benchmarks.speed import Measurement
 from benchmarks.suite_problems import SUITE
 from metalr_optax import adapt_memory, get_memory, memory_sgd
 
@@ -86,6 +94,31 @@ def test_a_start_that_is_not_all_there_is_left_out(bowl):
     assert "bowl" not in suite_report.format_starts([bowl]).split("\n\n")[0]
 
 
+def test_headlines_count_tasks_and_failures(bowl):
+    lines = headlines.format_starts([bowl]).splitlines()
+    assert lines[0].endswith("| 1e-05 | 0.0001 | 0.001 | 0.01 | 0.1 |")
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["1 of 1", "1 of 1", "0 of 1", "0 of 1", "refused |"],
+        ["1 of 1", "1 of 1", "1 of 1", "0 of 1", "refused |"],
+        ["1 of 1", "0 of 1", "0 of 1", "0 of 1", "0 of 1 |"],
+        ["1 of 1", "1 of 1", "0 of 1", "0 of 1", "0 of 1 |"],
+    ]
+    _put(bowl.runs, MANY.method, 1e-3, [[9.0] * 8] * 10)
+    times = [
+        Measurement("update", "cpu", size, 1, "memory_sgd", 1, 2.0, ratio, 0, 8, 0, 1)
+        for size, ratio in ((10**6, 1.25), (10**7, 9.0))
+    ]
+    facts = headlines.format_facts([bowl], [], times).splitlines()[2:]
+    assert [fact.split(" | ")[1] for fact in facts] == [
+        "10 of 90 |",
+        "20 on bowl |",
+        "`memory_sgd` ; `memory_adam`  |",
+        "`memory_sgd` ends clearly lower on 0, higher on 0 of 1 tasks; `memory_adam` "
+        "ends clearly lower on 0, higher on 1 of 1 tasks |",
+        "`memory_sgd` 1.25 |",
+    ]
+
+
 def test_pairs_are_compared_seed_by_seed(bowl):
     ends = [0.1] * 9 + [0.9]
     _put(bowl.runs, ADAM.method, 1e-3, [[end] * 8 for end in [0.2] * 10])
@@ -114,6 +147,20 @@ def test_a_profile_is_over_the_best_one(bowl):
     np.testing.assert_allclose(over["memory_adam"], 1.5)
     np.testing.assert_allclose(over["adam"], 1.0)
     assert np.isinf([over["sgd"], over["prodigy"], over["memory_sgd"]]).all()
+
+
+def test_starts_are_drawn_as_they_ended(bowl, tmp_path):
+    (setting,) = sample_settings(METHOD["adam"], 1)
+    trials = suite_picture.trial_ends(bowl, "adam")
+    assert list(trials.items()) == [(pytest.approx(setting["rate"]), 0.5)]
+    _put(bowl.runs, SGD.method, 1e-3, [[end] * 8 for end in range(1, 11)])
+    ends = suite_picture.start_ends(bowl, "memory_sgd")
+    assert tuple(ends) == SGD.starts
+    assert ends[1e-3] == (3.5, 5.5, 7.5)
+    assert ends[1e-1] == (np.inf, np.inf, np.inf)
+    _tune(bowl.runs, "momentum", _falling(0, 1e6))
+    suite_picture.draw_starts([bowl], tmp_path / "starts.png")
+    assert (tmp_path / "starts.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -159,12 +206,6 @@ def test_targets_of_the_suite_follow_from_its_rows(tmp_path):
     assert path.stat().st_size == size, "something had to be run"
 
 
-def test_the_readme_says_what_the_suite_says():
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
-    said = suite_report.format_starts(suite.load_suite(report.RESULTS))
-    assert said in readme.read_text()
-
-
 def test_a_small_network_starts_a_larger_one():
     pairs = transfer.load_pairs()
     for pair in pairs:
@@ -198,12 +239,6 @@ def test_a_small_network_starts_a_larger_one():
     pooled = transfer._fit("early, pooled", landscape, state)
     for one in pooled.values():
         np.testing.assert_allclose(one.rates, np.sqrt(2) * first, rtol=1e-4)
-
-
-def test_the_readme_says_what_the_transfers_say():
-    readme = pathlib.Path(__file__).parents[1] / "README.md"
-    said = transfer.format_transfer(transfer.load_transfer(report.RESULTS))
-    assert said in readme.read_text()
 
 
 def test_the_whole_job_on_a_small_task(tmp_path, capsys):

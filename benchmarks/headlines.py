@@ -1,0 +1,101 @@
+"""The README's two tables of results, from the raw rows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks import suite_report
+from benchmarks.comparison import Comparison
+from benchmarks.speed_report import Measurement
+from benchmarks.suite import OURS, STARTS, VARIANTS, from_start
+from benchmarks.transfer import over_fresh
+
+_SIGNIFICANT = 0.05
+_LANDSCAPES = (("memory_sgd_m21", "memory_sgd"), ("memory_adam_m21", "memory_adam"))
+
+
+def format_starts(tasks: Sequence[Comparison]) -> str:
+    """Return on how many tasks a default does as well as what is tuned per task."""
+    adam, sgd = suite_report.MEASURES
+    heads = " | ".join(f"{start:g}" for start in STARTS)
+    lines = [f"| from a rate of | {heads} |", "|---|" + "---|" * len(STARTS)]
+    for measure, bound, said in (
+        (adam, 1.0, "`memory_adam` is there as soon as tuned Adam, or sooner"),
+        (adam, 1.5, "`memory_adam` is there within 1.5 times its updates"),
+        (sgd, 1.0, "`memory_sgd` ends as low as tuned SGD, or lower"),
+        (sgd, 1.05, "`memory_sgd` ends within 5 % of it, or lower"),
+    ):
+        cells = suite_report.count_within(tasks, measure, bound)
+        cells += ["refused"] * (len(STARTS) - len(cells))
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_facts(
+    tasks: Sequence[Comparison],
+    transfers: Sequence[Comparison],
+    speeds: Sequence[Measurement],
+) -> str:
+    """Return the other facts, a line each."""
+    runs, diverged, lost = _failures(tasks)
+    given = {
+        learner: " and ".join(over_fresh(one, learner, "early") for one in transfers)
+        for learner in ("memory_sgd", "memory_adam")
+    }
+    times = {
+        one.method: f"{one.ratio:.2f}"
+        for one in speeds
+        if (one.case, one.size, one.leaves) == ("update", 10**6, 1)
+        and (one.method, one.kernels)
+        in (("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20))
+    }
+    facts = {
+        "runs of the two defaults that diverged": f"{diverged} of {runs}",
+        "that ended above ten times tuned SGD": lost,
+        "a memory for two larger networks: updates over those of a fresh one "
+        "(seeds better : worse)": _list(given),
+        "a landscape instead of one rate per layer": _landscapes(tasks),
+        "time of an update of a million parameters over Adam's": _list(times),
+    }
+    lines = [f"| {what} | {measured} |" for what, measured in facts.items()]
+    return "\n".join(["| | measured |", "|---|---|", *lines])
+
+
+def _list(values: dict[str, str]) -> str:
+    return "; ".join(f"`{name}` {value}" for name, value in values.items())
+
+
+def _failures(tasks: Sequence[Comparison]) -> tuple[int, int, str]:
+    """Return all runs of the defaults, those that diverged, and where others failed."""
+    runs = diverged = 0
+    lost: dict[str, int] = {}
+    for comparison in tasks:
+        name = comparison.problem.name
+        for one in OURS:
+            ruined, number = suite_report.count_ruined(comparison, one)
+            runs += number
+            if ruined:
+                lost[name] = lost.get(name, 0) + ruined
+            for found in suite_report.from_starts(comparison, one) or ():
+                diverged += int((~np.isfinite(found.curves)).any(axis=1).sum())
+    return runs, diverged, ", ".join(f"{n} on {name}" for name, n in lost.items())
+
+
+def _landscapes(tasks: Sequence[Comparison]) -> str:
+    """Say on how many tasks twenty-one local models end lower or higher than one."""
+    variants = {one.method.name: one for one in (*OURS, *VARIANTS)}
+    counted = {}
+    for many, single in _LANDSCAPES:
+        lower = higher = 0
+        for comparison in tasks:
+            pair = [from_start(comparison, variants[n], 1e-3) for n in (many, single)]
+            one, other = pair
+            if one is None or other is None:
+                continue
+            below, above, p = suite_report.sign_test_ends(one, other)
+            lower += p < _SIGNIFICANT and below > above
+            higher += p < _SIGNIFICANT and below < above
+        counted[single] = (
+            f"ends clearly lower on {lower}, higher on {higher} of {len(tasks)} tasks"
+        )
+    return _list(counted)
