@@ -61,9 +61,9 @@ class ScaleByMemoryState(NamedTuple):
       memory_optimizer_state: state of the transformation that steps the rates.
       previous_direction: the last direction, like the parameters or a sample of them;
         besides ``inner_state`` the only part that is as large as the model.
-      agreement: label -> [], the share of coordinates whose gradient kept its sign in
-        the last step that could tell (of a large tensor in a sample of 4,096); 0.5
-        before.
+      agreement: label -> [], the share of coordinates whose gradient pointed along the
+        last direction, in the last step that could tell (of a large tensor on a lattice
+        of at most 4,096); 0.5 before.
       trend: label -> [], running mean over about 20 steps of whether the evidence of a
         whole memory was for larger rates (1) or for smaller ones (-1).
       rate_bounds: [2], smallest and largest rate a memory may hold.
