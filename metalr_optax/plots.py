@@ -19,26 +19,33 @@ _DASHES = ("-", "--", "-.", ":")
 # With gaps that differ more than this, kernels are drawn on a logarithmic axis.
 _UNEVEN = 10.0
 _RATE = "learning rate"
+_BARS = 40
+# With more labels than this the legend stands beside the picture.
+_MANY = 8
+
+_read = jax.jit(read)
 
 
 def plot_memory(memory: Memory, ax: Any = None, *, addresses: Any = None) -> Any:
     r"""Draw the landscape of a memory: the rate :math:`\eta(z)` for every address.
 
-    Dots are the local models, as large as the evidence they have had. Bars below are a
-    histogram of where gradients fell (their share per bar, on the right axis).
+    Dots are the rates of the local models, as large as the evidence they have had; the
+    landscape between them is their weighted mean. Bars below are a histogram of where
+    gradients fell (their share per bar, on the right axis).
 
     Args:
       memory: M local models, as :func:`metalr_optax.get_memory` returns them by label.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
       addresses: [n], where the memory was looked up, as
         :func:`metalr_optax.get_addresses` returns it by label. Those outside of the
-        local models are counted in the outermost bars.
+        local models are counted in the outermost bars, those that are not finite in
+        none.
 
     Returns:
       The Axes, logarithmic in the rate.
 
     Raises:
-      ValueError: not a memory.
+      ValueError: not a memory, or addresses that are no numbers.
       ImportError: matplotlib is missing: ``pip install 'metalr-optax[plots]'``.
 
     Examples:
@@ -55,24 +62,23 @@ def plot_memory(memory: Memory, ax: Any = None, *, addresses: Any = None) -> Any
     """
     check_memory("memory", memory, (0.0, np.inf))
     ax = _axes(ax)
-    kernels, rates = memory.kernels, np.asarray(memory.rates)
-    z = _grid(memory)
-    (line,) = ax.plot(z, _landscape(memory, z), color=_COLORS[0], label="$\\eta(z)$")
+    z, centers = _grid(memory), np.asarray(memory.kernels.centers)
+    rates = np.asarray(memory.rates, np.float64)
+    ax.plot(z, _landscape(memory, z), color=_COLORS[0], label="landscape")
     counts = np.ones(len(rates)) if memory.counts is None else np.array(memory.counts)
     share = counts / max(float(counts.max()), 1e-30)
     ax.scatter(
-        np.asarray(kernels.centers),
-        _landscape(memory, np.asarray(kernels.centers)),
+        centers,
+        rates,
         s=6 + 60 * share,
-        color=line.get_color(),
-        label="local model, by evidence",
+        color=_COLORS[0],
+        label="local models, by evidence",
         zorder=3,
     )
+    _finish_addresses(ax.xaxis, memory, z)
+    _finish_rates(ax, rates)
     if addresses is not None:
-        _draw_histogram(ax, np.ravel(addresses), _bins(memory, z))
-    _scale_addresses(ax.xaxis, memory)
-    ax.set(xlim=(z[0], z[-1]), xlabel=_address_label(memory), ylabel=_RATE)
-    ax.set_yscale("log")
+        _draw_histogram(ax, addresses, _even(memory, z[0], z[-1], _BARS + 1))
     return ax
 
 
@@ -113,17 +119,16 @@ def plot_memory_history(
     first = memories[steps[0]]
     for step in steps:
         check_memory(f"memories[{step}]", memories[step], (0.0, np.inf))
-        if not all(map(np.array_equal, memories[step].kernels, first.kernels)):
+        if not _same_kernels(memories[step], first):
             raise ValueError(
                 f"memories must have the same kernels, got others at {step}"
             )
     ax = _axes(ax)
     ax.set_xlabel("step")
     if len(first.rates) == 1:
-        rates = [float(memories[step].rates[0]) for step in steps]
+        rates = np.array([float(memories[step].rates[0]) for step in steps])
         ax.plot(steps, rates, color=_COLORS[0])
-        ax.set_yscale("log")
-        ax.set_ylabel(_RATE)
+        _finish_rates(ax, rates)
         return ax
     from matplotlib.colors import LogNorm
 
@@ -133,15 +138,14 @@ def plot_memory_history(
         steps,
         z,
         columns,
-        norm=LogNorm(),
+        norm=LogNorm(*_range(columns)),
         cmap="cividis",
         shading="nearest",
         rasterized=True,
     )
     if colorbar:
         ax.figure.colorbar(image, ax=ax, label=_RATE)
-    _scale_addresses(ax.yaxis, first)
-    ax.set_ylabel(_address_label(first))
+    _finish_addresses(ax.yaxis, first, z)
     return ax
 
 
@@ -157,7 +161,7 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
       The Axes, logarithmic in the rate.
 
     Raises:
-      ValueError: not two memories.
+      ValueError: not two memories, or of two kinds of address.
       ImportError: see :func:`plot_memory`.
 
     Examples:
@@ -170,18 +174,21 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
       >>> [line.get_label() for line in ax.lines]
       ['before', 'after']
     """
-    ax = _axes(ax)
     named = {"before": before, "after": after}
     for name, memory in named.items():
         check_memory(name, memory, (0.0, np.inf))
-    grids = [_grid(memory) for memory in named.values()]
-    z = np.union1d(*grids)
+    ax = _axes(ax)
+    if _address_label(before) != _address_label(after):
+        raise ValueError(
+            f"before and after must have the same kind of address, got "
+            f"{_address_label(before)!r} and {_address_label(after)!r}"
+        )
+    z = np.union1d(_grid(before), _grid(after))
     styles = ((_GREY, "--"), (_COLORS[0], "-"))
     for (name, memory), (color, dash) in zip(named.items(), styles, strict=True):
         ax.plot(z, _landscape(memory, z), color=color, linestyle=dash, label=name)
-    _scale_addresses(ax.xaxis, after)
-    ax.set(xlim=(z[0], z[-1]), xlabel=_address_label(after), ylabel=_RATE)
-    ax.set_yscale("log")
+    _finish_addresses(ax.xaxis, after, z)
+    _finish_rates(ax, np.concatenate([line.get_ydata() for line in ax.lines[-2:]]))
     ax.legend()
     return ax
 
@@ -197,10 +204,11 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
       steps: [T]; default: 1, 2, ...
 
     Returns:
-      The Axes, logarithmic in the rate, with a legend of the labels.
+      The Axes, logarithmic in the rate, with a legend of the labels: beside the Axes
+      where there are more than eight.
 
     Raises:
-      ValueError: arrays of another shape.
+      ValueError: no label, or arrays of another shape.
       ImportError: see :func:`plot_memory`.
 
     Examples:
@@ -210,7 +218,10 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
       >>> ax.lines[0].get_xydata()[-1].tolist()
       [3.0, 0.1]
     """
+    if not rates:
+        raise ValueError("rates must hold at least one label, got none")
     ax = _axes(ax)
+    lines = []
     for number, (label, values) in enumerate(rates.items()):
         values = np.asarray(values)
         if values.ndim == 1:
@@ -222,13 +233,21 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
         x = np.arange(1, len(values) + 1) if steps is None else np.asarray(steps)
         color = _COLORS[number % len(_COLORS)]
         dash = _DASHES[number // len(_COLORS) % len(_DASHES)]
-        ax.plot(x, values[:, 0], color=color, linestyle=dash, label=label)
+        lines += ax.plot(x, values[:, 0], color=color, linestyle=dash, label=label)
         if values.shape[1] == 3:
             ax.fill_between(x, *values.T[1:], color=color, alpha=0.2, linewidth=0)
     ax.set_yscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel(_RATE)
-    ax.legend()
+    beside = {
+        "loc": "upper left",
+        "bbox_to_anchor": (1.0, 1.0),
+        "ncols": -(-len(rates) // 16),
+        "fontsize": "x-small",
+        "frameon": False,
+    }
+    # By hand, or labels that begin with an underscore would be left out.
+    ax.legend(lines, list(rates), **(beside if len(rates) > _MANY else {}))
     return ax
 
 
@@ -242,6 +261,36 @@ def _axes(ax: Any) -> Any:
     return matplotlib.pyplot.gca() if ax is None else ax
 
 
+def _finish_rates(ax: Any, rates: np.ndarray) -> None:
+    """Label the axis of rates, and show at least a factor of two of it."""
+    ax.set_yscale("log")
+    ax.set_ylabel(_RATE)
+    low, high = _range(rates)
+    ax.set_ylim(low / 1.2, high * 1.2)
+
+
+def _range(rates: np.ndarray) -> tuple[float, float]:
+    """Return the limits of rates, wide enough that rounding does not fill a picture."""
+    positive = rates[rates > 0]
+    if len(positive) == 0:
+        return 0.1, 1.0
+    low, high = float(positive.min()), float(positive.max())
+    wider = max(1.0, np.sqrt(2 * low / high))
+    return low / wider, high * wider
+
+
+def _same_kernels(one: Memory, other: Memory) -> bool:
+    """Return whether kernels are the same but for the precision they are held in."""
+    if np.shape(one.rates) != np.shape(other.rates):
+        return False
+    arrays = [np.asarray(a, np.float64) for a in (*one.kernels, *other.kernels)]
+    centers, widths, other_centers, other_widths = arrays
+    return bool(
+        np.all(np.abs(centers - other_centers) <= 1e-3 * widths)
+        and np.allclose(widths, other_widths, rtol=1e-3)
+    )
+
+
 def _grid(memory: Memory) -> np.ndarray:
     """Return the addresses at which a landscape is drawn: all local models and more."""
     centers = np.asarray(memory.kernels.centers, np.float64)
@@ -249,14 +298,30 @@ def _grid(memory: Memory) -> np.ndarray:
     if len(centers) == 1:
         return centers[0] + np.linspace(-3.0, 3.0, 301)
     ends = centers[0] - widths[0], centers[-1] + widths[-1]
-    # Between neighbours, however unequal they are.
+    # Between neighbours, however unequal they are, and evenly on the axis.
     parts = np.linspace(centers[:-1], centers[1:], 12).ravel()
-    return np.unique(np.concatenate([ends, parts]))
+    return np.unique(np.concatenate([parts, _even(memory, *ends, 301)]))
+
+
+def _even(memory: Memory, first: float, last: float, number: int) -> np.ndarray:
+    """Return addresses that are evenly spaced on the axis they are drawn on."""
+    linear = _linear_part(memory)
+    if linear is None:
+        return np.linspace(first, last, number)
+    from matplotlib.scale import SymmetricalLogTransform
+
+    axis = SymmetricalLogTransform(10, linear, 1)
+    start, end = np.asarray(axis.transform(np.array([first, last])))
+    even = np.asarray(axis.inverted().transform(np.linspace(start, end, number)))
+    # Not off by a rounding: what lies at the ends is counted.
+    even[[0, -1]] = first, last
+    return even
 
 
 def _landscape(memory: Memory, z: np.ndarray) -> np.ndarray:
-    dtype = np.asarray(memory.rates).dtype
-    return np.asarray(jax.jit(read)(memory, z.astype(dtype)))
+    dtype = np.result_type(np.asarray(memory.rates), np.float32)
+    rates = np.asarray(memory.rates, dtype)
+    return np.asarray(_read(memory._replace(rates=rates), z.astype(dtype)))
 
 
 def _address_label(memory: Memory) -> str:
@@ -275,39 +340,40 @@ def _linear_part(memory: Memory) -> float | None:
     return float(gaps.min())
 
 
-def _scale_addresses(axis: Any, memory: Memory) -> None:
+def _finish_addresses(axis: Any, memory: Memory, z: np.ndarray) -> None:
+    """Label an axis of addresses, and scale it so that local models are told apart."""
+    axis.set_label_text(_address_label(memory))
     linear = _linear_part(memory)
-    if linear is None:
-        return
-    set_scale = getattr(axis.axes, f"set_{axis.axis_name}scale")
-    set_scale("symlog", linthresh=linear)
-    centers = np.asarray(memory.kernels.centers)
-    decades = np.arange(
-        np.ceil(np.log10(linear)), np.log10(np.abs(centers).max()) + 0.1
-    )
-    # At most three on each side, so that labels have room.
-    ticks = 10.0 ** decades[:: -max(1, round(len(decades) / 3))]
-    ticks = np.concatenate([-ticks, [0.0], ticks])
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_ticks([], minor=True)
+    if linear is not None:
+        getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=linear)
+        largest = float(np.abs(z).max())
+        exponents = np.arange(np.ceil(np.log10(linear)), np.log10(largest))
+        # At most three on each side and none next to 0, so that labels have room.
+        exponents = exponents[len(exponents) > 3 :]
+        powers = exponents[:: -max(1, -(-len(exponents) // 3))]
+        ticks = {0.0: "0"}
+        for power in powers:
+            text = f"{10.0**power:g}" if abs(power) < 3 else f"$10^{{{power:g}}}$"
+            ticks |= {10.0**power: text, -(10.0**power): f"-{text}"}
+        axis.set_ticks(list(ticks), list(ticks.values()))
+        axis.set_ticks([], minor=True)
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(z[0], z[-1])
 
 
-def _bins(memory: Memory, z: np.ndarray) -> np.ndarray:
-    """Return the edges of bars that look equally wide."""
-    linear = _linear_part(memory)
-    if linear is None:
-        return np.linspace(z[0], z[-1], 41)
-    positive = np.geomspace(linear, max(-z[0], z[-1]), 20)
-    return np.concatenate([-positive[::-1], [0.0], positive])
-
-
-def _draw_histogram(ax: Any, addresses: np.ndarray, edges: np.ndarray) -> None:
-    counts, _ = np.histogram(np.clip(addresses, edges[0], edges[-1]), edges)
-    share = counts / max(len(addresses), 1)
-    highest = max(float(share.max()), 1e-30)
+def _draw_histogram(ax: Any, addresses: Any, edges: np.ndarray) -> None:
+    values = np.ravel(np.asarray(addresses))
+    if not np.issubdtype(values.dtype, np.number):
+        raise ValueError(f"addresses must be an array of numbers, got {addresses!r}")
+    values = values[np.isfinite(values)]
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    share = counts / max(len(values), 1)
+    current = ax.figure.gca()
     below = ax.twinx()
+    # Which made itself the current one.
+    ax.figure.sca(current)
     below.stairs(share, edges, fill=True, color=_GREY, alpha=0.4)
     # In the lower third, and behind the curve.
+    highest = max(float(share.max()), 1e-9)
     below.set_ylim(0, 3 * highest)
     below.set_yticks([0, highest], ["0", f"{highest:.0%}"])
     below.set_ylabel("share of gradients", loc="bottom")

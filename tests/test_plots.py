@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from metalr_optax import (
+    Kernels,
     Memory,
     linspace_kernels,
     logspace_kernels,
@@ -20,6 +21,8 @@ from metalr_optax import (
 
 KERNELS = linspace_kernels(2.0, 5)
 RATES = np.array([0.1, 0.2, 0.4, 0.2, 0.1])
+LOGSPACE = logspace_kernels(2.0, 4, smallest=0.02)
+ONE_SIDED = Kernels(np.array([0.01, 0.1, 1.0, 10.0]), np.array([0.01, 0.05, 0.5, 5.0]))
 
 
 def landscape(kernels, rates, z):
@@ -63,28 +66,101 @@ def test_dots_are_as_large_as_the_evidence(ax):
     assert "rms" in ax.get_xlabel()
 
 
-@pytest.mark.parametrize("kernels", [KERNELS, logspace_kernels(2.0, 4, smallest=0.02)])
-def test_bars_count_all_gradients_those_outside_too(kernels):
-    figure = Figure()
-    ax = figure.subplots()
-    addresses = np.array([-100.0, -0.5, -0.5, 1.0])
-    plot_memory(Memory(kernels, RATES), ax, addresses=addresses)
-    (below,) = (other for other in figure.axes if other is not ax)
-    shares, edges, _ = below.patches[0].get_data()
+def bars(ax):
+    (below,) = (other for other in ax.figure.axes if other is not ax)
+    return below, *below.patches[0].get_data()[:2]
+
+
+@pytest.mark.parametrize(
+    "kernels", [KERNELS, LOGSPACE, ONE_SIDED], ids=["even", "log", "one-sided"]
+)
+def test_bars_count_all_gradients_those_outside_too(ax, kernels):
+    inside = float(kernels.centers[1] + kernels.centers[2]) / 2
+    addresses = np.array([-100.0, inside, inside, 100.0, np.nan, np.inf])
+    plot_memory(Memory(kernels, RATES[: len(kernels.centers)]), ax, addresses=addresses)
+    below, shares, edges = bars(ax)
     assert shares.sum() == pytest.approx(1.0)
-    assert shares[0] == pytest.approx(0.25)
-    assert shares[np.searchsorted(edges, -0.5, side="right") - 1] == pytest.approx(0.5)
+    assert shares[0] == shares[-1] == pytest.approx(0.25)
+    assert shares[np.searchsorted(edges, inside, side="right") - 1] == 0.5
+    # All of them are seen, equally wide, and behind the curve.
+    assert (edges[0], edges[-1]) == ax.get_xlim()
+    ax.figure.canvas.draw()
+    places = ax.transData.transform(np.stack([edges, np.ones_like(edges)], 1))[:, 0]
+    np.testing.assert_allclose(np.diff(places), np.diff(places).mean(), rtol=1e-6)
+    assert below.get_zorder() < ax.get_zorder()
+
+
+def test_without_addresses_there_is_nothing_to_count(ax):
+    for addresses in (np.array([]), np.array([np.nan])):
+        plot_memory(Memory(KERNELS, RATES), ax, addresses=addresses)
+        _, shares, _ = bars(ax)
+        assert shares.sum() == 0
+        ax.figure.axes[1].remove()
+
+
+def test_the_current_axes_stay_the_current_ones():
+    figure, (left, right) = plt.subplots(1, 2)
+    plt.sca(left)
+    assert plot_memory(Memory(KERNELS, RATES), addresses=np.ones(3)) is left
+    assert plt.gca() is left
+    plot_memory(Memory(KERNELS, RATES), right, addresses=np.ones(3))
+    assert plt.gca() is left
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("kernels", [KERNELS, LOGSPACE], ids=["even", "log"])
+def test_the_rates_of_a_new_memory_are_a_straight_line(kernels):
+    figure = Figure()
+    axes = figure.subplots(1, 3)
+    flat = Memory(kernels, np.full(5, 1e-3, np.float32))
+    plot_memory(flat, axes[0])
+    plot_transfer(flat, flat, axes[1])
+    plot_memory_history({0: flat, 1: flat}, axes[2])
+    for low, high in (axes[0].get_ylim(), axes[1].get_ylim()):
+        assert low < 0.8e-3 < 1.3e-3 < high
+    low, high = axes[2].collections[0].get_clim()
+    assert low < 0.8e-3 < 1.3e-3 < high
+    figure.canvas.draw()
+
+
+def test_dots_show_a_local_model_that_the_landscape_hides(ax):
+    rates = np.array([1.0, 1.0, 1e-6, 1.0, 1.0])
+    plot_memory(Memory(KERNELS, rates), ax)
+    np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 1], rates)
+    assert ax.lines[0].get_ydata().min() > 1e-3
+    assert ax.get_ylim()[0] < 1e-6
+
+
+def test_a_log_axis_has_ticks_with_room_between_them(ax):
+    plot_memory(Memory(logspace_kernels(1.0, 20), np.full(21, 0.1)), ax)
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    assert len(ticks) <= 7
+    assert "0" in ticks
+    ax.figure.canvas.draw()
+    places = sorted(ax.transData.transform([[x, 1.0] for x in ax.get_xticks()])[:, 0])
+    assert np.diff(places).min() > 0.05 * ax.bbox.width
 
 
 def test_history_has_a_column_per_step():
     figure = Figure()
     ax = figure.subplots()
     steps = (30, 0, 10)
-    history = {step: Memory(KERNELS, RATES * (1 + step)) for step in steps}
+    rates = RATES * np.array([1.0, 1.0, 1.0, 2.0, 4.0])
+    history = {step: Memory(LOGSPACE, rates * (1 + step)) for step in steps}
+    # Learned kernels are less precise than those that were made by hand.
+    history[0] = Memory(Kernels(*map(np.float32, LOGSPACE)), rates)
     plot_memory_history(history, ax)
-    columns = ax.collections[0].get_array()
-    np.testing.assert_allclose(columns[:, 1] / columns[:, 0], 11.0, rtol=1e-6)
-    np.testing.assert_allclose(columns[:, 2] / columns[:, 0], 31.0, rtol=1e-6)
+    mesh = ax.collections[0]
+    columns = mesh.get_array()
+    np.testing.assert_allclose(columns[:, 1] / columns[:, 0], 11.0, rtol=1e-5)
+    np.testing.assert_allclose(columns[:, 2] / columns[:, 0], 31.0, rtol=1e-5)
+    edges = mesh.get_coordinates()[:, 0, 1]
+    middle = np.searchsorted(edges, LOGSPACE.centers) - 1
+    np.testing.assert_allclose(
+        columns[middle, 0], landscape(LOGSPACE, rates, LOGSPACE.centers), rtol=0.1
+    )
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "direction")
+    assert ax.get_yscale() == "symlog"
     assert len(figure.axes) == 2
     assert figure.axes[1].get_ylabel() == "learning rate"
     figure.canvas.draw()
@@ -120,6 +196,20 @@ def test_before_and_after_are_told_apart(ax):
         "before",
         "after",
     ]
+
+
+def test_a_transfer_has_the_axis_of_its_kernels(ax):
+    plot_transfer(Memory(LOGSPACE, RATES), Memory(LOGSPACE, RATES), ax)
+    assert ax.get_xscale() == "symlog"
+
+
+def test_labels_of_many_layers_stand_beside_the_picture():
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    ax = figure.subplots()
+    plot_rates({f"_encoder/block_{i}/attention": [1.0, 2.0] for i in range(24)}, ax)
+    figure.canvas.draw()
+    assert len(ax.get_legend().get_texts()) == 24
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
 
 
 def test_rates_have_bands_and_layers_never_look_the_same(ax):
@@ -171,6 +261,19 @@ def test_the_current_axes_are_the_default():
             "others at 7",
         ),
         (lambda ax: plot_transfer(None, None, ax), "before must be"),
+        (
+            lambda ax: plot_transfer(
+                Memory(KERNELS, RATES),
+                Memory(KERNELS, RATES, relative=np.array(True)),
+                ax,
+            ),
+            "before and after must have the same kind of address",
+        ),
+        (
+            lambda ax: plot_memory(Memory(KERNELS, RATES), ax, addresses={"a": 1}),
+            "addresses must be an array of numbers",
+        ),
+        (lambda ax: plot_rates({}, ax), "at least one label"),
         (lambda ax: plot_rates({"a": np.ones((2, 2))}, ax), r"rates\['a'\] must have"),
     ],
 )
@@ -192,7 +295,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
         lambda: plot_memory(Memory(KERNELS, RATES)),
         lambda: plot_memory_history({0: Memory(KERNELS, RATES)}),
         lambda: plot_transfer(Memory(KERNELS, RATES), Memory(KERNELS, RATES)),
-        lambda: plot_rates({}),
+        lambda: plot_rates({"a": [1.0]}),
     ]
     for call in calls:
         with pytest.raises(ImportError, match=r"metalr-optax\[plots\]"):

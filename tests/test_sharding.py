@@ -14,7 +14,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from train_sharded import train
 
-from metalr_optax import paper_adam, paper_sgd
+from metalr_optax import (
+    get_addresses,
+    get_rates,
+    paper_adam,
+    paper_sgd,
+    summarize_memory,
+)
 
 SPECS = {
     "both axes": (("x", "y"), (None, None, "y", "x")),
@@ -103,6 +109,31 @@ def test_a_sample_is_taken_shard_by_shard():
     _, compiled = compile_update(optimizer, "both axes")
     exchanged = collectives(compiled)
     assert {operation for operation, _ in exchanged} == {"all-reduce"}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_logs_and_rates_of_sharded_parameters_are_those_of_one_device(kind):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
+    optimizer = paper_sgd()
+    # 1000 numbers on 4 devices: no stride that leaves few divides them.
+    params = {"w": jax.random.normal(jax.random.key(0), (1000, 40))}
+    _, state = optimizer.update(params, optimizer.init(params), params)
+    expected = summarize_memory(state), get_rates(state), get_addresses(state)
+    for spec in (("x", "y"), (None, "x"), (("x", "y"),)):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, sharding)
+            state = jax.jit(optimizer.init)(placed)
+            _, state = jax.jit(optimizer.update)(placed, state)
+            found = summarize_memory(state), get_rates(state), get_addresses(state)
+            inside = jax.jit(summarize_memory)(state)
+        assert found[1]["w"].sharding.is_equivalent_to(sharding, 2)
+        for one, other in zip(
+            jax.tree.leaves((found, inside)),
+            jax.tree.leaves((expected, expected[0])),
+            strict=True,
+        ):
+            np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):

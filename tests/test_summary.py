@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,48 @@ def test_agreement_and_trend_are_counted_by_hand(inner):
             assert logs[f"gauge/{label}"] == gauge
 
 
+def test_with_momentum_gradients_are_held_against_the_last_direction():
+    """A gradient may keep its sign and be against what momentum went along."""
+    gradients = [1.0, 1.0, -0.1, -0.1, 1.0]
+    optimizer = memory_sgd(momentum=0.9, clip_norm=None)
+    states = run(optimizer, [{"w": np.full(3, g, "f4")} for g in gradients])
+    logs = [float(summarize_memory(state)["agreement/w"]) for state in states]
+    assert logs == [0.5, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_tensors_of_a_layer_count_by_their_size():
+    """Of the large one a sample stands for all of it, in every quantity."""
+    kernel = np.ones((300, 200), "f4")
+    gradients = [{"layer": {"kernel": kernel, "bias": np.ones(6_000, "f4")}}]
+    gradients.append({"layer": {"kernel": 9 * kernel, "bias": -np.ones(6_000, "f4")}})
+    state = run(scale_by_memory(kernels=linspace_kernels(2.0, 5)), gradients)[-1]
+    logs = summarize_memory(state)
+    assert logs["agreement/layer"] == pytest.approx(60 / 66, rel=1e-6)
+    assert logs["outside/layer"] == pytest.approx(60 / 66, rel=1e-6)
+
+
+def test_what_is_clipped_to_the_outermost_model_is_outside():
+    gradient = jnp.array([50.0, -50.0, 1.0, 0.0, jnp.nan, jnp.inf])
+    optimizer = paper_sgd()
+    _, state = optimizer.update(gradient, optimizer.init(gradient))
+    assert summarize_memory(state)["outside/params"] == pytest.approx(4 / 6)
+
+
+def test_evidence_that_overflows_leaves_the_trend():
+    optimizer = scale_by_memory(
+        kernels=linspace_kernels(1.0, 2),
+        address="relative",
+        signal=raw_product,
+        memory_optimizer=STILL,
+    )
+    gradient = 1.8e19 * np.repeat([1.0, -1.0], 8).astype("f4")
+    gradients = [{"w": gradient}, {"w": np.abs(gradient)}, {"w": np.abs(gradient)}]
+    trends = [
+        float(summarize_memory(state)["trend/w"]) for state in run(optimizer, gradients)
+    ]
+    assert trends == pytest.approx([0.0, 0.0, 0.1])
+
+
 def test_of_a_large_tensor_a_sample_agrees():
     rng = np.random.default_rng(0)
     signs = rng.choice([1.0, -1.0], p=[0.7, 0.3], size=(300, 200)).astype("f4")
@@ -133,10 +177,10 @@ def test_rates_in_use_bounds_and_what_lies_outside():
     kernels = Kernels(np.arange(-2.0, 3.0), np.full(5, 0.3))
     memory = Memory(
         kernels,
-        np.array([1e-9, 0.1, 0.2, 0.4, 1.0]),
+        np.array([1e-3, 0.1, 0.2, 0.4, 2.0]),
         counts=np.array([0.0, 10.0, 30.0, 0.2, 0.0]),
     )
-    optimizer = scale_by_memory(memory, memory_optimizer=STILL)
+    optimizer = scale_by_memory(memory, memory_optimizer=STILL, rate_bounds=(1e-3, 2.0))
     gradient = jnp.array([-3.0, 2.5, 1.0, 0.0])
     _, state = optimizer.update(gradient, optimizer.init(jnp.zeros(4)))
     logs = {key: float(one) for key, one in summarize_memory(state).items()}
@@ -202,6 +246,64 @@ def test_a_function_of_ones_own_is_to_be_named():
     assert get_addresses(state, group_by)["matrices"].shape == (12,)
     with pytest.raises(ValueError, match="group_by must be that of the optimizer"):
         get_addresses(state)
+
+
+def test_states_may_be_grouped_by_other_rules():
+    def by_axes(path, leaf):
+        return "matrices" if leaf.ndim == 2 else "vectors"
+
+    params = {"a": {"w": jnp.zeros((3, 4))}, "b": {"w": jnp.zeros(5)}}
+    optimizer = optax.partition(
+        {"a": paper_sgd(group_by=by_axes), "b": paper_sgd()}, {"a": "a", "b": "b"}
+    )
+    addresses = get_addresses(optimizer.init(params), by_axes)
+    assert {label: len(one) for label, one in addresses.items()} == {
+        "matrices": 12,
+        "b": 5,
+    }
+    with pytest.raises(ValueError, match=r"gave \['matrices'\], got None"):
+        summarize_memory(optimizer.init(params))
+
+
+def test_a_vmapped_state_is_sent_through_vmap():
+    params = {"w": jnp.zeros((2, 3))}
+    state = jax.vmap(paper_sgd().init)(params)
+    for reader in (summarize_memory, get_rates, get_addresses):
+        with pytest.raises(ValueError, match=r"jax\.vmap"):
+            reader(state)
+        jax.vmap(reader)(state)
+
+
+@pytest.mark.parametrize("make", [memory_sgd, paper_sgd])
+def test_readers_compile_once_where_nothing_around_them_is_compiled(make):
+    compiled = []
+
+    def listen(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    state = run(make(), make_gradients(2, seed=7))[-1]
+    readers = (summarize_memory, get_rates, get_addresses)
+    for reader in readers:
+        reader(state)
+    assert compiled
+    del compiled[:]
+    for reader in readers:
+        reader(state)
+    assert not compiled
+
+
+def test_dtypes_are_promoted_by_nobody():
+    params = {"w": jnp.ones((4, 4))}
+    # Not with Adam for the rates, which is refused itself.
+    landscape = functools.partial(scale_by_memory, memory_optimizer=optax.sgd(0.1))
+    with jax.numpy_dtype_promotion("strict"):
+        for make in (memory_sgd, landscape):
+            optimizer = make(direction_dtype=jnp.bfloat16)
+            _, state = optimizer.update(params, optimizer.init(params), params)
+            for reader in (summarize_memory, get_rates, get_addresses):
+                reader(state)
 
 
 def test_two_states_have_no_one_tree_of_rates():
