@@ -163,8 +163,8 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         if leaves < 1000:
             methods += [("memory_adam", 1), ("paper_adam", 20)]
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
-    yield training_case("MNIST CNN, batch 64", *cnn())
-    yield training_case("transformer, 32 x 128 bytes", *transformer())
+    yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
+    yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
 
 
 def make_leaves(size: int, count: int) -> Any:
@@ -209,11 +209,12 @@ def transformer() -> tuple[Any, Callable[[Any], Any]]:
     return model.init(jax.random.key(0), tokens[:, :-1]), jax.jit(jax.grad(loss))
 
 
-def training_case(name: str, params: Any, gradient: Callable[[Any], Any]) -> Case:
+def training_case(
+    name: str, params: Any, gradient: Callable[[Any], Any], rounds: int
+) -> Case:
     """Return the case of a model, whose gradient is timed along with the updates."""
-    # Enough rounds to tell a per cent of a step.
     also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
-    return Case(name, params, [ADAM, *VARIANTS, *also_logged], 31, gradient)
+    return Case(name, params, [ADAM, *VARIANTS, *also_logged], rounds, gradient)
 
 
 def run_case(case: Case) -> Iterator[Measurement]:

@@ -143,7 +143,7 @@ def test_updates_are_timed_beside_adam(tmp_path):
     methods = [("adam", 0), ("paper_sgd", 4), ("paper_sgd, one by one", 4)]
     cases = [
         speed.Case("update", params, methods, rounds=1),
-        speed.training_case("model", params, lambda params: params)._replace(
+        speed.training_case("model", params, lambda params: params, 2)._replace(
             methods=methods[:2], rounds=1
         ),
     ]

@@ -93,6 +93,13 @@ def test_with_momentum_gradients_are_held_against_the_last_direction():
     assert logs == [0.5, 1.0, 0.0, 0.0, 1.0]
 
 
+def test_agreement_is_not_told_of_a_base_that_goes_neither_along_nor_against():
+    sideways = optax.stateless(lambda g, _: g * jnp.array([1.0, 1.0, -2.0]))
+    optimizer = scale_by_memory(inner=sideways)
+    states = run(optimizer, [jnp.ones(3)] * 3)
+    assert [summarize_memory(one)["agreement/params"] for one in states] == [0.5] * 3
+
+
 def test_tensors_of_a_layer_count_by_their_size():
     """Of the large one a sample stands for all of it, in every quantity."""
     kernel = np.ones((300, 200), "f4")
