@@ -140,14 +140,17 @@ parameter (at ten million) and time to compile:
 """
 
 SPEED_FOUND = """\
-- From a million parameters in one tensor on `memory_sgd` costs as much as Adam, with as
-  much state; `memory_adam` a tenth to a quarter more, with half as much state again. A
-  model of many small tensors pays for each of them: twice Adam's update, 1 to 3 % of a
-  training step of the transformer.
+- From a million parameters in one tensor on `memory_sgd` costs about as much as Adam,
+  with as much state; `memory_adam` a quarter to two thirds more, with half as much
+  state again. Below, they cost two to three times Adam's update. A model of many small
+  tensors pays for each of them: twice Adam's update, 3 % of a training step of the
+  transformer.
+- To log every step (`summarize_memory`) takes 1.1 to 1.4 % of a training step of the
+  CNN, most of it for handing out two dozen scalars.
 - A landscape (`paper_sgd`, M = 20) costs about as much as Adam from ten million
-  parameters on, with half its state. At one million it takes more than twice as long: a
-  CPU adds each coordinate to its place in the table one after the other, on one core,
-  and that alone takes as long as Adam's update.
+  parameters on, with half its state. At one million it takes three times as long: a CPU
+  adds each coordinate to its place in the table one after the other, on one core, and
+  that alone takes as long as Adam's update.
 - `evidence_sample=65536` judges a fixed lattice of each large tensor and keeps only its
   last direction: the state is all but gone. The price is a standard error of .004 in
   the evidence. Even 256 judged coordinates made no clear difference to learning on ten
@@ -156,5 +159,7 @@ SPEED_FOUND = """\
 - `direction_dtype=jnp.bfloat16` halves the state; on a CPU it is slower.
 - Many small tensors cost extra, per tensor: both time and compilation (two minutes for
   1000 tensors).
-- One by one, as the authors' code does it, takes 14 times as long as Adam at a million.
+- One by one, as the authors' code does it, takes 16 times as long as Adam at a million.
+- The same command on another processor, or an hour later, gives ratios that differ by a
+  quarter: what is compared is only what was timed in turns.
 """

@@ -72,17 +72,13 @@ def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
 
 
 def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return an optimizer whose state carries what there is to log of every step."""
-
-    def init(params: Any) -> Any:
-        state = optimizer.init(params)
-        return state, summarize_memory(state)
+    """Return an optimizer that returns beside updates what there is to log."""
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        updates, inner = optimizer.update(updates, state[0], params)
-        return updates, (inner, summarize_memory(inner))
+        updates, state = optimizer.update(updates, state, params)
+        return (updates, summarize_memory(state)), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 METHODS: dict[str, Make] = {
