@@ -20,8 +20,12 @@ def format_starts(tasks: Sequence[Comparison]) -> str:
     heads = " | ".join(f"{start:g}" for start in STARTS)
     lines = [f"| from a rate of | {heads} |", "|---|" + "---|" * len(STARTS)]
     for measure, bound, said in (
-        (adam, 1.0, "`memory_adam` is there as soon as tuned Adam, or sooner"),
-        (adam, 1.5, "`memory_adam` is there within 1.5 times its updates"),
+        (
+            adam,
+            1.0,
+            "`memory_adam` reaches the target as soon as tuned Adam, or sooner",
+        ),
+        (adam, 1.5, "`memory_adam` reaches it within 1.5 times those updates"),
         (sgd, 1.0, "`memory_sgd` ends as low as tuned SGD, or lower"),
         (sgd, 1.05, "`memory_sgd` ends within 5 % of it, or lower"),
     ):
@@ -39,7 +43,10 @@ def format_facts(
     """Return the other facts, a line each."""
     runs, diverged, lost = _failures(tasks)
     given = {
-        learner: " and ".join(over_fresh(one, learner, "early") for one in transfers)
+        learner: ", ".join(
+            f"{over_fresh(one, learner, 'early')} on the {one.problem.name}"
+            for one in transfers
+        )
         for learner in ("memory_sgd", "memory_adam")
     }
     times = {
@@ -52,8 +59,8 @@ def format_facts(
     facts = {
         "runs of the two defaults that diverged": f"{diverged} of {runs}",
         "that ended above ten times tuned SGD": lost,
-        "a memory for two larger networks: updates over those of a fresh one "
-        "(seeds better : worse)": _list(given),
+        "a memory from a small network: updates to the target / those of a fresh "
+        "memory (seeds better : worse)": _list(given),
         "a landscape instead of one rate per layer": _landscapes(tasks),
         "time of an update of a million parameters over Adam's": _list(times),
     }

@@ -1,5 +1,6 @@
 """Ready optimizers that need no tuning: a clip, a memory, and a step downhill."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ _KERNELS = linspace_kernels(1.0, num=1)
 
 # Steps of Adam are as large as the rate in every coordinate, from the first one on.
 _LARGEST_START_OF_ADAM = 0.01
+# Who writes a smaller factor than this means a rate, as with other optimizers.
+_RATE_NOT_FACTOR = 0.05
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -55,7 +58,8 @@ def memory_sgd(
     Args:
       learning_rate: factor on all learned rates, a number or a schedule. The
         memory does not see it and makes up for factors that change slowly: a warm-up
-        or a decay over tens of steps works, one over thousands is learned away.
+        or a decay over tens of steps works, one over thousands is learned away. A
+        constant below 0.05 warns: it was probably meant to be ``initial``.
       momentum: decay of the direction, in [0, 1); 0 for none.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
@@ -242,6 +246,12 @@ def _chain(
     decay = (
         optax.identity() if is_zero else optax.add_decayed_weights(weight_decay, mask)
     )
+    if isinstance(learning_rate, int | float) and 0 < learning_rate < _RATE_NOT_FACTOR:
+        warnings.warn(
+            f"learning_rate={learning_rate} is a factor on the learned rates, which "
+            f"climb against it; a rate to start from is initial={learning_rate}",
+            stacklevel=3,
+        )
     descend = optax.scale_by_learning_rate(learning_rate)
     return optax.chain(clip, link, decay, descend)
 

@@ -168,3 +168,13 @@ def test_a_learned_memory_may_be_above_the_largest_start():
     memory = get_memory(memory_sgd(initial=0.5).init(params))
     state = memory_adam(initial=memory).init(params)
     assert get_memory(state)["params"].rates[0] == 0.5
+
+
+@pytest.mark.parametrize("make", [memory_sgd, memory_adam])
+def test_a_rate_in_place_of_the_factor_warns(make):
+    """At the line that wrote it; factors and schedules are fine."""
+    with pytest.warns(UserWarning, match=r"start from is initial=0\.001") as warned:
+        make(1e-3)
+    assert warned[0].filename == __file__
+    make(0.1)
+    make(optax.constant_schedule(1e-3))
