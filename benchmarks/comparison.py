@@ -114,8 +114,13 @@ def median(values: np.ndarray) -> float:
 
 def sign_test(one: Outcome, other: Outcome) -> Test:
     """Test whether one needs fewer updates than the other, seed by seed."""
-    seeds = min(len(one.updates), len(other.updates))
-    a, b = one.updates[:seeds], other.updates[:seeds]
+    return paired_test(one.updates, other.updates)
+
+
+def paired_test(one: np.ndarray, other: np.ndarray) -> Test:
+    """Test whether one measure [seeds] is lower than the other, seed by seed."""
+    seeds = min(len(one), len(other))
+    a, b = one[:seeds], other[:seeds]
     wins, losses = int((a < b).sum()), int((a > b).sum())
     p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     return Test(wins, losses, seeds - wins - losses, float(p))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks import suite_report
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, paired_test
 from benchmarks.speed_report import Measurement
 from benchmarks.suite import OURS, STARTS, VARIANTS, from_start
 from benchmarks.transfer import over_fresh
@@ -99,9 +99,9 @@ def _landscapes(tasks: Sequence[Comparison]) -> str:
             one, other = pair
             if one is None or other is None:
                 continue
-            below, above, p = suite_report.sign_test_ends(one, other)
-            lower += p < _SIGNIFICANT and below > above
-            higher += p < _SIGNIFICANT and below < above
+            test = paired_test(one.finals, other.finals)
+            lower += test.p < _SIGNIFICANT and test.wins > test.losses
+            higher += test.p < _SIGNIFICANT and test.wins < test.losses
         counted[single] = (
             f"ends clearly lower on {lower}, higher on {higher} of {len(tasks)} tasks"
         )

@@ -6,9 +6,15 @@ from typing import NamedTuple
 
 import matplotlib.figure
 import numpy as np
-from scipy import stats
 
-from benchmarks.comparison import Comparison, Outcome, fixed, median, most_tuned
+from benchmarks.comparison import (
+    Comparison,
+    Outcome,
+    fixed,
+    median,
+    most_tuned,
+    paired_test,
+)
 from benchmarks.comparison_picture import COLORS
 from benchmarks.comparison_report import format_measure, format_number, format_updates
 from benchmarks.cost import Cost
@@ -179,17 +185,10 @@ def format_pairs(comparisons: Sequence[Comparison]) -> str:
 
 
 def _compare_ends(one: Outcome, other: Outcome) -> str:
-    lower, higher, p = sign_test_ends(one, other)
-    text = f"{ratio(median(one.finals), median(other.finals))} ({lower} : {higher})"
-    return f"**{text}**" if p < 0.05 else text
-
-
-def sign_test_ends(one: Outcome, other: Outcome) -> tuple[int, int, float]:
-    """Return how many seeds end lower and higher than another, and how surprising."""
-    lower = int((one.finals < other.finals).sum())
-    higher = int((one.finals > other.finals).sum())
-    p = stats.binomtest(lower, lower + higher).pvalue if lower + higher else 1.0
-    return lower, higher, float(p)
+    test = paired_test(one.finals, other.finals)
+    over = ratio(median(one.finals), median(other.finals))
+    text = f"{over} ({test.wins} : {test.losses})"
+    return f"**{text}**" if test.p < 0.05 else text
 
 
 def _plain(name: str) -> str:

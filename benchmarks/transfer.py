@@ -17,9 +17,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from scipy import stats
 
-from benchmarks.comparison import Comparison, Outcome, median, most_tuned
+from benchmarks.comparison import (
+    Comparison,
+    Outcome,
+    median,
+    most_tuned,
+    sign_test,
+)
 from benchmarks.comparison import outcome as find_outcome
 from benchmarks.comparison_report import format_updates
 from benchmarks.controls import averaged
@@ -181,12 +186,10 @@ def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
 
 
 def _over(found: Outcome, fresh: Outcome) -> str:
-    better = int((found.updates < fresh.updates).sum())
-    worse = int((found.updates > fresh.updates).sum())
-    p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    test = sign_test(found, fresh)
     over = ratio(median(found.updates), median(fresh.updates))
-    text = f"{over} ({better} : {worse})"
-    return f"**{text}**" if p < 0.05 else text
+    text = f"{over} ({test.wins} : {test.losses})"
+    return f"**{text}**" if test.p < 0.05 else text
 
 
 def over_fresh(comparison: Comparison, name: str, start: str) -> str:
