@@ -5,22 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.kernels import Kernels, log_activation
-from metalr_optax.memory import POSITIVE, Memory, check_memory, is_known, read
+from metalr_optax.checks import check_memories, check_memory, is_concrete
+from metalr_optax.memory import Kernels, Memory, read
 from metalr_optax.transfer import get_memory
 
 # The last part of a label that names a tensor; the part before it names the layer.
 _ROLE_OF_TENSOR = {
-    "kernel": "kernel",
-    "weight": "kernel",
-    "w": "kernel",
-    "bias": "bias",
-    "b": "bias",
-    "scale": "norm",
-    "offset": "norm",
+    **dict.fromkeys(("kernel", "weight", "w"), "kernel"),
+    **dict.fromkeys(("bias", "b"), "bias"),
+    **dict.fromkeys(("scale", "offset"), "norm"),
     "embedding": "embedding",
 }
 _LAYERS = {
@@ -46,7 +41,8 @@ def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | N
       memories are pooled for it. Print it, change it, pass it to :func:`adapt_memory`.
 
     Raises:
-      ValueError: a state that :func:`get_memory` refuses, labels that are not texts.
+      ValueError: a state that :func:`get_memory` refuses, no label, labels that are not
+        strings.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -58,9 +54,7 @@ def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | N
 
     .. seealso:: :func:`adapt_memory`.
     """
-    for label in memory:
-        if not isinstance(label, str):
-            raise ValueError(f"labels of memory must be texts, got {label!r}")
+    check_memories(memory)
     new, old = list(get_memory(opt_state)), list(memory)
     return {label: _match(label, new, old) for label in new}
 
@@ -73,15 +67,15 @@ def adapt_memory(
     r"""Return memories with the labels and kernels of another optimizer's state.
 
     Other kernels are resampled: a rate is read at each new centre. With one local model
-    on either side, or addresses of another kind, all new rates are the mean
+    on either side, or with another normalize, all new rates are the mean
 
     .. math:: \bar v = \exp(\textstyle\sum_m n_m \log v_m / \sum_m n_m)
 
-    weighted with the evidence :math:`n_m` (``counts``) of each local model, alike if
-    there was none. Where a label starts from nothing, the rates are the same mean over
-    all memories, each as it was resampled, weighted with all its evidence. Counts go
-    along to the nearest new centres, or evenly to all of them where the rates are one
-    mean; they are zero for what is pooled.
+    with the evidence weight :math:`n_m` of each local model, alike if there was none.
+    Where a label starts from nothing, the rates are the same mean over all memories,
+    each as it was resampled, weighted with all its evidence. Evidence goes along to the
+    nearest new centres, or evenly to all of them where the rates are one mean; it is
+    zero for what is pooled.
 
     Args:
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
@@ -111,16 +105,13 @@ def adapt_memory(
 
     .. seealso:: :func:`match_labels`, :func:`set_memory`.
     """
-    if not isinstance(memory, Mapping) or not memory:
-        raise ValueError(
-            "memory must be a mapping from label to metalr_optax.Memory with at least "
-            f"one entry, got {memory!r}"
-        )
-    _check_known("memory", memory)
-    for label, one in memory.items():
-        check_memory(f"memory[{label!r}]", one, POSITIVE)
+    check_memories(memory)
     likes = get_memory(opt_state)
-    _check_known("opt_state", likes)
+    for name, memories in (("memory", memory), ("opt_state", likes)):
+        if not all(map(is_concrete, jax.tree.leaves(dict(memories)))):
+            raise ValueError(f"{name} must have values: adapt it outside of jit")
+    for label, one in memory.items():
+        check_memory(f"memory[{label!r}]", one)
     for label, like in likes.items():
         if like.rates.ndim != 1:
             raise ValueError(
@@ -128,26 +119,33 @@ def adapt_memory(
                 f"{like.rates.shape} for {label!r}: adapt to one member of a vmapped "
                 "state and stack"
             )
-    if mapping is None:
-        mapping = match_labels(memory, opt_state)
-    _check_mapping(mapping, set(likes), set(memory))
-    adapted = {}
-    for label, like in likes.items():
-        source = mapping[label]
-        if source is None:
-            adapted[label] = _pool([_resample(one, like) for one in memory.values()])
-        else:
-            adapted[label] = _resample(memory[source], like)
-    return adapted
+    mapping = match_labels(memory, opt_state) if mapping is None else mapping
+    if not isinstance(mapping, Mapping) or set(mapping) != set(likes):
+        raise ValueError(
+            f"mapping must have the labels of opt_state, {sorted(likes)}, got "
+            f"{mapping!r}"
+        )
+    unknown = set(mapping.values()) - {*memory, None}
+    if unknown:
+        raise ValueError(
+            f"mapping must lead to labels of memory, {sorted(memory)}, or None, got "
+            f"{sorted(map(str, unknown))}"
+        )
+    return {
+        label: _pool([_resample(one, like) for one in memory.values()])
+        if mapping[label] is None
+        else _resample(memory[mapping[label]], like)
+        for label, like in likes.items()
+    }
 
 
 def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
-    if label in old:
-        return label
-    around = [one for one in old if label.startswith(one + "/")]
+    # The same label, or the layer that the tensor is in.
+    around = [one for one in old if f"{label}/".startswith(f"{one}/")]
     if around:
         return max(around, key=len)
-    for trait in (_without_numbers, _role):
+    # What stands between numbers, then the role.
+    for trait in (re.compile(r"\d+").split, _role):
         found = sorted((one for one in old if trait(one) == trait(label)), key=_natural)
         alike = sorted((one for one in new if trait(one) == trait(label)), key=_natural)
         if found:
@@ -156,13 +154,8 @@ def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
     return None
 
 
-def _without_numbers(label: str) -> str:
-    return re.sub(r"\d+", "#", label)
-
-
 def _natural(label: str) -> list[Any]:
-    parts = re.split(r"(\d+)", label)
-    return [int(part) if part.isdecimal() else part for part in parts]
+    return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", label)]
 
 
 def _role(label: str) -> str:
@@ -171,82 +164,44 @@ def _role(label: str) -> str:
     *_, layer, tensor = ["", "", *parts]
     if tensor not in _ROLE_OF_TENSOR:
         layer, tensor = tensor, "kernel"
-    for role, names in _LAYERS.items():
-        if names.search(layer):
-            return role
-    return _ROLE_OF_TENSOR[tensor]
-
-
-def _check_known(name: str, memory: Mapping[str, Memory]) -> None:
-    if not all(map(is_known, jax.tree.leaves(dict(memory)))):
-        raise ValueError(f"{name} must have values: adapt it outside of jit")
-
-
-def _check_mapping(mapping: Any, new: set[str], old: set[str]) -> None:
-    if not isinstance(mapping, Mapping) or set(mapping) != new:
-        raise ValueError(
-            f"mapping must have the labels of opt_state, {sorted(new)}, got {mapping!r}"
-        )
-    unknown = {one for one in mapping.values() if one is not None} - old
-    if unknown:
-        raise ValueError(
-            f"mapping must lead to labels of memory, {sorted(old)}, or None, got "
-            f"{sorted(map(str, unknown))}"
-        )
+    roles = (role for role, names in _LAYERS.items() if names.search(layer))
+    return next(roles, _ROLE_OF_TENSOR[tensor])
 
 
 def _resample(memory: Memory, like: Memory) -> Memory:
     """Return the memory with the kernels of another, in NumPy."""
-    (old, rates, counts, relative), new = _in_numpy(memory), _in_numpy(like)
-    alone = 1 in (rates.size, new.rates.size)
-    elsewhere = relative is not None and relative != new.relative
-    if alone or elsewhere:
-        rates = np.full(new.rates.shape, _mean(rates, counts))
-        counts = np.full(new.rates.shape, counts.sum() / new.rates.size)
-    elif not all(_is_same(*pair) for pair in zip(old, new.kernels, strict=True)):
-        rates = np.asarray(read(memory, jnp.asarray(new.kernels.centers)))
-        centers = jnp.asarray(old.centers)
-        strength = np.array(
-            [log_activation(one, new.kernels, centers) for one in _each(new.kernels)]
-        )
-        strength = np.exp(strength - strength.max(axis=0))
-        counts = strength / strength.sum(axis=0) @ counts
-    dtype = new.rates.dtype
-    return new._replace(rates=rates.astype(dtype), counts=counts.astype(dtype))
-
-
-def _in_numpy(memory: Memory) -> Any:
-    (centers, widths), rates, counts, relative = memory
-    return Memory(
-        Kernels(np.asarray(centers), np.asarray(widths)),
-        np.asarray(rates),
-        np.zeros(np.shape(rates)) if counts is None else np.asarray(counts),
-        None if relative is None else np.asarray(relative),
+    like = jax.tree.map(np.asarray, like)
+    old, new = np.asarray(memory.kernels), np.asarray(like.kernels)
+    rates, weight = np.asarray(memory.rates), memory.evidence_weight
+    weight = np.zeros(rates.shape) if weight is None else np.asarray(weight)
+    elsewhere = memory.rms_normalized not in (None, like.rms_normalized)
+    # Equal in the less precise of their dtypes are equal kernels.
+    dtype = min(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
+    if elsewhere or 1 in (rates.size, like.rates.size):
+        rates = np.full(like.rates.shape, _mean(rates, weight))
+        weight = np.full(like.rates.shape, weight.sum() / like.rates.size)
+    elif not np.array_equal(old.astype(dtype), new.astype(dtype)):
+        rates = read(Kernels(*old), rates, np.float64(new[0]))
+        # What a memory of one 1 among 0s reads is the share of that local model.
+        ones, centers = np.eye(like.rates.size), np.float64(old[0])
+        share = jax.vmap(read, (None, 0, None))(Kernels(*new), ones, centers)
+        weight = np.asarray(share) @ weight
+    dtype = like.rates.dtype
+    return like._replace(
+        rates=np.asarray(rates, dtype), evidence_weight=np.asarray(weight, dtype)
     )
-
-
-def _is_same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Return whether arrays are equal in the less precise of their dtypes."""
-    dtype = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
-    return np.array_equal(one.astype(dtype), other.astype(dtype))
-
-
-def _each(kernels: Kernels) -> list[Kernels]:
-    return [Kernels(*one) for one in zip(*kernels, strict=True)]
 
 
 def _pool(memories: Sequence[Memory]) -> Memory:
     """Return the mean of memories with equal kernels."""
-    rates = np.stack([one.rates for one in memories]).astype(np.float64)
-    evidence = np.array([one.counts.sum() for one in memories])
-    pooled = [_mean(column, evidence) for column in rates.T]
-    one = memories[0]
-    return one._replace(
-        rates=np.array(pooled, one.rates.dtype), counts=np.zeros_like(one.counts)
-    )
+    evidence = np.array([one.evidence_weight.sum() for one in memories])
+    rates = _mean(np.stack([one.rates for one in memories]), evidence)
+    first, dtype = memories[0], memories[0].rates.dtype
+    none = np.zeros_like(first.evidence_weight)
+    return first._replace(rates=np.asarray(rates, dtype), evidence_weight=none)
 
 
-def _mean(rates: np.ndarray, counts: np.ndarray) -> float:
-    weights = counts if counts.sum() > 0 else np.ones_like(counts)
-    logs = np.log(rates, dtype=np.float64)
-    return float(np.exp(np.average(logs, weights=weights)))
+def _mean(rates: np.ndarray, weights: np.ndarray) -> Any:
+    """Return the geometric mean over the first axis, by weight if there is any."""
+    weights = weights if weights.sum() > 0 else np.ones_like(weights)
+    return np.exp(np.average(np.log(rates, dtype=np.float64), axis=0, weights=weights))

@@ -1,18 +1,22 @@
 """Ready optimizers that need no tuning: a clip, a memory, and a step downhill."""
 
+import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from metalr_optax.kernels import Kernels, linspace_kernels
-from metalr_optax.labels import GroupBy
-from metalr_optax.memory import Memory, raw_product
-from metalr_optax.steps import agreement_steps
-from metalr_optax.transform import Initial, scale_by_memory
+from metalr_optax import bases
+from metalr_optax.checks import check_number, is_concrete
+from metalr_optax.groups import GroupBy
+from metalr_optax.kernels import linspace_kernels
+from metalr_optax.memory import Kernels, Memory
+from metalr_optax.rules import agreement_steps
+from metalr_optax.signals import raw_product
+from metalr_optax.transform import Initial, Settings, scale_base
 
 # A rate per layer: more local models win where inputs are of unequal scale, and lose
 # when samples come one at a time (benchmarks/README.md).
@@ -23,6 +27,9 @@ _LARGEST_START_OF_ADAM = 0.01
 # Who writes a smaller factor than this means a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
 
+# So many coordinates of a large tensor give evidence.
+_SAMPLE = 2**12
+
 Mask = Any | Callable[[optax.Params], Any]
 
 
@@ -30,6 +37,7 @@ def memory_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
     momentum: float = 0.9,
+    nesterov: bool = False,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
     clip_norm: float | None = 1.0,
@@ -38,7 +46,6 @@ def memory_sgd(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     evidence_sample: int | None = None,
-    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with momentum, its rates learned on the way.
 
@@ -106,17 +113,11 @@ def memory_sgd(
 
     .. seealso:: :func:`paper_sgd`, :func:`scale_by_memory`.
     """
-    _check_range("momentum", momentum, 0.0, 1.0)
-    link = _learned(
-        optax.trace(momentum),
-        initial,
-        kernels,
-        group_by=group_by,
-        rate_bounds=rate_bounds,
-        evidence_sample=evidence_sample,
-        direction_dtype=direction_dtype,
-    )
-    return _chain(link, learning_rate, clip_norm, weight_decay, mask)
+    check_number("momentum", momentum, 0.0, 1.0, closed=True)
+    size = _SAMPLE if evidence_sample is None else evidence_sample
+    base = bases.momentum(momentum, nesterov, size)
+    settings = initial, kernels, group_by, rate_bounds
+    return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
 
 
 def memory_adam(
@@ -125,6 +126,9 @@ def memory_adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    eps_root: float = 0.0,
+    mu_dtype: Any = None,
+    nesterov: bool = False,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
     clip_norm: float | None = 1.0,
@@ -133,7 +137,6 @@ def memory_adam(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     evidence_sample: int | None = None,
-    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam, its rates learned on the way.
 
@@ -194,85 +197,43 @@ def memory_adam(
 
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
-    _check_start_of_adam(initial)
-    link = _learned(
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        initial,
-        kernels,
-        group_by=group_by,
-        rate_bounds=rate_bounds,
-        evidence_sample=evidence_sample,
-        direction_dtype=direction_dtype,
-    )
-    return _chain(link, learning_rate, clip_norm, weight_decay, mask)
+    if isinstance(initial, numbers.Real | jax.Array) and is_concrete(initial):
+        if np.max(initial) > _LARGEST_START_OF_ADAM * (1 + 1e-6):
+            raise ValueError(
+                f"initial must be at most {_LARGEST_START_OF_ADAM} for memory_adam, "
+                f"which climbs by itself, got {initial}"
+            )
+    size = _SAMPLE if evidence_sample is None else evidence_sample
+    base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
+    settings = initial, kernels, group_by, rate_bounds
+    return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
 
 
-def _learned(
-    inner: optax.GradientTransformation,
-    initial: Initial,
-    kernels: Kernels | None,
-    **options: Any,
-) -> optax.GradientTransformationExtraArgs:
-    """Return the memory that both have in common, around a base."""
-    brings_its_own = isinstance(initial, Memory) or hasattr(initial, "items")
-    if kernels is None and not brings_its_own:
-        kernels = _KERNELS
-    return scale_by_memory(
-        initial,
-        inner=inner,
-        kernels=kernels,
-        memory_optimizer=agreement_steps(),
-        signal=raw_product,
-        address="relative",
-        **options,
-    )
-
-
-def _chain(
-    link: optax.GradientTransformationExtraArgs,
+def _ready(
+    base: bases.Base,
+    settings: tuple[Initial, Kernels | None, GroupBy, tuple[float, float]],
     learning_rate: optax.ScalarOrSchedule,
     clip_norm: float | None,
     weight_decay: float,
     mask: Mask | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Always four links: a memory is found, and a state restored, at one place."""
-    clip = optax.identity()
+    """Always two links: a memory is found, and a state restored, at one place."""
     if clip_norm is not None:
-        _check_range("clip_norm", clip_norm, float(np.finfo(np.float32).tiny), np.inf)
-        clip = optax.clip_by_global_norm(clip_norm)
-    _check_range("weight_decay", weight_decay, 0.0, np.inf)
-    is_zero = not isinstance(weight_decay, jax.Array) and weight_decay == 0
+        smallest = float(np.finfo(np.float32).tiny)
+        check_number("clip_norm", clip_norm, smallest, closed=True)
+    check_number("weight_decay", weight_decay, closed=True)
     # Without a decay nobody needs to pass the parameters.
-    decay = (
-        optax.identity() if is_zero else optax.add_decayed_weights(weight_decay, mask)
-    )
+    decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
+    decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
     if isinstance(learning_rate, int | float) and 0 < learning_rate < _RATE_NOT_FACTOR:
         warnings.warn(
             f"learning_rate={learning_rate} is a factor on the learned rates, which "
             f"climb against it; a rate to start from is initial={learning_rate}",
             stacklevel=3,
         )
-    descend = optax.scale_by_learning_rate(learning_rate)
-    return optax.chain(clip, link, decay, descend)
-
-
-def _check_range(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        inside = not isinstance(value, bool) and bool(low <= value < high)
-    except (TypeError, ValueError):
-        inside = False
-    if not inside:
-        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}), got {value}")
-
-
-def _check_start_of_adam(initial: Any) -> None:
-    is_known = isinstance(initial, int | float | np.number) or (
-        isinstance(initial, jax.Array) and not isinstance(initial, jax.core.Tracer)
-    )
-    if is_known and np.max(np.asarray(initial)) > _LARGEST_START_OF_ADAM * (1 + 1e-6):
-        raise ValueError(
-            f"initial must be at most {_LARGEST_START_OF_ADAM} for memory_adam, which "
-            f"climbs by itself, got {initial}"
-        )
+    initial, kernels, *rest = settings
+    if kernels is None and not isinstance(initial, Memory | Mapping):
+        kernels = _KERNELS
+    rule = agreement_steps(), raw_product, "rms", clip_norm
+    link = scale_base(base, Settings(initial, kernels, *rest, *rule, decay))
+    return optax.chain(link, optax.scale_by_learning_rate(learning_rate))

@@ -2,7 +2,8 @@
 
 A file is in the `safetensors <https://github.com/huggingface/safetensors>`_ format,
 which every tool of that format shows: arrays ``{label}/centers``, ``{label}/widths``,
-``{label}/rates`` and, where known, ``{label}/counts`` and ``{label}/relative``; texts
+``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight) and
+``{label}/relative`` (whether kernel inputs are rms-normalised); strings
 ``format_version``, ``library_version``, ``sha256`` and those of the user. The digest is
 that of the whole file with zeros in its place. Nothing in a file is ever run.
 """
@@ -12,9 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,14 +21,15 @@ import numpy as np
 import safetensors.numpy
 
 from metalr_optax import __version__
-from metalr_optax.kernels import Kernels
-from metalr_optax.memory import POSITIVE, Memory, check_memory, is_known
+from metalr_optax.checks import check_memories, check_memory, is_concrete
+from metalr_optax.memory import Kernels, Memory
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = "1"
 _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+# Version 1 of the format names the fields of a memory so, in their order.
+_FIELDS = ("centers", "widths", "rates", "counts", "relative")
 
 Path = str | os.PathLike[str]
 
@@ -49,12 +49,12 @@ def save_memory(
       path: of the file, by custom ``.safetensors``. Its folder must exist. A link
         stays, and the file it leads to is replaced.
       memory: label -> :class:`Memory`, as :func:`get_memory` returns it; arrays [M].
-      metadata: texts to keep with it, such as the task; other names than
+      metadata: strings to keep with it, such as the task; other names than
         ``format_version``, ``library_version`` and ``sha256``.
 
     Raises:
       ValueError: a memory that no optimizer could start from, labels or metadata that
-        are not texts. Nothing is written.
+        are not strings. Nothing is written.
       OSError: the file could not be written.
 
     Examples:
@@ -70,7 +70,26 @@ def save_memory(
 
     .. seealso:: :func:`load_memory`, :func:`load_metadata`.
     """
-    _write(pathlib.Path(os.path.realpath(path)), _pack(memory, dict(metadata or {})))
+    data = _pack(memory, dict(metadata or {}))
+    place = pathlib.Path(os.path.realpath(path))
+    beside = place.with_name(f".memory-{os.urandom(8).hex()}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, place)
+    except OSError as error:
+        reason = f"{error.strerror}, and the memory was not saved"
+        raise OSError(error.errno, reason, str(place)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+    # The new name, too, should be on the disk; not every system can see to that.
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        folder = os.open(place.parent, os.O_RDONLY)
+        stack.callback(os.close, folder)
+        os.fsync(folder)
 
 
 def load_memory(path: Path) -> dict[str, Memory]:
@@ -90,14 +109,11 @@ def load_memory(path: Path) -> dict[str, Memory]:
 
     Examples: see :func:`save_memory`.
     """
-    with _explained(path):
-        data = _read(path)
-        _texts(data)
-        return _unpack(safetensors.numpy.load(data))
+    return _load(path, _memories)
 
 
 def load_metadata(path: Path) -> dict[str, str]:
-    """Return the texts of a file.
+    """Return the strings of a file.
 
     Args:
       path: of a file that :func:`save_memory` wrote.
@@ -111,188 +127,125 @@ def load_metadata(path: Path) -> dict[str, str]:
 
     Examples: see :func:`save_memory`.
     """
-    with _explained(path):
-        texts = _texts(_read(path))
-        return {name: text for name, text in texts.items() if name != "sha256"}
+    return _load(path, _strings)
 
 
-def _pack(memory: Mapping[str, Memory], texts: dict[str, str]) -> bytes:
+def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
     """Return the content of a file."""
-    if not isinstance(memory, Mapping) or not memory:
-        raise ValueError(
-            "memory must be a mapping from label to metalr_optax.Memory with at least "
-            f"one entry, got {memory!r}"
-        )
-    for name, text in texts.items():
-        if not (_is_text(name) and _is_text(text)) or name in _RESERVED:
+    check_memories(memory)
+    for name, string in strings.items():
+        if not (_is_utf8(name) and _is_utf8(string)) or name in _RESERVED:
             raise ValueError(
-                f"metadata must be texts with other names than {_RESERVED}, got "
-                f"{name!r}: {text!r}"
+                f"metadata must be strings with other names than {_RESERVED}, got "
+                f"{name!r}: {string!r}"
             )
-    arrays: dict[str, np.ndarray] = {}
+    arrays = {}
     for label, one in memory.items():
-        if not _is_text(label):
-            raise ValueError(f"labels of memory must be texts, got {label!r}")
-        arrays.update(_arrays(label, one))
-    texts |= {
-        "format_version": str(_FORMAT_VERSION),
-        "library_version": __version__,
-        "sha256": _NO_DIGEST,
-    }
-    blank = safetensors.numpy.save(arrays, texts)
+        if not _is_utf8(label):
+            raise ValueError(f"labels of memory must be valid UTF-8, got {label!r}")
+        for field, array in _arrays(f"memory[{label!r}]", one).items():
+            arrays[f"{label}/{field}"] = array
+    own = zip(_RESERVED, (_FORMAT_VERSION, __version__, _NO_DIGEST), strict=True)
+    blank = safetensors.numpy.save(arrays, strings | dict(own))
     if blank.count(_entry(_NO_DIGEST)) != 1:
-        raise ValueError(f"metadata must not look like a digest, got {list(texts)}")
-    data = blank.replace(_entry(_NO_DIGEST), _entry(_digest(blank)))
-    _texts(data)  # before it replaces another: it can be read again
+        raise ValueError(f"metadata must not look like a digest, got {list(strings)}")
+    digest = hashlib.sha256(blank).hexdigest()
+    data = blank.replace(_entry(_NO_DIGEST), _entry(digest))
+    _strings(data)  # before it replaces another: it can be read again
     return data
 
 
-def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
+def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
-    name = f"memory[{label!r}]"
-    if not all(map(is_known, jax.tree.leaves(memory))):
+    if not all(map(is_concrete, jax.tree.leaves(memory))):
         raise ValueError(f"{name} must have values: save it outside of jit")
-    check_memory(name, memory, POSITIVE)
-    (centers, widths), rates, counts, relative = memory
-    numbers = {"centers": centers, "widths": widths, "rates": rates, "counts": counts}
-    known = {
-        field: np.asarray(one) for field, one in numbers.items() if one is not None
-    }
-    dtype = np.result_type(np.float32, *known.values())
-    if dtype not in _FLOATS:
-        raise ValueError(f"{name} must be float32 or float64, got {dtype}")
+    check_memory(name, memory)
+    dtype = np.result_type(np.float32, *map(np.asarray, jax.tree.leaves(memory[:3])))
     arrays = {
-        f"{label}/{field}": np.array(one, dtype, order="C")
-        for field, one in known.items()
+        field: np.array(value, bool if field == "relative" else dtype, order="C")
+        for field, value in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
+        if value is not None
     }
-    if relative is not None:
-        arrays[f"{label}/relative"] = np.array(relative, bool)
-    _checked(name, arrays, label)
+    _memory(name, arrays)
     return arrays
 
 
-def _checked(name: str, arrays: dict[str, np.ndarray], label: str) -> Memory:
+def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     """Return the memory that arrays make; raise ValueError if it is none."""
-
-    def take(field: str) -> Any:
-        return arrays.get(f"{label}/{field}")
-
-    centers, widths, rates, relative = map(
-        take, ("centers", "widths", "rates", "relative")
-    )
+    centers, widths, rates, weight, rms = map(arrays.get, _FIELDS)
     if centers is None or widths is None or rates is None:
         raise ValueError(f"{name} must have centers, widths and rates")
-    counts = take("counts")
-    floats = [one for one in (centers, widths, rates, counts) if one is not None]
-    if rates.dtype not in _FLOATS or any(one.dtype != rates.dtype for one in floats):
-        raise ValueError(
-            f"{name} must be float32 or float64, got {[one.dtype for one in floats]}"
-        )
-    if relative is not None and (relative.dtype != bool or relative.shape != ()):
-        raise ValueError(f"{name} must have one bool for relative, got {relative!r}")
-    memory = Memory(Kernels(centers, widths), rates, counts, relative)
-    check_memory(name, memory, POSITIVE)
+    dtypes = [arrays[field].dtype for field in _FIELDS[:4] if field in arrays]
+    if rates.dtype not in (np.float32, np.float64) or len(set(dtypes)) > 1:
+        raise ValueError(f"{name} must be float32 or float64, got {dtypes}")
+    if rms is not None and (rms.dtype != bool or rms.shape != ()):
+        raise ValueError(f"{name} must have one bool for relative, got {rms!r}")
+    memory = Memory(Kernels(centers, widths), rates, weight, rms)
+    check_memory(name, memory)
     return memory
 
 
-def _unpack(arrays: dict[str, np.ndarray]) -> dict[str, Memory]:
-    fields = {*Kernels._fields, *Memory._fields} - {"kernels"}
-    labels = set()
-    for name in arrays:
+def _memories(data: bytes) -> dict[str, Memory]:
+    """Return the memories of a content, every bit of which is as it was written."""
+    _strings(data)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in safetensors.numpy.load(data).items():
         label, slash, field = name.rpartition("/")
-        if not slash or field not in fields:
+        if not slash or field not in _FIELDS:
             raise ValueError(f"an array is called {name!r}, which no memory has")
-        labels.add(label)
-    if not labels:
+        found.setdefault(label, {})[field] = array
+    if not found:
         raise ValueError("there is no memory in it")
-    return {
-        label: _checked(f"memory[{label!r}]", arrays, label) for label in sorted(labels)
-    }
+    return {one: _memory(f"memory[{one!r}]", found[one]) for one in sorted(found)}
 
 
-def _is_text(value: Any) -> bool:
+def _is_utf8(value: Any) -> bool:
     """Return whether a value can be written as UTF-8, which half a pair cannot."""
-    if not isinstance(value, str):
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
-
-
-def _digest(blank: bytes) -> str:
-    return hashlib.sha256(blank).hexdigest()
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def _entry(digest: str) -> bytes:
-    """Return the digest as it stands in a file; within a text, quotes are escaped."""
+    """Return the digest as it stands in a file; within a string, quotes are escaped."""
     return f'"sha256":"{digest}"'.encode()
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Name the path in whatever is wrong with a file."""
+def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
+    """Parse a file, and name its path in whatever is wrong with it."""
+
+    def opener(name: str, flags: int) -> int:
+        # Not to wait for a writer, as a pipe would have us do.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
     try:
-        yield
+        with open(path, "rb", opener=opener) as file:
+            number = file.fileno()
+            if not os.path.isfile(number) or os.path.getsize(number) > _LARGEST_FILE:
+                raise ValueError(f"not a file, or larger than {_LARGEST_FILE:,} bytes")
+            return parse(file.read(_LARGEST_FILE + 1))
     except OSError:
         raise  # has it
     except Exception as error:  # whatever a hostile header leads a parser to
         raise ValueError(f"{os.fspath(path)} cannot be trusted: {error}") from error
 
 
-def _open(path: str, flags: int) -> int:
-    """Open without waiting for a writer, as a pipe would have us do."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _read(path: Path) -> bytes:
-    with open(path, "rb", opener=_open) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST_FILE:
-            raise ValueError(f"not a file, or one of more than {_LARGEST_FILE:,} bytes")
-        return file.read(_LARGEST_FILE + 1)
-
-
-def _texts(data: bytes) -> dict[str, str]:
-    """Return the texts of a content, every bit of which is as it was written."""
+def _strings(data: bytes) -> dict[str, str]:
+    """Return the strings but sha256; every bit of the content is as it was written."""
     size = int.from_bytes(data[:8], "little")
     if not 2 <= size <= len(data) - 8:
         raise ValueError("it is cut off, or not a file of a memory")
     header = json.loads(data[8 : 8 + size].decode())
-    texts = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(texts, dict) or not all(map(_is_text, texts.values())):
-        raise ValueError("it is not a file of a memory: it has no texts")
-    version, digest = texts.get("format_version", ""), texts.get("sha256", "")
-    if version.isdecimal() and int(version[:9]) > _FORMAT_VERSION:
+    strings = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(strings, dict) or not all(map(_is_utf8, strings.values())):
+        raise ValueError("it is not a file of a memory: it has no strings")
+    version, digest = strings.get("format_version", ""), strings.pop("sha256", "")
+    if version.isdecimal() and int(version[:9]) > int(_FORMAT_VERSION):
         raise ValueError(
             f"its format_version is {version}, this release reads up to "
             f"{_FORMAT_VERSION}: a newer release of metalr-optax will read it"
         )
-    if version != str(_FORMAT_VERSION):
+    if version != _FORMAT_VERSION:
         raise ValueError(f"it is not a file of a memory: format_version is {version!r}")
     blank = data.replace(_entry(digest), _entry(_NO_DIGEST))
-    if _digest(blank) != digest:
+    if hashlib.sha256(blank).hexdigest() != digest:
         raise ValueError("it was changed or damaged: its content has another sha256")
-    return texts
-
-
-def _write(path: pathlib.Path, data: bytes) -> None:
-    """Put a file in place, whole and on the disk, or leave everything as it was."""
-    beside = path.with_name(f".memory-{secrets.token_hex(8)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        if isinstance(error, OSError):
-            reason = f"{error.strerror}, and the memory was not saved"
-            raise OSError(error.errno, reason, str(path)) from error
-        raise
-    # The new name, too, should be on the disk; not every system can see to that.
-    with contextlib.suppress(AttributeError, OSError):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    return strings

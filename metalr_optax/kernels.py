@@ -1,53 +1,20 @@
-"""Where a memory has its local models: Gaussian kernels over an address.
+"""Where the local models of a memory are: ways to place Gaussian kernels.
 
-The kernels of a memory never change. They say which local models answer for an
-address ``z`` (for plain SGD: the value of one coordinate of the gradient).
+The kernels of a memory never change. They say which local models answer for a kernel
+input ``z`` (for plain SGD: the value of one coordinate of the gradient).
 """
 
-import numbers
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-# Addresses further than this many widths outside the outermost kernels are moved
-# to that distance. There a kernel is 1e-14 strong and, at half a spacing of width,
-# all but alone: the function inside is untouched, nothing divides 0 by 0, and a
-# gradient from far outside hardly moves the memory.
-REACH = 8.0
-
-# With wider gaps than this (in widths) the square of a distance overflows float32
-# and no kernel would answer at all.
-_LARGEST_GAP = 1e15
-
-
-Array = jax.Array | np.ndarray
-
-
-class Kernels(NamedTuple):
-    r"""Centres and widths of M Gaussian kernels, smallest centre first.
-
-    .. math:: \psi_m(z) = \exp(-(z - c_m)^2 / (2 s_m^2))
-
-    Attributes:
-      centers: [M], :math:`c_m`, strictly increasing, in units of the address.
-      widths: [M], :math:`s_m`, positive, in units of the address.
-
-    A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
-    rate, whatever the address, judged by all coordinates alike. :func:`paper_sgd` and
-    :func:`paper_adam` clip gradients at a thousandth of its width.
-    """
-
-    centers: Array
-    widths: Array
+from metalr_optax.checks import check_integer, check_number, is_concrete
+from metalr_optax.memory import Array, Kernels
 
 
 def linspace_kernels(bound: float, num: int = 20, width: float = 0.5) -> Kernels:
     """Place kernels evenly on ``[-bound, bound]``.
 
     Args:
-      bound: the outermost centre, positive; also the value at which the ready
+      bound: the outermost centre, positive; also the value at which the ``paper_``
         optimizers clip a gradient.
       num: M, the number of kernels. ``num=1`` gives a single kernel at 0 that is
         1000 bounds wide: one scalar rate for all gradients, the control for every
@@ -69,14 +36,13 @@ def linspace_kernels(bound: float, num: int = 20, width: float = 0.5) -> Kernels
       >>> float(kernels.widths[0])
       0.5
     """
-    _check_positive("bound", bound)
-    _check_positive("width", width)
-    _check_count(num, smallest=1)
+    check_number("bound", bound)
+    check_number("width", width)
+    check_integer("num", num, smallest=1)
     if num == 1:
         return Kernels(np.zeros(1), np.full(1, 1000.0 * bound))
-    spacing = 2.0 * bound / (num - 1)
     centers = np.linspace(-bound, bound, num)
-    return Kernels(centers, np.full(num, width * spacing))
+    return Kernels(centers, np.full(num, width * 2.0 * bound / (num - 1)))
 
 
 def logspace_kernels(
@@ -111,8 +77,8 @@ def logspace_kernels(
       [0.495, 0.005, 0.005, 0.005, 0.495]
     """
     for name, value in (("bound", bound), ("smallest", smallest), ("width", width)):
-        _check_positive(name, value)
-    _check_count(num, smallest=4)
+        check_number(name, value)
+    check_integer("num", num, smallest=4)
     if num % 2:
         raise ValueError(f"num must be even for log-spaced kernels, got {num}")
     if smallest >= bound:
@@ -125,87 +91,16 @@ def logspace_kernels(
     )
 
 
-def log_activation(kernel: Kernels, kernels: Kernels, address: jax.Array) -> jax.Array:
-    r"""Return the logarithm of one of the kernels at every address.
-
-    Args:
-      kernel: one centre and one width, of shape [].
-      kernels: all M kernels it belongs to; addresses are clamped to their reach.
-      address: [...].
-
-    Returns:
-      [...], :math:`\log \psi_m(z)`, finite for every address but NaN.
-    """
-    centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
-    inside = jnp.clip(
-        address, centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
-    )
-    return -0.5 * jnp.square((inside - kernel.centers) / kernel.widths)
-
-
-def grid_bound(kernels: Kernels) -> Any:
-    """Return the magnitude up to which the kernels cover an address.
+def covered(kernels: Kernels) -> Array:
+    """Return the magnitude up to which the kernels cover an input.
 
     It is the outermost centre; a single kernel (``linspace_kernels`` makes it 1000
     bounds wide) covers a thousandth of its width on either side.
     """
+    centers, widths = kernels
     # A number as soon as can be: whoever keeps it then depends on no buffer.
-    xp = jnp if is_traced(kernels) else np
-    centers, widths = xp.asarray(kernels.centers), xp.asarray(kernels.widths)
+    if all(map(is_concrete, kernels)):
+        centers, widths = np.asarray(centers), np.asarray(widths)
     if centers.shape == (1,):
-        return xp.abs(centers[0]) + widths[0] / 1000.0
-    return xp.max(xp.abs(centers))
-
-
-def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
-    """Raise ValueError unless the kernels are usable in a dtype; traced ones pass."""
-    if not isinstance(kernels, Kernels):
-        raise ValueError(
-            "kernels must be metalr_optax.Kernels, for example "
-            f"linspace_kernels(2.0), got {kernels!r}"
-        )
-    shapes = np.shape(kernels.centers), np.shape(kernels.widths)
-    if len(shapes[0]) != 1 or shapes[0] != shapes[1] or shapes[0][0] < 1:
-        raise ValueError(
-            "kernels must hold centers and widths of one shape [M] with M >= 1, "
-            f"got {shapes[0]} and {shapes[1]}"
-        )
-    if is_traced(kernels):
-        return
-    centers, widths = np.asarray(kernels.centers), np.asarray(kernels.widths)
-    if not (np.isfinite(widths) & (widths.astype(dtype) >= np.finfo(dtype).tiny)).all():
-        raise ValueError(
-            f"widths must be positive and finite as {np.dtype(dtype)}, got {widths}"
-        )
-    gaps = np.diff(centers.astype(dtype))
-    if not (np.isfinite(centers).all() and (gaps > 0).all()):
-        raise ValueError(
-            f"centers must be finite and increasing as {np.dtype(dtype)}, got {centers}"
-        )
-    if (gaps > _LARGEST_GAP * np.maximum(widths[1:], widths[:-1])).any():
-        raise ValueError(
-            f"neighbours must be within {_LARGEST_GAP:g} widths of each other, got "
-            f"centers {centers} and widths {widths}"
-        )
-
-
-def is_traced(kernels: Kernels) -> bool:
-    """Return whether nobody can tell yet what the values of the kernels are."""
-    return any(isinstance(array, jax.core.Tracer) for array in kernels)
-
-
-def _check_positive(name: str, value: float) -> None:
-    is_number = isinstance(value, numbers.Real) or (
-        isinstance(value, jax.Array)
-        and not isinstance(value, jax.core.Tracer)
-        and value.ndim == 0
-    )
-    if not (is_number and np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
-
-
-def _check_count(num: int, smallest: int) -> None:
-    if isinstance(num, bool) or not isinstance(num, (int, np.integer)):
-        raise ValueError(f"num must be a whole number, got {num!r}")
-    if num < smallest:
-        raise ValueError(f"num must be at least {smallest}, got {num}")
+        return abs(centers[0]) + widths[0] / 1000.0
+    return abs(centers).max()

@@ -1,25 +1,48 @@
-"""What a memory of learning rates holds, how it is read and how it is corrected.
+"""What a memory of learning rates holds, how it is read and what evidence it gets.
 
 Pure functions of arrays. When they are called is the business of
 :mod:`metalr_optax.transform`.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.kernels import Array, Kernels, check_kernels, log_activation
+# Inputs further than this many widths outside the outermost kernels are moved to that
+# distance. There a kernel is 1e-14 strong and, at half a spacing of width, all but
+# alone: the function inside is untouched, nothing divides 0 by 0, and a gradient from
+# far outside hardly moves the memory.
+REACH = 8.0
 
 # So many local models, or fewer, are evaluated in one go instead of one by one.
 _FEW = 3
 
-# Rates that any optimizer may hold; its own bounds are narrower.
-POSITIVE = (1e-37, 1e37)
+# Up to so many coordinates XLA on a CPU sums all values in one loop, which compiles in
+# half the time; above, each in a vectorised loop of its own, which runs faster.
+_ONE_LOOP = 2**12
 
-Signal = Callable[[jax.Array, jax.Array], jax.Array]
+Array = jax.Array | np.ndarray
+
+
+class Kernels(NamedTuple):
+    r"""Centres and widths of M Gaussian kernels, smallest centre first.
+
+    .. math:: \psi_m(z) = \exp(-(z - c_m)^2 / (2 s_m^2))
+
+    Attributes:
+      centers: [M], :math:`c_m`, strictly increasing, in units of the kernel input.
+      widths: [M], :math:`s_m`, positive, in units of the kernel input.
+
+    A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
+    rate, whatever the input, with evidence from all coordinates alike.
+    :func:`paper_sgd` and :func:`paper_adam` clip gradients at a thousandth of its width.
+    """
+
+    centers: Array
+    widths: Array
 
 
 class Memory(NamedTuple):
@@ -28,251 +51,138 @@ class Memory(NamedTuple):
     Attributes:
       kernels: where the local models are, [M] centres and [M] widths.
       rates: [M], the learning rate :math:`v_m` of each local model.
-      counts: [M], in steps, how much evidence each local model has had: the sum of its
-        shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
-      relative: [], bool, whether addresses are relative to the root mean square of a
-        tensor; None if not known. A single rate has no address: there it is free.
+      evidence_weight: [M], in steps, how much evidence each local model has had: the
+        sum of its shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
+      rms_normalized: [], bool, whether kernel inputs are divided by the root mean
+        square of their tensor; None if not known. A single rate has no input: there it
+        is free.
 
     Examples:
       >>> import numpy as np
-      >>> from metalr_optax import Memory, linspace_kernels, scale_by_memory
+      >>> from metalr_optax import Memory, get_memory, linspace_kernels, scale_by_memory
       >>> memory = Memory(linspace_kernels(1.0, num=3), np.array([0.1, 0.3, 0.1]))
       >>> state = scale_by_memory(memory).init(np.zeros(2))
-      >>> [round(float(rate), 3) for rate in state.memory["params"].rates]
+      >>> [round(float(rate), 3) for rate in get_memory(state)["params"].rates]
       [0.1, 0.3, 0.1]
     """
 
     kernels: Kernels
     rates: Array
-    counts: Any = None
-    relative: Any = None
+    evidence_weight: Any = None
+    rms_normalized: Any = None
 
 
-def read(memory: Memory, address: jax.Array) -> jax.Array:
-    r"""Return the learning rate that the memory has for each address.
+def read(kernels: Kernels, rates: Array, inputs: jax.Array) -> jax.Array:
+    r"""Return the learning rate that a memory has for each kernel input.
 
     .. math:: \eta(z) = \sum_m \psi_m(z) v_m / \sum_m \psi_m(z)
 
     Args:
-      memory: M local models.
-      address: [...], one address per coordinate. Outside the kernels the rate of
-        the outermost local model holds.
+      kernels: M kernels.
+      rates: [M].
+      inputs: [...], one per coordinate. Outside the kernels the rate of the outermost
+        local model holds.
 
     Returns:
-      [...], learning rates between the smallest and the largest rate of the
-      memory, for every address but NaN, which reads NaN.
+      [...], learning rates between the smallest and the largest rate of the memory, for
+      every input but NaN, which reads NaN.
     """
-    kernels = memory.kernels
     if len(kernels.centers) == 1:
-        return jnp.where(jnp.isnan(address), address, memory.rates[0])
-
-    def log_weight(kernel: Kernels) -> jax.Array:
-        return log_activation(kernel, kernels, address)
+        return jnp.where(jnp.isnan(inputs), inputs, rates[0])
+    first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
+    few = len(kernels.centers) <= _FEW
 
     # One local model at a time: written as one array operation, XLA stores [D, M]
     # numbers as soon as a whole update is compiled.
-    def take_nearest(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
-        return jnp.maximum(nearest, log_weight(kernel)), None
+    def nearer(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
+        return jnp.maximum(nearest, _log_activation(kernel, kernels, inputs)), None
 
-    first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
-    models = Memory(kernels, memory.rates)
-    few = len(kernels.centers) <= _FEW
-    nearest, _ = jax.lax.scan(take_nearest, log_weight(first), kernels, unroll=few)
+    start = _log_activation(first, kernels, inputs)
+    nearest, _ = jax.lax.scan(nearer, start, kernels, unroll=few)
 
-    def add(sums: tuple[jax.Array, jax.Array], model: Memory) -> Any:
-        weight = jnp.exp(log_weight(model.kernels) - nearest)
-        return (sums[0] + weight * model.rates, sums[1] + weight), None
+    def add(sums: tuple[jax.Array, jax.Array], model: Any) -> Any:
+        kernel, rate = model
+        weight = jnp.exp(_log_activation(kernel, kernels, inputs) - nearest)
+        return (sums[0] + weight * rate, sums[1] + weight), None
 
     zero = jnp.zeros_like(nearest)
-    (weighted_rates, weights), _ = jax.lax.scan(add, (zero, zero), models, unroll=few)
-    return weighted_rates / weights
+    (weighted, weights), _ = jax.lax.scan(
+        add, (zero, zero), (kernels, rates), unroll=few
+    )
+    return weighted / weights
 
 
-def evidence(kernels: Kernels, address: jax.Array, agreement: jax.Array) -> jax.Array:
-    r"""Sum the agreement of all coordinates into the local models they had used.
+def accumulate(
+    kernels: Kernels, inputs: jax.Array, values: Sequence[jax.Array]
+) -> list[jax.Array]:
+    r"""Sum values of all coordinates into the local models that answered for them.
 
     .. math:: \sum_i a_i \psi_m(z_i)
 
     Args:
       kernels: M kernels.
-      address: [...], the address each coordinate read its last rate from, finite.
-      agreement: [...], the value :math:`a_i` of a signal per coordinate, finite.
+      inputs: [...], the kernel input each coordinate read its last rate from, finite.
+      values: V arrays [...] with :math:`a_i` per coordinate, finite.
 
     Returns:
-      [M]; positive where rates should have been larger. A single kernel answers for
-      every address alike, and so is the sum of all agreement.
+      V arrays [M]. A single kernel answers for every input alike: the sum of all.
     """
     if len(kernels.centers) == 1:
-        return jnp.sum(agreement)[None]
+        sums = _sums if values[0].size <= _ONE_LOOP else _sums_apart
+        return [one[None] for one in sums(*values)]
 
-    def of_model(_: None, kernel: Kernels) -> tuple[None, jax.Array]:
-        activation = jnp.exp(log_activation(kernel, kernels, address))
-        return None, jnp.sum(activation * agreement)
+    def of_model(_: None, kernel: Kernels) -> tuple[None, list[jax.Array]]:
+        activation = jnp.exp(_log_activation(kernel, kernels, inputs))
+        return None, [jnp.sum(activation * one) for one in values]
 
     few = len(kernels.centers) <= _FEW
     return jax.lax.scan(of_model, None, kernels, unroll=few)[1]
 
 
-def sign_agreement(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
-    r"""Return 1 where the gradient kept its sign, -1 where it flipped.
+def mean_rate(rates: jax.Array, evidence_weight: jax.Array) -> jax.Array:
+    """Return the mean of rates [..., M] by evidence, or of all alike without any."""
+    most = jnp.max(evidence_weight, axis=-1, keepdims=True)
+    weights = jnp.where(most > 0, evidence_weight / jnp.where(most > 0, most, 1), 1)
+    return jnp.sum(rates * weights, axis=-1) / jnp.sum(weights, axis=-1)
 
-    .. math:: a_i = \mathrm{sign}(g_i) \, \mathrm{sign}(d^-_i)
 
-    Source: equation 4 of Kappler, Schaal, Meier (2017).
+def root_mean_square(tensor: jax.Array) -> jax.Array:
+    """Return the root mean square of a tensor [...], or 1 where that is 0.
 
-    Args:
-      gradient: [...], the gradient of this step.
-      previous_direction: [...], the direction of the last step, pointing along its
-        gradient.
-
-    Returns:
-      [...], -1, 0 or 1.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from metalr_optax import sign_agreement
-      >>> sign_agreement(jnp.array([1e-30, 2.0]), jnp.array([1e-30, -1.0])).tolist()
-      [1.0, -1.0]
+    What is not finite counts as 0; no square under- or overflows.
     """
-    # Not sign(g * d): the product of two small gradients underflows to zero.
-    return jnp.sign(gradient) * jnp.sign(previous_direction)
+    tensor = jnp.where(jnp.isfinite(tensor), tensor, 0)
+    largest = jnp.max(jnp.abs(tensor), initial=0.0)
+    # The reciprocal of anything smaller is no number.
+    known = largest >= jnp.finfo(tensor.dtype).tiny
+    largest = jnp.where(known, largest, 1)
+    total = jnp.sum(jnp.square(tensor / largest))
+    return jnp.where(known, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
 
 
-def clipped_product(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
-    r"""Return the product of a gradient and the last direction, clipped to [-1, 1].
-
-    .. math:: a_i = \mathrm{clip}(g_i d^-_i, -1, 1)
-
-    For plain SGD this is the clipped negative derivative of the loss with respect to
-    the last learning rate of the coordinate (the hypergradient). Source: the
-    authors' own code.
-
-    Args:
-      gradient: [...], the gradient of this step.
-      previous_direction: [...], the direction of the last step, pointing along its
-        gradient.
-
-    Returns:
-      [...], values in [-1, 1].
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from metalr_optax import clipped_product
-      >>> clipped_product(jnp.array([0.5, 2.0]), jnp.array([0.5, -1.0])).tolist()
-      [0.25, -1.0]
-    """
-    return jnp.clip(gradient * previous_direction, -1.0, 1.0)
+def _log_activation(kernel: Kernels, kernels: Kernels, inputs: jax.Array) -> jax.Array:
+    """Return the log of one activation [...], with inputs clamped to all kernels."""
+    centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
+    low, high = centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
+    inside = jnp.clip(inputs, low, high)
+    return -0.5 * jnp.square((inside - kernel.centers) / kernel.widths)
 
 
-def raw_product(gradient: jax.Array, previous_direction: jax.Array) -> jax.Array:
-    r"""Return the product of a gradient and the last direction.
-
-    .. math:: a_i = g_i d^-_i
-
-    The negative derivative of the loss with respect to the last learning rate of the
-    coordinate (the hypergradient), so that large gradients have their say. Its sum has
-    no bound: use it with :func:`metalr_optax.agreement_steps`, which makes it relative.
-
-    Args:
-      gradient: [...], the gradient of this step.
-      previous_direction: [...], the direction of the last step, pointing along its
-        gradient.
-
-    Returns:
-      [...].
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> from metalr_optax import raw_product
-      >>> raw_product(jnp.array([0.5, 2.0]), jnp.array([0.5, -1.0])).tolist()
-      [0.25, -2.0]
-    """
-    return gradient * previous_direction
+def _sums_apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    zero, axes = np.zeros((), arrays[0].dtype), range(arrays[0].ndim)
+    return tuple(jax.lax.reduce(one, zero, jax.lax.add, axes) for one in arrays)
 
 
-def weigh_agreement(
-    signal: Signal, gradient: jax.Array, previous_direction: jax.Array
-) -> jax.Array:
-    """Apply a signal where there is something to compare, and return 0 elsewhere.
+@jax.custom_jvp
+def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    zeros = tuple(np.zeros((), one.dtype) for one in arrays)
 
-    A coordinate whose gradient or previous direction is zero or not finite, or for
-    which the signal is not finite, says nothing about its rate. At the first step
-    all previous directions are zero, so a memory never moves there.
-    """
-    usable = jnp.isfinite(gradient) & jnp.isfinite(previous_direction)
-    # Zeros first, so that a signal that looks at the whole tensor stays finite.
-    gradient = jnp.where(usable, gradient, 0)
-    previous_direction = jnp.where(usable, previous_direction, 0)
-    values = signal(gradient, previous_direction)
-    told = (gradient != 0) & (previous_direction != 0) & jnp.isfinite(values)
-    return jnp.where(told, values, 0).astype(gradient.dtype)
+    def add(one: Any, other: Any) -> Any:
+        return tuple(map(jax.lax.add, one, other))
+
+    return tuple(jax.lax.reduce(arrays, zeros, add, range(arrays[0].ndim)))
 
 
-def check_memory(name: str, memory: Memory, rate_bounds: tuple[float, float]) -> None:
-    """Raise ValueError unless the memory is usable; traced values are trusted."""
-    if not isinstance(memory, Memory):
-        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
-    try:
-        check_kernels(memory.kernels)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    shape = np.shape(memory.kernels.centers)
-    if np.shape(memory.rates) != shape:
-        raise ValueError(
-            f"{name} must have one rate per kernel, shape {shape}, got rates of shape "
-            f"{np.shape(memory.rates)}"
-        )
-    check_rates(name, memory.rates, rate_bounds)
-    if memory.counts is None or isinstance(memory.counts, jax.core.Tracer):
-        return
-    counts = np.asarray(memory.counts)
-    is_real = np.issubdtype(counts.dtype, np.integer) or jnp.issubdtype(
-        counts.dtype, jnp.floating
-    )
-    if not (
-        is_real
-        and counts.shape == shape
-        and (np.isfinite(counts) & (counts >= 0)).all()
-    ):
-        raise ValueError(
-            f"{name} must have finite counts of at least 0, shape {shape}, got "
-            f"{memory.counts!r}"
-        )
-
-
-def is_known(value: Any) -> bool:
-    """Return whether an array has a value, which traced and abstract ones have not."""
-    return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
-
-
-def check_address(name: str, memory: Memory, relative: bool) -> None:
-    """Raise ValueError if the memory is known to be for another kind of address."""
-    learned = memory.relative
-    if learned is None or isinstance(learned, jax.core.Tracer):
-        return
-    if np.size(memory.rates) > 1 and bool(np.all(learned)) != relative:
-        kinds = "'value'", "'relative'"
-        raise ValueError(
-            f"{name} was learned with address={kinds[not relative]} and must not be "
-            f"read with address={kinds[relative]}; adapt_memory flattens it"
-        )
-
-
-def check_rates(
-    name: str, rates: jax.typing.ArrayLike, rate_bounds: tuple[float, float]
-) -> None:
-    """Raise ValueError unless all rates are within the bounds; traced ones pass."""
-    if any(isinstance(value, jax.core.Tracer) for value in (rates, *rate_bounds)):
-        return
-    values = np.asarray(rates)
-    if not jnp.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise ValueError(f"{name} must have real numbers for rates, got {rates!r}")
-    # A rate at a bound may have been rounded on its way here.
-    inexact = jnp.issubdtype(values.dtype, np.inexact)
-    slack = max(1e-6, float(jnp.finfo(values.dtype).eps)) if inexact else 0.0
-    low, high = float(rate_bounds[0]), float(rate_bounds[1])
-    values = values.astype(np.float64)
-    if not ((values >= low * (1 - slack)) & (values <= high * (1 + slack))).all():
-        raise ValueError(
-            f"{name} must have rates within the bounds {rate_bounds}, got {rates}"
-        )
+@_sums.defjvp
+def _(arrays: Any, tangents: Any) -> Any:
+    return _sums(*arrays), _sums_apart(*tangents)

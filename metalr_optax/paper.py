@@ -1,17 +1,17 @@
 """The rule of the paper, ready to use: a clip, a memory, and a step downhill."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.kernels import Kernels, grid_bound
-from metalr_optax.labels import GroupBy
-from metalr_optax.memory import Memory, Signal
-from metalr_optax.transform import PAPER_KERNELS, Initial, scale_by_memory
+from metalr_optax import bases
+from metalr_optax.groups import GroupBy
+from metalr_optax.kernels import covered
+from metalr_optax.memory import Kernels
+from metalr_optax.signals import Signal
+from metalr_optax.transform import Initial, Settings, kernels_of, scale_base
 
 
 def paper_sgd(
@@ -24,7 +24,6 @@ def paper_sgd(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
-    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with a learned memory of learning rates.
 
@@ -44,7 +43,6 @@ def paper_sgd(
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: how many coordinates of a large tensor are judged; default all.
-      direction_dtype: dtype of the last direction in the state.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -68,18 +66,10 @@ def paper_sgd(
     References:
       Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017.
     """
-    scale = scale_by_memory(
-        initial,
-        kernels=kernels,
-        memory_optimizer=memory_optimizer,
-        signal=signal,
-        group_by=group_by,
-        rate_bounds=rate_bounds,
-        evidence_sample=evidence_sample,
-        direction_dtype=direction_dtype,
-    )
-    clip = _clip(_all_kernels(initial, kernels))
-    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
+    base = bases.remembered(optax.identity(), evidence_sample)
+    memories = initial, kernels, group_by, rate_bounds
+    settings = Settings(*memories, memory_optimizer, signal)
+    return _clipped(base, settings, learning_rate)
 
 
 def paper_adam(
@@ -95,7 +85,6 @@ def paper_adam(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
-    direction_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with a learned memory of learning rates.
 
@@ -119,7 +108,6 @@ def paper_adam(
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: how many coordinates of a large tensor are judged; default all.
-      direction_dtype: dtype of the last direction in the state.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -145,34 +133,18 @@ def paper_adam(
       `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
       2014.
     """
-    scale = scale_by_memory(
-        initial,
-        inner=optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        kernels=kernels,
-        memory_optimizer=memory_optimizer,
-        signal=signal,
-        group_by=group_by,
-        rate_bounds=rate_bounds,
-        evidence_sample=evidence_sample,
-        direction_dtype=direction_dtype,
-    )
-    clip = _clip(_all_kernels(initial, kernels))
-    return optax.chain(clip, scale, optax.scale_by_learning_rate(learning_rate))
+    base = bases.adam(b1, b2, eps, 0.0, None, False, evidence_sample)
+    memories = initial, kernels, group_by, rate_bounds
+    settings = Settings(*memories, memory_optimizer, signal)
+    return _clipped(base, settings, learning_rate)
 
 
-def _all_kernels(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
-    if kernels is not None:
-        return [kernels]
-    if isinstance(initial, Memory):
-        return [initial.kernels]
-    if isinstance(initial, Mapping) and initial:
-        return [memory.kernels for memory in initial.values()]
-    return [PAPER_KERNELS]
-
-
-def _clip(all_kernels: list[Kernels]) -> optax.GradientTransformation:
+def _clipped(
+    base: bases.Base, settings: Settings, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformationExtraArgs:
     """Clip to the widest kernels; unlike `optax.clip`, infinity stays visible."""
-    bounds = [grid_bound(kernels) for kernels in all_kernels]
+    scale = scale_base(base, settings)
+    bounds = [covered(kernels) for kernels in kernels_of(settings)]
 
     def clip(gradient: jax.typing.ArrayLike) -> jax.Array:
         gradient = jnp.asarray(gradient)
@@ -181,4 +153,5 @@ def _clip(all_kernels: list[Kernels]) -> optax.GradientTransformation:
         clipped = jnp.clip(gradient, -bound, bound)
         return jnp.where(jnp.isinf(gradient), gradient, clipped)
 
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+    first = optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+    return optax.chain(first, scale, optax.scale_by_learning_rate(learning_rate))

@@ -1,43 +1,26 @@
-"""What a state knows of its memories: numbers to log, rates and addresses in use."""
+"""What a state knows of its memories: numbers to log, rates and kernel inputs."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.evaluation import root_mean_square, to_every_device
-from metalr_optax.kernels import Array
-from metalr_optax.labels import GroupBy, labels_of
-from metalr_optax.memory import Memory, read
-from metalr_optax.sample import sample
-from metalr_optax.transfer import memory_states, unwrapped
+from metalr_optax.bases import RememberedState
+from metalr_optax.groups import GroupBy, labels_of
+from metalr_optax.interpolation import replicated
+from metalr_optax.memory import Memory, mean_rate, read, root_mean_square
+from metalr_optax.table import Diagnostics, Table, memory_at
+from metalr_optax.transfer import labels_in, memory_states, table_in
 from metalr_optax.transform import ScaleByMemoryState
 
 # A local model that has had less than this of the evidence of another is not in use.
 _IN_USE = 0.01
-# Beyond it a trend is clear: if nothing drove it, one in forty would be.
+# Beyond it a sign is clear: if nothing drove it, one in forty would be.
 _CLEAR = 0.5
-# So many coordinates of a tensor at most, and at least a quarter, tell how many look
-# outside: a standard error of .004 to .008.
-_TOLD = 2**14
-# Rates are within the bounds up to rounding.
-_ROUNDING = 1e-6
 
 
-class _Bare(NamedTuple):
-    """What is looked at in a state, as bare arrays, whatever they are wrapped in."""
-
-    memory: dict[str, Memory]
-    directions: list[jax.Array]  # the last ones, in the order of leaves
-    agreement: dict[str, jax.Array]
-    trend: dict[str, jax.Array]
-    rate_bounds: jax.Array
-
-
-def summarize_memory(
-    opt_state: Any, group_by: GroupBy | None = None
-) -> dict[str, jax.Array]:
+def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
     r"""Return what there is to log of every memory: a flat dict of scalars.
 
     For every label:
@@ -46,39 +29,36 @@ def summarize_memory(
       has had (all alike as long as there is none).
     - ``rate_min/label``, ``rate_max/label``: smallest and largest rate in use, that is
       of local models with at least 1 % of the evidence that the busiest one has had.
-    - ``agreement/label``: in [0, 1], the share of coordinates whose gradient pointed
-      along the last direction, which without momentum is the last gradient, in the
-      last step that had any; zeros do not count. 0.5 before. Of large tensors it is
-      the share on a lattice of 1,024 to 4,096, and its standard error up to 0.016;
-      what repeats itself with a period of a power of two is not seen there.
-    - ``trend/label``: in [-1, 1], how often the evidence of a step was for larger rates
-      rather than for smaller ones, a running mean over about 19 steps. If nothing
+    - ``rate_over_start/label``, ``rate_over_highest/label``: the mean rate over that at
+      the start, and over the highest so far. Far below 1 the rates have collapsed.
+    - ``agreement_fraction/label``: in [0, 1], which part of the last evidence was for
+      larger rates, :math:`\sum_i \max(a_i, 0) / \sum_i |a_i|`: with
+      :func:`sign_agreement` the fraction of coordinates whose gradient had the sign of
+      the last direction, with :func:`raw_product` weighted by size. 0.5 before there
+      was any. With more than one local model, of a sample of 4,096 at most per tensor.
+    - ``evidence_sign/label``: in [-1, 1], running mean over about 19 steps of whether
+      the evidence of a step was for larger rates (1) or smaller ones (-1). If nothing
       drives it, it is 0 with a standard error of 0.23.
-    - ``gauge/label``: 1 where the trend is above 0.5 (rates are too small), -1 where it
-      is below -0.5 (too large), 0 between (they fit, or noise hides what would).
-    - ``at_bound/label``: in [0, 1], the share of local models at a bound of the rates.
-    - ``outside/label``: in [0, 1], the share of coordinates that looked at the
-      outermost local model or further out, what ``optax.clip`` in front has cut back
-      to it among them; of large tensors on a lattice of 4,096 to 16,384. What is not
-      finite is outside. Always 0 with a single local model.
+    - ``rate_too_small/label``, ``rate_too_large/label``: 1 where that sign is above 0.5
+      and below -0.5, else 0. Where both are 0 rates fit, or noise hides what would.
+    - ``at_bound_fraction/label``: of the local models, at a bound of the rates.
+    - ``out_of_range_fraction/label``: of the coordinates that looked at the outermost
+      local model or further out, what ``optax.clip`` in front has cut back to it among
+      them; of large tensors in a sample of 4,096 at most. What is not finite is out of
+      range. Always 0 with a single local model.
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it,
         as for :func:`metalr_optax.get_memory`. Of a vmapped state take the
         ``jax.vmap`` of this function.
-      group_by: that of the optimizer, if it is a function of your own; the names
-        that it knows are told by the labels. It is called with the stored directions
-        for leaves, so with ``evidence_sample`` or ``direction_dtype`` it must look at
-        the path only.
 
     Returns:
       ``{"quantity/label": []}``, float32 (float64 with float64 parameters). Works under
-      ``jit``; memories with a single local model cost next to nothing, others a pass
-      over the last directions.
+      ``jit`` and costs next to nothing: the update has done what there is to do.
 
     Raises:
-      ValueError: as :func:`metalr_optax.get_memory`; labels that ``group_by`` does not
-        give; a state with a leading axis of ``vmap``.
+      ValueError: as :func:`metalr_optax.get_memory`; a state with a leading axis of
+        ``vmap``.
 
     Examples:
       A rate that is a thousand times too small:
@@ -92,42 +72,50 @@ def summarize_memory(
       ...   updates, state = update(2 * x, state)
       ...   x = optax.apply_updates(x, updates)
       >>> logs = summarize_memory(state)
-      >>> float(logs["agreement/params"]), float(logs["gauge/params"])
+      >>> float(logs["agreement_fraction/params"]), float(logs["rate_too_small/params"])
       (1.0, 1.0)
-      >>> bool(1e-4 < logs["rate_mean/params"])
+      >>> bool(logs["rate_over_start/params"] > 10)
       True
 
-    .. seealso:: :func:`get_rates` for every parameter, and :func:`get_addresses` and
-      ``metalr_optax.plots`` for pictures.
+    .. seealso:: :func:`get_rates` for every parameter, and :func:`get_kernel_inputs`
+      and ``metalr_optax.plots`` for pictures.
     """
     logs: dict[str, jax.Array] = {}
-    for state in memory_states(opt_state):
-        logs |= _summarize(_labels(state, group_by), _unwrap(state))
+    for state in map(_of_one_run, memory_states(opt_state)):
+        for name, values in _quantities(table_in(state)[0]).items():
+            for label, value in zip(labels_in(state), values, strict=True):
+                logs[f"{name}/{label}"] = value
     return logs
 
 
-def get_rates(opt_state: Any, group_by: GroupBy | None = None) -> Any:
-    r"""Return the learning rate that every parameter had in the last step.
+def get_rates(
+    opt_state: Any, direction: Any = None, *, group_by: GroupBy | None = None
+) -> Any:
+    r"""Return the learning rate of every parameter.
 
     .. math:: \eta(z_i) = \sum_m \psi_m(z_i) v_m / \sum_m \psi_m(z_i)
 
-    at the address :math:`z_i` of the last direction: what the direction was multiplied
-    by, without any factor further on in a chain.
+    at the kernel input :math:`z_i` of the last direction: what that was multiplied by,
+    without any factor further on in a chain.
 
     Args:
       opt_state: as for :func:`summarize_memory`, with one state of
         :func:`metalr_optax.scale_by_memory` in it.
-      group_by: as for :func:`summarize_memory`.
+      direction: a tree like the parameters to read the rates at; default: the last
+        direction, where the state has it (``scale_by_memory`` and ``paper_sgd`` do,
+        without ``evidence_sample``). With one rate per memory any tree like the
+        parameters will do, and is only needed where the state has none.
+      group_by: that of the optimizer, if it is a function of your own; the names that
+        it knows are told by the labels.
 
     Returns:
-      A tree like the parameters; with ``evidence_sample`` like the sample of them, and
-      then relative addresses are relative to the root mean square of the sample.
-      Before the first step, the rates of address 0. Tensors of 16,384 numbers and more
-      were read from a table and may differ by 1e-4 of the largest rate, and any by the
-      rounding of ``direction_dtype``.
+      A tree like the direction. Before the first step, the rates of input 0. Tensors of
+      16,384 numbers and more were interpolated and may differ by 1e-4 of the largest
+      rate.
 
     Raises:
-      ValueError: as :func:`summarize_memory`; more than one state of a memory.
+      ValueError: as :func:`summarize_memory`; more than one state of a memory; no last
+        direction in the state; labels that ``group_by`` does not give.
 
     Examples:
       A memory whose rate is 0.1 for small gradients and 0.2 for large ones:
@@ -143,175 +131,145 @@ def get_rates(opt_state: Any, group_by: GroupBy | None = None) -> Any:
       >>> [round(float(rate), 3) for rate in get_rates(state)["w"]]
       [0.1, 0.1, 0.2]
     """
+    direction, inputs = _inputs(opt_state, direction, group_by)
+    rates = [_read(memory, one) for memory, one in inputs]
+    return jax.tree.unflatten(jax.tree.structure(direction), rates)
+
+
+def get_kernel_inputs(
+    opt_state: Any, direction: Any = None, *, group_by: GroupBy | None = None
+) -> dict[str, jax.Array]:
+    """Return where every memory was read in the last step.
+
+    Args:
+      opt_state: as for :func:`get_rates`.
+      direction: as for :func:`get_rates`.
+      group_by: as for :func:`get_rates`.
+
+    Returns:
+      label -> [n], the kernel inputs of all coordinates that share the memory. Of a
+      sharded model every device gets them all.
+
+    Raises:
+      ValueError: as :func:`get_rates`.
+
+    Examples:
+      Kernels that see directions over the root mean square of their tensor:
+
+      >>> import jax.numpy as jnp
+      >>> from metalr_optax import get_kernel_inputs, scale_by_memory
+      >>> optimizer = scale_by_memory(normalize="rms")
+      >>> state = optimizer.init({"w": jnp.zeros(2)})
+      >>> _, state = optimizer.update({"w": jnp.array([0.3, -0.3])}, state)
+      >>> get_kernel_inputs(state)["w"].tolist()
+      [1.0, -1.0]
+
+    .. seealso:: :func:`metalr_optax.plot_memory`, which shows them as a histogram.
+    """
+    direction, inputs = _inputs(opt_state, direction, group_by)
+    (state,) = memory_states(opt_state)
+    parts: dict[str, list[jax.Array]] = {}
+    for label, (_, one) in zip(
+        _labels(state, direction, group_by), inputs, strict=True
+    ):
+        parts.setdefault(label, []).append(replicated(jnp.ravel, one)(one))
+    return {label: jnp.concatenate(some) for label, some in parts.items()}
+
+
+# Compiled once for every kind of state, also where nothing around it is.
+@jax.jit
+def _quantities(table: Table) -> dict[str, jax.Array]:
+    """Return name -> [L]."""
+    rates, weights = table.rates, table.evidence_weight
+    known = Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
+    in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
+    mean, sign = mean_rate(rates, weights), known.evidence_sign
+    return {
+        "rate_mean": mean,
+        "rate_min": jnp.min(rates, axis=-1, where=in_use, initial=jnp.inf),
+        "rate_max": jnp.max(rates, axis=-1, where=in_use, initial=0),
+        "rate_over_start": mean / known.start,
+        "rate_over_highest": mean / known.highest,
+        "agreement_fraction": known.agreement_fraction,
+        "evidence_sign": sign,
+        "rate_too_small": (sign > _CLEAR).astype(mean.dtype),
+        "rate_too_large": (sign < -_CLEAR).astype(mean.dtype),
+        "at_bound_fraction": known.at_bound_fraction,
+        "out_of_range_fraction": known.out_of_range_fraction,
+    }
+
+
+@jax.jit
+def _read(memory: Memory, inputs: jax.Array) -> jax.Array:
+    return read(memory.kernels, memory.rates, inputs)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normalized(direction: jax.Array, rms: bool, like: jax.Array) -> jax.Array:
+    direction = direction.astype(like.dtype)
+    return direction / root_mean_square(direction) if rms else direction
+
+
+def _inputs(
+    opt_state: Any, direction: Any, group_by: GroupBy | None
+) -> tuple[Any, list[tuple[Memory, jax.Array]]]:
+    """Return the direction, and the memory and the kernel inputs of every tensor."""
     states = memory_states(opt_state)
     if len(states) > 1:
         raise ValueError(
             f"opt_state must contain one state of a memory, got {len(states)}: pass "
             "the part that is meant, such as state.inner_states['kernels']"
         )
-    rates = _rates(_labels(states[0], group_by), _unwrap(states[0]))
-    structure = jax.tree.structure(states[0].previous_direction)
-    return jax.tree.unflatten(structure, rates)
+    state = _of_one_run(states[0])
+    if direction is None:
+        direction = _direction_in(state)
+    table, rms = table_in(state)
+    memories = {
+        label: memory_at(table, row, rms) for row, label in enumerate(labels_in(state))
+    }
+    labels = _labels(state, direction, group_by)
+    return direction, [
+        (memories[label], _normalized(d, rms, memories[label].rates))
+        for label, d in zip(labels, jax.tree.leaves(direction), strict=True)
+    ]
 
 
-def get_addresses(
-    opt_state: Any, group_by: GroupBy | None = None
-) -> dict[str, jax.Array]:
-    """Return where every memory was looked up in the last step.
-
-    Args:
-      opt_state: as for :func:`summarize_memory`.
-      group_by: as for :func:`summarize_memory`.
-
-    Returns:
-      label -> [n], the addresses of all coordinates that share the memory (of the
-      sampled ones with ``evidence_sample``, as in :func:`get_rates`), in the units of
-      its kernels. Of a sharded model every device gets them all.
-
-    Raises:
-      ValueError: as :func:`summarize_memory`.
-
-    Examples:
-      The optimizer sees gradients relative to the root mean square of their tensor:
-
-      >>> import jax.numpy as jnp
-      >>> from metalr_optax import get_addresses, memory_sgd
-      >>> optimizer = memory_sgd(momentum=0.0)
-      >>> state = optimizer.init({"w": jnp.zeros(2)})
-      >>> _, state = optimizer.update({"w": jnp.array([0.3, -0.3])}, state)
-      >>> get_addresses(state)["w"].tolist()
-      [1.0, -1.0]
-
-    .. seealso:: :func:`metalr_optax.plot_memory`, which shows them as a histogram.
-    """
-    addresses: dict[str, jax.Array] = {}
-    for state in memory_states(opt_state):
-        addresses |= _addresses(_labels(state, group_by), _unwrap(state))
-    return addresses
+def _direction_in(state: ScaleByMemoryState) -> Any:
+    """Return the last direction, or for a single rate any tree like the parameters."""
+    base: Any = state.base_state
+    if isinstance(base, RememberedState):
+        is_whole = not isinstance(base.last_direction, list | jax.Array)
+        tree = base.last_direction if is_whole else None
+    else:
+        single = table_in(state)[0].rates.shape[-1] == 1
+        tree = getattr(base, "mu", getattr(base, "trace", None)) if single else None
+    if tree is None:
+        raise ValueError(
+            "direction must be given, a tree like the parameters: this state does not "
+            "hold the last one whole"
+        )
+    return tree
 
 
-def _labels(state: ScaleByMemoryState, group_by: GroupBy | None) -> tuple[str, ...]:
+def _labels(
+    state: ScaleByMemoryState, direction: Any, group_by: GroupBy | None
+) -> list[str]:
     """Return the label of every leaf; one of several states may have another rule."""
     known = () if isinstance(group_by, str) else ("layer", "tensor", "all")
     for one in (*([] if group_by is None else [group_by]), *known):
-        labels = labels_of(state.previous_direction, one)
-        if set(labels) == set(state.memory):
-            return tuple(labels)
+        labels = labels_of(direction, one)
+        if set(labels) == set(labels_in(state)):
+            return labels
     raise ValueError(
-        f"group_by must be that of the optimizer, which gave {sorted(state.memory)}, "
+        f"group_by must be that of the optimizer, which gave {labels_in(state)}, "
         f"got {group_by!r}"
     )
 
 
-def _unwrap(state: ScaleByMemoryState) -> _Bare:
-    memory = {label: unwrapped(one) for label, one in state.memory.items()}
-    if any(jnp.ndim(one.rates) != 1 for one in memory.values()):
+def _of_one_run(state: ScaleByMemoryState) -> ScaleByMemoryState:
+    if table_in(state)[0].rates.ndim != 2:
         raise ValueError(
             "opt_state must be that of one run, got the state of a vmap: apply "
             "jax.vmap to this function too"
         )
-    # Flax NNX wraps every array.
-    agreement, trend = (
-        dict(
-            zip(memory, jax.tree.leaves([one[label] for label in memory]), strict=True)
-        )
-        for one in (state.agreement, state.trend)
-    )
-    directions = jax.tree.leaves(state.previous_direction)
-    (bounds,) = jax.tree.leaves(state.rate_bounds)
-    return _Bare(memory, directions, agreement, trend, bounds)
-
-
-# Compiled once for every kind of state, also where nothing around it is.
-@functools.partial(jax.jit, static_argnums=0)
-def _summarize(labels: tuple[str, ...], state: _Bare) -> dict[str, jax.Array]:
-    count = to_every_device(
-        functools.partial(_shares_outside, labels), state.directions
-    )
-    outside = count(state.memory, state.directions)
-    logs: dict[str, jax.Array] = {}
-    for label, memory in state.memory.items():
-        trend = state.trend[label]
-        quantities = {
-            **_rates_in_use(memory),
-            "agreement": state.agreement[label],
-            "trend": trend,
-            "gauge": jnp.where(jnp.abs(trend) > _CLEAR, jnp.sign(trend), 0),
-            "at_bound": _share_at_bound(memory.rates, state.rate_bounds),
-            "outside": outside[label],
-        }
-        for name, value in quantities.items():
-            logs[f"{name}/{label}"] = jnp.asarray(value, memory.rates.dtype)
-    return logs
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _rates(labels: tuple[str, ...], state: _Bare) -> list[jax.Array]:
-    return [
-        read(memory, d / _size(memory, d))
-        for memory, d in _pair(labels, state.memory, state.directions)
-    ]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _addresses(labels: tuple[str, ...], state: _Bare) -> dict[str, jax.Array]:
-    def look(memory: dict[str, Memory], directions: list[jax.Array]) -> Any:
-        parts: dict[str, list[jax.Array]] = {}
-        pairs = _pair(labels, memory, directions)
-        for label, (one, d) in zip(labels, pairs, strict=True):
-            parts.setdefault(label, []).append((d / _size(one, d)).ravel())
-        return {label: jnp.concatenate(some) for label, some in parts.items()}
-
-    return to_every_device(look, state.directions)(state.memory, state.directions)
-
-
-def _pair(
-    labels: tuple[str, ...], memory: dict[str, Memory], directions: list[jax.Array]
-) -> list[tuple[Memory, jax.Array]]:
-    """Return the memory and the last direction of every tensor, of one type."""
-    return [
-        (memory[label], d.astype(memory[label].rates.dtype))
-        for label, d in zip(labels, directions, strict=True)
-    ]
-
-
-def _size(memory: Memory, direction: jax.Array) -> jax.Array:
-    """Return by what a direction is divided to look up its rate."""
-
-    def one(direction: jax.Array) -> jax.Array:
-        return jnp.ones((), direction.dtype)
-
-    # Two passes over a tensor that most paper-like memories do not need.
-    return jax.lax.cond(memory.relative, root_mean_square, one, direction)
-
-
-def _rates_in_use(memory: Memory) -> dict[str, jax.Array]:
-    rates, most = jnp.asarray(memory.rates), jnp.max(memory.counts)
-    weights = jnp.where(most > 0, memory.counts / jnp.where(most > 0, most, 1), 1)
-    in_use = weights >= _IN_USE
-    return {
-        "rate_mean": jnp.average(rates, weights=weights),
-        "rate_min": jnp.min(rates, where=in_use, initial=jnp.inf),
-        "rate_max": jnp.max(rates, where=in_use, initial=0),
-    }
-
-
-def _share_at_bound(rates: Array, rate_bounds: jax.Array) -> jax.Array:
-    low, high = jnp.unstack(rate_bounds.astype(rates.dtype))
-    lowest, highest = rates <= low * (1 + _ROUNDING), rates >= high * (1 - _ROUNDING)
-    return jnp.mean(lowest | highest)
-
-
-def _shares_outside(
-    labels: tuple[str, ...], memory: dict[str, Memory], directions: list[jax.Array]
-) -> dict[str, jax.Array]:
-    outside = {label: jnp.zeros([], jnp.float32) for label in memory}
-    sizes = dict.fromkeys(memory, 0)
-    for label, (one, d) in zip(labels, _pair(labels, memory, directions), strict=True):
-        centers = one.kernels.centers
-        if len(centers) > 1 and d.size:
-            address = sample(d, _TOLD) / _size(one, d)
-            inside = (address > centers[0]) & (address < centers[-1])
-            outside[label] += jnp.mean(~inside) * d.size
-            sizes[label] += d.size
-    return {label: total / max(sizes[label], 1) for label, total in outside.items()}
+    return state

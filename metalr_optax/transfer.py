@@ -4,19 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.evaluation import can_be_tabled
-from metalr_optax.kernels import Kernels
-from metalr_optax.memory import (
-    POSITIVE,
-    Memory,
-    check_address,
-    check_memory,
-    is_known,
-)
-from metalr_optax.transform import ScaleByMemoryState
+from metalr_optax import checks
+from metalr_optax.interpolation import make_grid
+from metalr_optax.memory import Kernels, Memory
+from metalr_optax.table import Table, from_memories, memory_at, pack, unpack
+from metalr_optax.transform import ScaleByMemoryState, same_kernels
 
 
 def get_memory(opt_state: Any) -> dict[str, Memory]:
@@ -49,8 +43,9 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
     """
     memories: dict[str, Memory] = {}
     for state in memory_states(opt_state):
-        for label, memory in state.memory.items():
-            memories[label] = jax.tree.map(_copy, unwrapped(memory))
+        table, rms = table_in(state)
+        for row, label in enumerate(labels_in(state)):
+            memories[label] = memory_at(table, row, rms)
     return memories
 
 
@@ -89,7 +84,7 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
             "memory must be a mapping from label to metalr_optax.Memory, got "
             f"{memory!r}"
         )
-    labels = {label for state in memory_states(opt_state) for label in state.memory}
+    labels = {label for one in memory_states(opt_state) for label in labels_in(one)}
     if set(memory) != labels:
         raise ValueError(
             "memory must have the labels of opt_state; missing "
@@ -99,36 +94,22 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
         )
 
     def replace(node: Any) -> Any:
-        if not isinstance(node, ScaleByMemoryState):
-            return node
-        fitted = {
-            label: _fit(label, memory[label], unwrapped(old))
-            for label, old in node.memory.items()
-        }
-        _check_shared(node.memory, fitted)
-        # Flax NNX keeps every array of an optimizer in a variable: fill those.
-        structure = jax.tree.structure(node.memory)
-        return node._replace(
-            memory=jax.tree.unflatten(structure, jax.tree.leaves(fitted))
-        )
+        is_one = _is_memory_state(node) and labels_in(node)
+        return _fill(node, memory) if is_one else node
 
     return jax.tree.map(replace, opt_state, is_leaf=_is_memory_state)
-
-
-def _is_memory_state(node: Any) -> bool:
-    return isinstance(node, ScaleByMemoryState)
 
 
 def memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
     """Return all states of memories inside; raise ValueError as get_memory does."""
     nodes = jax.tree.leaves(opt_state, is_leaf=_is_memory_state)
     states = [node for node in nodes if _is_memory_state(node)]
-    labels = [label for state in states for label in state.memory]
+    labels = [label for state in states for label in labels_in(state)]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if not states:
         raise ValueError(
             "opt_state must contain a state of scale_by_memory, got "
-            f"{jax.tree.structure(opt_state)}"
+            f"{jax.tree.structure(opt_state)}; {checks.MOVE}"
         )
     if twice:
         raise ValueError(
@@ -138,79 +119,88 @@ def memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
     return states
 
 
-def _copy(array: Any) -> Any:
-    return array if isinstance(array, jax.ShapeDtypeStruct) else jnp.array(array)
+def labels_in(state: ScaleByMemoryState) -> list[str]:
+    """Return the labels in the order of rows; none of a tree without leaves."""
+    return sorted(state.rows) if isinstance(state.rows, Mapping) else []
 
 
-def _check_shared(old: Mapping[str, Memory], new: Mapping[str, Memory]) -> None:
-    """Raise ValueError if memories would no longer share the kernels they shared.
+def table_in(state: ScaleByMemoryState) -> tuple[Table, bool]:
+    """Return the table of a state, and whether kernel inputs are rms-normalised."""
+    ((name, array),) = state.table.items()
+    # Flax NNX keeps every array of an optimizer in a variable.
+    (array,) = jax.tree.leaves(array)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        raise ValueError("opt_state must have values, not only shapes")
+    return unpack(array), name == "rms"
 
-    Those share a table as well, which was decided when the optimizer was built.
-    """
-    kinds: dict[Any, tuple[str, Kernels]] = {}
-    for label, memory in old.items():
-        before, after = unwrapped(memory).kernels, new[label].kernels
-        if not all(map(is_known, (*before, *after))):
-            return
-        kind = tuple(np.asarray(array, np.float64).tobytes() for array in before)
-        first, shared = kinds.setdefault(kind, (label, after))
-        if not all(map(np.array_equal, shared, after)):
+
+def _is_memory_state(node: Any) -> bool:
+    return isinstance(node, ScaleByMemoryState)
+
+
+def _fill(
+    state: ScaleByMemoryState, memory: Mapping[str, Memory]
+) -> ScaleByMemoryState:
+    """Return a state with other memories, in the shapes and dtypes it has."""
+    table, rms = table_in(state)
+    chosen = {label: memory[label] for label in labels_in(state)}
+    for row, (label, one) in enumerate(chosen.items()):
+        _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
+    _check_shared(table, chosen)
+    array = pack(from_memories(list(chosen.values()), table.rates.dtype))
+    # Flax NNX keeps every array of an optimizer in a variable: fill that.
+    structure = jax.tree.structure(state.table)
+    return state._replace(table=jax.tree.unflatten(structure, [array]))
+
+
+def _check_shared(table: Table, memory: dict[str, Memory]) -> None:
+    """Raise ValueError if memories would no longer share the kernels they shared."""
+    old = [memory_at(table, row, False).kernels for row in range(len(memory))]
+    new = [one.kernels for one in memory.values()]
+    labels = list(memory)
+    for row, label in enumerate(labels):
+        if same_kernels(old[0], old[row]) and _differ(new[0], new[row]):
             raise ValueError(
-                f"memory must have the same kernels for {first!r} and {label!r}, as "
-                "this state has; to start from other kernels, build the optimizer "
+                f"memory must have the same kernels for {labels[0]!r} and {label!r}, "
+                "as this state has; to start from other kernels, build the optimizer "
                 "with initial=memory"
             )
-        if all(map(np.array_equal, before, after)):
-            continue
-        # A vmapped state has kernels per member.
-        rows = (array.reshape(-1, array.shape[-1]) for array in after)
-        if not all(can_be_tabled(Kernels(*row)) for row in zip(*rows, strict=True)):
-            raise ValueError(
-                f"memory[{label!r}] must have kernels that a table resolves, got "
-                f"{after}; to start from others, build the optimizer with "
-                "initial=memory"
-            )
 
 
-def unwrapped(memory: Memory) -> Memory:
-    """Return the memory with bare arrays, whatever they are wrapped in."""
-    centers, widths, *rest = jax.tree.leaves(memory)
-    return Memory(Kernels(centers, widths), *rest)
+def _differ(one: Kernels, other: Kernels) -> bool:
+    known = all(map(checks.is_concrete, (*one, *other)))
+    return known and not same_kernels(one, other)
 
 
-def _fit(label: str, memory: Memory, old: Memory) -> Memory:
-    """Return a copy of the memory with the shapes and dtypes of the old one."""
-    name = f"memory[{label!r}]"
+def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
+    """Raise ValueError unless a memory can stand in the place of another."""
     if not isinstance(memory, Memory):
         raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(old)):
-        raise ValueError("opt_state must have values, not only shapes")
-    is_single = old.rates.ndim == 1
-    hint = "; adapt_memory resamples it" if is_single else ", a memory per member"
-
-    def fit(new: Any, like: Any) -> jax.Array:
-        if np.shape(new) != like.shape:
+    hint = (
+        ", a memory per member"
+        if like.rates.ndim > 1
+        else "; adapt_memory resamples it"
+    )
+    for new, old in zip(
+        jax.tree.leaves(memory[:2]), jax.tree.leaves(like[:2]), strict=True
+    ):
+        if np.shape(new) != old.shape:
             raise ValueError(
-                f"{name} must have arrays of shape {like.shape} for this state, got "
+                f"{name} must have arrays of shape {old.shape} for this state, got "
                 f"{np.shape(new)}{hint}"
             )
-        return jnp.array(new, like.dtype)
-
-    # What a memory that was made by hand does not say.
-    if memory.counts is None:
-        memory = memory._replace(counts=jnp.zeros_like(old.counts))
-    relative = old.relative if memory.relative is None else memory.relative
-    if np.shape(relative) == ():
-        relative = jnp.broadcast_to(relative, old.relative.shape)
-    memory = memory._replace(relative=relative)
-    fitted = jax.tree.map(fit, memory, old)
+    checks.check_normalized(name, memory, rms)
     # A vmapped state has one memory per member.
-    for member in np.ndindex(fitted.rates.shape[:-1]):
-        one, before = (
-            jax.tree.map(lambda array, member=member: array[member], memory)
-            for memory in (fitted, old)
+    for member in np.ndindex(like.rates.shape[:-1]):
+        one, old = (
+            jax.tree.map(lambda array, i=member: array[i], Memory(*both[:3]))
+            for both in (memory, like)
         )
-        check_memory(name, one, POSITIVE)
-        if is_known(before.relative):
-            check_address(name, one, bool(before.relative))
-    return fitted._replace(relative=jnp.array(old.relative))
+        checks.check_memory(name, one)
+        grids = make_grid(old.kernels), make_grid(one.kernels)
+        if grids[0] is not None and grids[0] != grids[1]:
+            raise ValueError(
+                f"{name} must have kernels on the grid that large tensors of this "
+                f"state are interpolated on, got {one.kernels}; to start from others, "
+                "build the optimizer with initial=memory"
+            )

@@ -1,8 +1,8 @@
 """When a memory is corrected and read: the Optax transformation."""
 
-import collections
 import functools
-from collections.abc import Callable, Hashable, Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,91 +10,74 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalr_optax.evaluation import (
-    Judged,
-    Tables,
-    Unit,
-    can_be_tabled,
-    is_large,
-    judge,
-    make_tables,
-    plain,
-    root_mean_square,
-    scale,
-    share_agreeing,
-)
-from metalr_optax.kernels import (
-    Array,
-    Kernels,
-    check_kernels,
-    is_traced,
-    linspace_kernels,
-)
-from metalr_optax.labels import GroupBy, join, labels_of
-from metalr_optax.memory import (
-    Memory,
-    Signal,
-    check_address,
-    check_memory,
-    check_rates,
-    sign_agreement,
-)
-from metalr_optax.sample import sample
+from metalr_optax import checks
+from metalr_optax.bases import Base, remembered
+from metalr_optax.evidence import Evaluation, mean_by_label, scaled, tensor_evidence
+from metalr_optax.groups import GroupBy, labels_of, memory_dtype, not_params
+from metalr_optax.interpolation import make_grid
+from metalr_optax.kernels import linspace_kernels
+from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.signals import Signal, sign_agreement
+from metalr_optax.table import Diagnostics, Table, from_memories, pack, unpack
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
 
-# The trend of the evidence is taken over about (1 + .9) / (1 - .9) = 19 steps.
-_TREND_DECAY = 0.9
+# The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
+_SIGN_DECAY = 0.9
+# Rates are within the bounds up to rounding.
+_SLACK = 1e-6
 
-_UNITS = {"value": plain, "relative": root_mean_square}
-
-Address = Literal["value", "relative"]
+Normalize = Literal["rms"] | None
 Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
 
 
 class ScaleByMemoryState(NamedTuple):
-    """State of :func:`scale_by_memory`.
+    """State of :func:`scale_by_memory`; its memories are read with ``get_memory``.
 
     Attributes:
-      count: shape=(), dtype=int32, updates so far.
-      memory: label -> :class:`Memory`, one per group of tensors.
+      rows: label -> [], int32, the row of its memory in the table, in the order of
+        labels.
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 6], rates, evidence
+        weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
-      previous_direction: the last direction, like the parameters or a sample of them;
-        besides ``inner_state`` the only part that is as large as the model.
-      agreement: label -> [], the share of coordinates whose gradient pointed along the
-        last direction, in the last step that could tell (of a large tensor on a lattice
-        of at most 4,096); 0.5 before.
-      trend: label -> [], running mean over about 20 steps of whether the evidence of a
-        whole memory was for larger rates (1) or for smaller ones (-1).
-      rate_bounds: [2], smallest and largest rate a memory may hold.
-      orientation: shape=(), 1 if directions point along the gradient, -1 if against
-        it, 0 as long as nothing is known. Always 0 where no raw gradient is seen.
-      inner_state: state of ``inner``.
+      base_state: state of the base optimizer, with a copy of the last direction where
+        that does not follow from it.
     """
 
-    count: jax.typing.ArrayLike
-    memory: dict[str, Memory]
+    rows: dict[str, jax.Array]
+    table: dict[str, jax.Array]
     memory_optimizer_state: optax.OptState
-    previous_direction: optax.Updates
-    agreement: dict[str, jax.Array]
-    trend: dict[str, jax.Array]
-    rate_bounds: jax.Array
-    orientation: jax.Array
-    inner_state: optax.OptState
+    base_state: Any
+
+
+class Settings(NamedTuple):
+    """What an optimizer is built with; :func:`scale_by_memory` says what it means."""
+
+    initial: Initial
+    kernels: Kernels | None
+    group_by: GroupBy
+    rate_bounds: tuple[float, float]
+    memory_optimizer: optax.GradientTransformation | None
+    signal: Signal | None
+    normalize: Normalize = None
+    clip_norm: Any = None
+    # Of weights, which are scaled by the mean rate of their memory.
+    decay: optax.GradientTransformation | None = None
 
 
 def scale_by_memory(
     initial: Initial = 1e-3,
     *,
-    inner: optax.GradientTransformation | None = None,
+    base_optimizer: optax.GradientTransformation | None = None,
     kernels: Kernels | None = None,
     memory_optimizer: optax.GradientTransformation | None = None,
     signal: Signal | None = None,
-    address: Address = "value",
+    normalize: Normalize = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
-    direction_dtype: Any = None,
+    inner: optax.GradientTransformation | None = None,
+    address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by learning rates read from a memory that is learned online.
 
@@ -236,420 +219,299 @@ def scale_by_memory(
     .. seealso:: :func:`metalr_optax.memory_sgd`, :func:`metalr_optax.memory_adam`,
       :func:`metalr_optax.get_memory`.
     """
-    _check_arguments(inner, memory_optimizer, signal, group_by, rate_bounds)
-    if address not in _UNITS:
-        raise ValueError(f"address must be 'value' or 'relative', got {address!r}")
-    unit = _UNITS[address]
-    _check_initial(initial, kernels, address, rate_bounds)
-    _check_sample(evidence_sample, direction_dtype)
-    if kernels is None:
-        kernels = PAPER_KERNELS
-    if memory_optimizer is None:
-        memory_optimizer = optax.adam(1e-2)
-    if signal is None:
-        signal = sign_agreement
-    kind_of_kernels = _kinds_of_kernels(initial, kernels)
-    base = optax.with_extra_args_support(optax.identity() if inner is None else inner)
+    for name, value in (("inner", inner), ("address", address)):
+        if value is not None:
+            new = {"inner": "base_optimizer", "address": "normalize"}[name]
+            warnings.warn(f"{name} is called {new}", DeprecationWarning, stacklevel=2)
+    base_optimizer = base_optimizer or inner
+    normalize = {"value": None, "relative": "rms", None: normalize}.get(
+        address, address
+    )
+    checks.check_transformation("base_optimizer", base_optimizer)
+    memories = initial, kernels, group_by, rate_bounds
+    settings = Settings(*memories, memory_optimizer, signal, normalize)
+    base = remembered(base_optimizer or optax.identity(), evidence_sample)
+    return scale_base(base, settings, has_gradient=base_optimizer is not None)
+
+
+def scale_base(
+    base: Base, settings: Settings, has_gradient: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """Return a base whose directions are scaled by memories.
+
+    Args:
+      base: the base optimizer.
+      settings: all else.
+      has_gradient: whether what comes in are raw gradients.
+
+    Raises:
+      ValueError: a setting that is not what :func:`scale_by_memory` allows.
+    """
+    _check(base, settings)
+    all_kernels = kernels_of(settings)
+    is_shared = all(same_kernels(all_kernels[0], one) for one in all_kernels)
+    grids = {make_grid(one) for one in all_kernels}
+    grid = grids.pop() if len(grids) == 1 else None
+    rule, signal = settings.memory_optimizer, settings.signal
+    settings = settings._replace(
+        kernels=all_kernels[0], memory_optimizer=rule or optax.adam(1e-2)
+    )
+    rms = settings.normalize == "rms"
+    how = Evaluation(base, signal or sign_agreement, rms, grid)
+    # Traced once for all tensors of one shape.
+    evidence_of = jax.jit(functools.partial(tensor_evidence, how))
+    scaled_by = jax.jit(functools.partial(scaled, how))
 
     def init_fn(params: optax.Params) -> ScaleByMemoryState:
-        memory = _init_memory(
-            initial, kernels, address, _group_dtypes(params, group_by)
-        )
-        # Copies: some optimizers keep the parameters that they start with.
-        rates = {label: jnp.array(one.rates) for label, one in memory.items()}
-        return ScaleByMemoryState(
-            count=jnp.zeros([], jnp.int32),
-            memory=memory,
-            memory_optimizer_state=memory_optimizer.init(rates),
-            previous_direction=jax.tree.map(
-                lambda p: sample(jnp.zeros_like(p, direction_dtype), evidence_sample),
-                params,
-            ),
-            agreement={label: jnp.array(0.5, jnp.float32) for label in memory},
-            trend={label: jnp.zeros([], jnp.float32) for label in memory},
-            rate_bounds=jnp.array(rate_bounds, jnp.float32),
-            orientation=jnp.zeros([], jnp.float32),
-            inner_state=base.init(params),
-        )
+        return _init(settings, base.init(params), params)
 
     def update_fn(updates, state, params=None, **extra_args):
-        direction, inner_state = base.update(
-            updates, state.inner_state, params, **extra_args
+        checks.check_state(state, ScaleByMemoryState)
+        updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
+        if gradient is not None:
+            checks.check_gradient(gradient, updates)
+        elif has_gradient:
+            gradient = updates
+        ((name, array),) = state.table.items()
+        table = unpack(array)
+        labels = labels_of(updates, settings.group_by)
+        rows = [state.rows[label] for label in labels]
+        kernels = [_kernels_at(table, row, is_shared) for row in rows]
+        gradients = jax.tree.leaves(updates if gradient is None else gradient)
+        last = base.last(state.base_state, gradient is not None)
+        scale = _clip_scale(settings, updates)
+        leaves, structure = jax.tree.flatten(updates)
+        pairs = [
+            evidence_of(*one)
+            for one in zip(
+                kernels, [scale] * len(rows), gradients, leaves, last, strict=True
+            )
+        ]
+        direction, base_state = base.update(
+            jax.tree.unflatten(structure, [update for _, update in pairs]),
+            state.base_state,
+            params,
+            gradient,
+            extra_args,
         )
-        updates, direction = jax.tree.map(jnp.asarray, (updates, direction))
-        gradient = _raw_gradient(extra_args, updates)
-        orientation, sign = state.orientation, 1.0
-        if inner is not None or gradient is not updates:
-            orientation = sign = _orient(gradient, direction, orientation)
-
-        labels = labels_of(updates, group_by)
-        leaves = jax.tree.leaves(updates)
-        kinds = {
-            label: kind
-            for label, leaf in zip(labels, leaves, strict=True)
-            if is_large(leaf) and (kind := kind_of_kernels(label)) is not None
-        }
-        tables = make_tables(state.memory, kinds)
-        tensors, sizes = _tensors_to_judge(state, gradient, labels, evidence_sample)
-        agreement = share_agreeing(tensors, sign, state.agreement)
-        # XLA judges in the buffer of a donated last direction. It must not do so before
-        # the shares (none is negative) are known, or it copies all of it for them.
-        known = sum(agreement.values()) >= 0
-        sign = jnp.where(known, sign, jnp.zeros_like(orientation))
-        mean = _judge(state, tables, tensors, sizes, sign, signal, unit)
-        u = mean(False)
-        memory, memory_optimizer_state = _correct(
-            state, u, mean, memory_optimizer, rate_bounds
+        said = [one for one, _ in pairs]
+        sizes = [one.size for one in gradients]
+        evidence = _gather(labels, sizes, said, table.rates)
+        table, rule_state = _correct(settings, state, table, evidence)
+        done = [
+            scaled_by(one, _row(table.rates, row), d)
+            for one, row, d in zip(
+                kernels, rows, jax.tree.leaves(direction), strict=True
+            )
+        ]
+        outside = mean_by_label(
+            labels, sizes, [one[1] for one in done if len(one) > 1], table.rates[:, 0]
         )
-        updates = _scale(direction, updates, memory, tables, labels, unit)
-        return updates, ScaleByMemoryState(
-            count=optax.safe_increment(state.count),
-            memory=memory,
-            memory_optimizer_state=memory_optimizer_state,
-            # A copy: without jit the direction may be the caller's gradient itself,
-            # which the next donated step would take with it.
-            previous_direction=jax.tree.map(
-                lambda d, last: jnp.array(sample(d, evidence_sample), last.dtype),
-                direction,
-                state.previous_direction,
-            ),
-            agreement=agreement,
-            trend={label: _trend(state.trend[label], u[label]) for label in u},
-            rate_bounds=jnp.array(rate_bounds, jnp.float32),
-            orientation=orientation,
-            inner_state=inner_state,
-        )
+        table = _diagnose(settings, table, evidence, outside)
+        scaled = _finish(settings, table, rows, done, direction, updates, params)
+        new = state.rows, {name: pack(table)}, rule_state, base_state
+        return scaled, ScaleByMemoryState(*new)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _tensors_to_judge(
-    state: ScaleByMemoryState,
-    gradient: optax.Updates,
-    labels: list[str],
-    evidence_sample: int | None,
-) -> tuple[list[Judged], dict[str, int]]:
-    """Return what judges the last directions, and the coordinates per memory."""
-    tensors = []
-    sizes = dict.fromkeys(state.memory, 0)
-    for label, whole, d in zip(
-        labels,
-        jax.tree.leaves(gradient),
-        jax.tree.leaves(state.previous_direction),
-        strict=True,
-    ):
-        g = sample(whole, evidence_sample)
-        tensors.append(Judged(label, whole.size / max(g.size, 1), g, d))
-        sizes[label] += whole.size
-    return tensors, sizes
+def same_kernels(one: Kernels, other: Kernels) -> bool:
+    """Return whether kernels are known to be equal."""
+    pairs = list(zip(one, other, strict=True))
+    known = all(checks.is_concrete(array) for pair in pairs for array in pair)
+    return one is other or (known and all(np.array_equal(*pair) for pair in pairs))
 
 
-def _judge(
-    state: ScaleByMemoryState,
-    tables: list[Tables],
-    tensors: list[Judged],
-    sizes: dict[str, int],
-    orientation: float | jax.Array,
-    signal: Signal,
-    unit: Unit,
-) -> Callable[[bool], dict[str, jax.Array]]:
-    """Return a function that gives u, or what it is without signs.
+def _clip_scale(settings: Settings, updates: optax.Updates) -> jax.Array | None:
+    """Return what brings the norm of updates down to the largest that is allowed."""
+    if settings.clip_norm is None:
+        return None
+    return jnp.minimum(1.0, settings.clip_norm / optax.tree.norm(updates))
 
-    It is the mean evidence of the coordinates that share each memory.
+
+class _Evidence(NamedTuple):
+    """What a step says: means over the coordinates that share a memory.
+
+    Attributes:
+      u: [L, M], of agreement times activation.
+      activity: [L, M], the same without signs.
+      agreeing: [L], of agreement.
+      counting: [L], the same without signs.
     """
 
-    def mean(magnitude: bool) -> dict[str, jax.Array]:
-        totals = judge(
-            state.memory, tables, signal, orientation, tensors, unit, magnitude
-        )
-        return {
-            label: total / float(max(sizes[label], 1))
-            for label, total in totals.items()
-        }
+    u: jax.Array
+    activity: jax.Array
+    agreeing: jax.Array
+    counting: jax.Array
 
-    return mean
+
+def _init(
+    settings: Settings, base_state: Any, params: optax.Params
+) -> ScaleByMemoryState:
+    labels = sorted(set(labels_of(params, settings.group_by)))
+    dtype = memory_dtype(params)
+    memories = _initial_memories(settings, labels)
+    for memory in memories:
+        checks.check_kernels(memory.kernels, dtype)
+    # Without a label there is one memory all the same, of which no row is kept.
+    table = pack(from_memories(memories, dtype))[: len(labels)]
+    rows = {label: jnp.array(row, jnp.int32) for row, label in enumerate(labels)}
+    # A copy: some optimizers keep the parameters that they start with.
+    rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
+    name = settings.normalize or "value"
+    return ScaleByMemoryState(not_params(rows), {name: table}, rule_state, base_state)
+
+
+def _gather(
+    labels: Sequence[str], sizes: Sequence[int], said: Sequence[Any], like: jax.Array
+) -> _Evidence:
+    """Return the evidence of all tensors, by memory."""
+    columns = list(zip(*said, strict=True)) or [()] * 4
+    likes = like, like, like[:, 0], like[:, 0]
+    means = [
+        mean_by_label(labels, sizes, *pair)
+        for pair in zip(columns, likes, strict=False)
+    ]
+    # One rate has evidence from all coordinates alike.
+    return _Evidence(*means, *(one[:, 0] for one in means[: 4 - len(means)]))
 
 
 def _correct(
-    state: ScaleByMemoryState,
-    u: dict[str, jax.Array],
-    mean: Callable[[bool], dict[str, jax.Array]],
-    memory_optimizer: optax.GradientTransformation,
-    rate_bounds: tuple[float, float],
-) -> tuple[dict[str, Memory], optax.OptState]:
-    """Step the rates of all memories along the evidence, within the bounds."""
-    rates = {label: memory.rates for label, memory in state.memory.items()}
-    arguments = optax.tree.scale(-1.0, u), state.memory_optimizer_state, rates
-    if isinstance(memory_optimizer, optax.GradientTransformationExtraArgs):
-        activity = mean(True)
-        result = memory_optimizer.update(*arguments, activity=activity)
-    else:
-        result = memory_optimizer.update(*arguments)
-    steps, memory_optimizer_state = result
-    rates = optax.tree.clip(optax.apply_updates(rates, steps), *rate_bounds)
-    memory = {
-        label: one._replace(rates=rates[label], counts=_count(one.counts, u[label]))
-        for label, one in state.memory.items()
-    }
-    return memory, memory_optimizer_state
+    settings: Settings, state: ScaleByMemoryState, table: Table, evidence: _Evidence
+) -> tuple[Table, optax.OptState]:
+    """Step all rates along the evidence, within the bounds; weigh the evidence."""
+    rule = settings.memory_optimizer
+    takes_more = isinstance(rule, optax.GradientTransformationExtraArgs)
+    extra = {"activity": evidence.activity} if takes_more else {}
+    steps, rule_state = rule.update(
+        -evidence.u, state.memory_optimizer_state, table.rates, **extra
+    )
+    rates = optax.apply_updates(table.rates, steps)
+    size = jnp.abs(evidence.u)
+    total = jnp.sum(size, axis=-1, keepdims=True)
+    usable = (total > 0) & jnp.isfinite(total)
+    shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
+    table = table._replace(
+        rates=jnp.clip(rates, *_bounds(settings, table)),
+        evidence_weight=table.evidence_weight + shares,
+    )
+    return table, rule_state
 
 
-def _count(counts: jax.Array, u: jax.Array) -> jax.Array:
-    """Add the share of each local model in the evidence of this step."""
-    size = jnp.abs(u)
-    total = jnp.sum(size)
-    told = (total > 0) & jnp.isfinite(total)
-    return counts + jnp.where(told, size / jnp.where(told, total, 1), 0)
-
-
-def _trend(trend: jax.Array, u: jax.Array) -> jax.Array:
-    """Return the running mean of which way the evidence of a memory points."""
-    sign = jnp.sign(jnp.sum(u)).astype(trend.dtype)
+def _diagnose(
+    settings: Settings, table: Table, evidence: _Evidence, outside: jax.Array
+) -> Table:
+    """Return a corrected table with new diagnostics."""
+    old = Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
+    usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
+    ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
+    sign = jnp.sign(jnp.sum(evidence.u, axis=-1))
     sign = jnp.where(jnp.isnan(sign), 0, sign)
-    return _TREND_DECAY * trend + (1 - _TREND_DECAY) * sign
+    low, high = _bounds(settings, table)
+    at_low, at_high = (
+        table.rates <= low * (1 + _SLACK),
+        table.rates >= high * (1 - _SLACK),
+    )
+    means = mean_rate(table.rates, table.evidence_weight)
+    new = Diagnostics(
+        jnp.where(usable, 0.5 + 0.5 * ratio, old.agreement_fraction),
+        _SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
+        jnp.mean(at_low | at_high, axis=-1, dtype=means.dtype),
+        outside,
+        old.start,
+        jnp.maximum(old.highest, means),
+    )
+    return table._replace(diagnostics=jnp.stack(new, axis=-1))
 
 
-def _scale(
+def _finish(
+    settings: Settings,
+    table: Table,
+    rows: Sequence[jax.Array],
+    done: Sequence[tuple[jax.Array, ...]],
     direction: optax.Updates,
     updates: optax.Updates,
-    memory: dict[str, Memory],
-    tables: list[Tables],
-    labels: list[str],
-    unit: Unit,
+    params: optax.Params | None,
 ) -> optax.Updates:
-    """Multiply directions by the rates they read; the dtype is that of the updates."""
-    leaves, structure = jax.tree.flatten(direction)
-    precise = [
-        d.astype(memory[label].rates.dtype)
-        for label, d in zip(labels, leaves, strict=True)
-    ]
-    scaled = [
-        one.astype(update.dtype)
-        for one, update in zip(
-            scale(memory, tables, labels, precise, unit),
-            jax.tree.leaves(updates),
-            strict=True,
-        )
-    ]
-    return jax.tree.unflatten(structure, scaled)
-
-
-def _orient(
-    gradient: optax.Updates, direction: optax.Updates, orientation: jax.Array
-) -> jax.Array:
-    """Return the sign of <gradient, direction>, from the first step that has one."""
-    pairs = list(
-        zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    )
-    if not pairs:
-        return orientation
-
-    def measure() -> jax.Array:
-        # Every tensor brought to a size of 1, exactly: no product that matters under-
-        # or overflows, and what cancels still does.
-        products, sizes = [], []
-        for g, d in (_finite_pair(g, d) for g, d in pairs):
-            g_size, d_size = _power_of_two(g), _power_of_two(d)
-            products.append(jnp.sum((g / g_size) * (d / d_size)))
-            sizes.append((g_size, d_size))
-        product = jnp.stack(products)
-        exponents = jnp.frexp(jnp.array(sizes))[1]
-        exponent = jnp.where(product != 0, jnp.sum(exponents, axis=1), -(2**20))
-        product = jnp.ldexp(product, exponent - jnp.max(exponent))
-        return jnp.sign(jnp.sum(product)).astype(orientation.dtype)
-
-    return jax.lax.cond(orientation == 0, measure, lambda: orientation)
-
-
-def _power_of_two(tensor: jax.Array) -> jax.Array:
-    """Return a power of two near the largest magnitude, and far from its limits."""
-    largest = jnp.max(jnp.abs(tensor), initial=0.0)
-    # An eighth, so that its reciprocal is not lost when the largest is near infinity.
-    power = largest / (8 * jnp.frexp(largest)[0])
-    return jnp.maximum(jnp.where(largest > 0, power, 1), jnp.finfo(tensor.dtype).tiny)
-
-
-def _finite_pair(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return both as at least float32, zero where either is not finite."""
-    dtype = jnp.promote_types(jnp.promote_types(g.dtype, d.dtype), jnp.float32)
-    finite = jnp.isfinite(g) & jnp.isfinite(d)
-    return jnp.where(finite, g, 0).astype(dtype), jnp.where(finite, d, 0).astype(dtype)
-
-
-def _group_dtypes(params: optax.Params, group_by: GroupBy) -> dict[str, Any]:
-    """Return label -> dtype of the memory: at least float32, wider with the leaves."""
-    dtypes: dict[str, Any] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for label, (path, leaf) in zip(labels_of(params, group_by), leaves, strict=True):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                "params must be real floating point arrays, got "
-                f"{dtype} at {join(path) or 'the top'}; leave others out with "
-                "optax.masked, split complex ones with "
-                "optax.contrib.split_real_and_imaginary"
+    """Return scaled directions, with what decays, in the dtypes of the updates."""
+    leaves = [one[0] for one in done]
+    if settings.decay is not None:
+        means = mean_rate(table.rates, table.evidence_weight)
+        zeros = jax.tree.map(jnp.zeros_like, direction)
+        decayed, _ = settings.decay.update(zeros, settings.decay.init(zeros), params)
+        leaves = [
+            leaf + _row(means, row) * weight.astype(leaf.dtype)
+            for leaf, row, weight in zip(
+                leaves, rows, jax.tree.leaves(decayed), strict=True
             )
-        dtypes[label] = jnp.promote_types(dtype, dtypes.get(label, jnp.float32))
-    return dtypes
+        ]
+    scaled = jax.tree.unflatten(jax.tree.structure(direction), leaves)
+    return jax.tree.map(lambda one, like: one.astype(like.dtype), scaled, updates)
 
 
-def _init_memory(
-    initial: Initial, kernels: Kernels, address: Address, dtypes: dict[str, Any]
-) -> dict[str, Memory]:
-    """Return a memory per label that shares no buffer with the caller's."""
-    if isinstance(initial, Mapping) and set(initial) != set(dtypes):
-        raise ValueError(
-            "initial must have a memory for every label of the parameters and no "
-            f"other; missing {sorted(set(dtypes) - set(initial))}, unknown "
-            f"{sorted(map(str, set(initial) - set(dtypes)))}; set_memory with "
-            "adapt_memory maps another model's"
-        )
-    memories = {}
-    for label, dtype in dtypes.items():
-        one: Any = initial[label] if isinstance(initial, Mapping) else initial
-        if not isinstance(one, Memory):
-            one = Memory(kernels, one)
-        check_kernels(one.kernels, dtype)
-        shape = np.shape(one.kernels.centers)
-        counts = 0.0 if one.counts is None else one.counts
-        # Copies: a donated step must not take the caller's arrays with it.
-        memories[label] = Memory(
-            Kernels(*(jnp.array(array, dtype) for array in one.kernels)),
-            jnp.array(jnp.broadcast_to(jnp.asarray(one.rates), shape), dtype),
-            jnp.array(jnp.broadcast_to(jnp.asarray(counts), shape), dtype),
-            jnp.array(address == "relative"),
-        )
-    return memories
+def _bounds(settings: Settings, table: Table) -> list[jax.Array]:
+    return [jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds]
 
 
-def _kinds_of_kernels(
-    initial: Initial, kernels: Kernels
-) -> Callable[[str], Hashable | None]:
-    """Return a function of a label, equal where kernels start equal.
+def _row(array: jax.Array, row: jax.Array) -> jax.Array:
+    # The row is an operand: as a number it would be part of the program, and XLA would
+    # compile that anew for every tensor. Unsigned: nobody asks whether it is negative.
+    return jax.lax.dynamic_index_in_dim(array, row.astype(jnp.uint32), keepdims=False)
 
-    None is returned for kernels that have to be read one by one.
-    """
 
-    def hold(kernels: Kernels) -> Kernels:
-        if is_traced(kernels):
-            return kernels
-        # Copies of what the caller may donate.
-        return Kernels(*(np.array(array) for array in kernels))
+def _kernels_at(table: Table, row: jax.Array, is_shared: bool) -> Kernels:
+    # What all share is the same operand for all, and evaluated once.
+    pair = table.centers, table.widths
+    return Kernels(*((one[0] if is_shared else _row(one, row)) for one in pair))
 
+
+def kernels_of(settings: Settings) -> list[Kernels]:
+    """Return the kernels that memories start with, copies of what may be donated."""
+    initial: Any = settings.initial
+    memories = list(initial.values()) if isinstance(initial, Mapping) else [initial]
+    kernels = [one.kernels for one in memories if isinstance(one, Memory)]
+    return [
+        Kernels(*(np.array(a) if checks.is_concrete(a) else a for a in one))
+        for one in kernels or [settings.kernels or PAPER_KERNELS]
+    ]
+
+
+def _initial_memories(settings: Settings, labels: Sequence[str]) -> list[Memory]:
+    """Return the memory that each label starts with; one for no labels at all."""
+    initial: Any = settings.initial
     if isinstance(initial, Mapping):
-        held = {label: hold(one.kernels) for label, one in initial.items()}
-    else:
-        one = hold(initial.kernels if isinstance(initial, Memory) else kernels)
-        held = collections.defaultdict(lambda: one)
-
-    # Not before it is needed: an optimizer may be built before JAX has its devices.
-    @functools.cache
-    def kind(label: str) -> Hashable | None:
-        if not can_be_tabled(held[label]):
-            return None
-        return tuple(array.tobytes() for array in held[label])
-
-    return kind
-
-
-def _raw_gradient(extra_args: dict[str, Any], updates: optax.Updates) -> Any:
-    """Return the extra argument `grad`, or the updates where it is not given."""
-    gradient = extra_args.get("grad")
-    if gradient is None:
-        return updates
-    gradient = jax.tree.map(jnp.asarray, gradient)
-    structures = jax.tree.structure(gradient), jax.tree.structure(updates)
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(t)] for t in (gradient, updates)]
-    if structures[0] != structures[1] or shapes[0] != shapes[1]:
-        raise ValueError(
-            "grad must have the structure and shapes of the updates, "
-            f"{structures[1]} with {shapes[1]}, got {structures[0]} with {shapes[0]}; "
-            "optax.masked and optax.partition mask it with "
-            "mask_compatible_extra_args=True"
-        )
-    return gradient
-
-
-def _check_arguments(
-    inner: Any, memory_optimizer: Any, signal: Any, group_by: Any, rate_bounds: Any
-) -> None:
-    for name, value in (("inner", inner), ("memory_optimizer", memory_optimizer)):
-        if value is not None and not isinstance(value, optax.GradientTransformation):
+        if labels and set(initial) != set(labels):
             raise ValueError(
-                f"{name} must be an optax.GradientTransformation or None, got {value!r}"
+                "initial must have a memory for every label of the parameters and no "
+                f"other; missing {sorted(set(labels) - set(initial))}, unknown "
+                f"{sorted(map(str, set(initial) - set(labels)))}; set_memory with "
+                "adapt_memory maps another model's"
             )
-    if signal is not None and not callable(signal):
-        raise ValueError(
-            "signal must be a function of (gradient, previous_direction), got "
-            f"{signal!r}"
-        )
-    if not callable(group_by) and group_by not in ("layer", "tensor", "all"):
-        raise ValueError(
-            "group_by must be 'layer', 'tensor', 'all' or a function "
-            f"(path, leaf) -> label, got {group_by!r}"
-        )
-    try:
-        low, high = rate_bounds
-        if any(isinstance(bound, jax.core.Tracer) for bound in (low, high)):
-            return
-        ordered = 0 < float(low) < float(high) < np.inf
-    except (TypeError, ValueError):
-        ordered = False
-    if not ordered:
-        raise ValueError(
-            "rate_bounds must be two finite numbers with 0 < smallest < largest, got "
-            f"{rate_bounds!r}"
-        )
+        if labels:
+            return [initial[label] for label in labels]
+        initial = settings.rate_bounds[0]
+    if not isinstance(initial, Memory):
+        shape = np.shape(settings.kernels.centers)
+        rates = jnp.broadcast_to(jnp.asarray(initial), shape)
+        initial = Memory(settings.kernels, rates)
+    return [initial] * max(len(labels), 1)
 
 
-def _check_sample(evidence_sample: Any, direction_dtype: Any) -> None:
-    is_count = isinstance(evidence_sample, int | np.integer) and not isinstance(
-        evidence_sample, bool
+def _check(base: Base, settings: Settings) -> None:
+    """Raise ValueError unless all settings are allowed."""
+    checks.check_sample(base.size)
+    checks.check_transformation("memory_optimizer", settings.memory_optimizer)
+    if settings.signal is not None and not callable(settings.signal):
+        raise ValueError(
+            "signal must be a function of (gradient, last_direction), got "
+            f"{settings.signal!r}"
+        )
+    if settings.normalize not in ("rms", None):
+        raise ValueError(f"normalize must be 'rms' or None, got {settings.normalize!r}")
+    checks.check_group_by(settings.group_by)
+    checks.check_bounds(settings.rate_bounds)
+    if settings.kernels is not None:
+        checks.check_kernels(settings.kernels)
+    checks.check_initial(
+        settings.initial, settings.kernels, settings.normalize, settings.rate_bounds
     )
-    if evidence_sample is not None and not (is_count and evidence_sample >= 1):
-        raise ValueError(
-            "evidence_sample must be a positive whole number or None (under "
-            "optax.inject_hyperparams name it in static_args), got "
-            f"{evidence_sample!r}"
-        )
-    if direction_dtype is None:
-        return
-    try:
-        is_floating = jnp.issubdtype(jnp.dtype(direction_dtype), jnp.floating)
-    except TypeError:
-        is_floating = False
-    if not is_floating:
-        raise ValueError(
-            "direction_dtype must be a real floating point dtype or None, got "
-            f"{direction_dtype!r}"
-        )
-
-
-def _check_initial(
-    initial: Any, kernels: Any, address: Address, rate_bounds: tuple[float, float]
-) -> None:
-    if isinstance(initial, Memory | Mapping) and kernels is not None:
-        raise ValueError(
-            "kernels must be None when initial is a memory, which brings its own, got "
-            f"{kernels!r}"
-        )
-    if kernels is not None:
-        check_kernels(kernels)
-    if isinstance(initial, Memory | Mapping):
-        named: dict[str, Any] = {"initial": initial}
-        if isinstance(initial, Mapping):
-            named = {f"initial[{label!r}]": one for label, one in initial.items()}
-        for name, memory in named.items():
-            check_memory(name, memory, rate_bounds)
-            check_address(name, memory, address == "relative")
-    elif (
-        isinstance(initial, bool)
-        or not isinstance(initial, int | float | complex | np.number | Array)
-        or np.shape(initial) != ()
-    ):
-        raise ValueError(
-            "initial must be a rate, a metalr_optax.Memory or a mapping from label to "
-            f"Memory, got {initial!r}"
-        )
-    else:
-        check_rates("initial", initial, rate_bounds)

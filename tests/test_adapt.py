@@ -227,10 +227,12 @@ def test_resampling_stays_within_the_rates_and_keeps_the_evidence(rates, num):
     )
     state = scale_by_memory(kernels=linspace_kernels(2.0, num)).init(jnp.ones(2))
     new = adapt_memory({"params": old}, state)["params"]
-    assert new.rates.shape == new.counts.shape == (num,)
+    assert new.rates.shape == new.evidence_weight.shape == (num,)
     assert (new.rates >= min(rates) * 0.999).all()
     assert (new.rates <= max(rates) * 1.001).all()
-    np.testing.assert_allclose(new.counts.sum(), old.counts.sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        new.evidence_weight.sum(), old.evidence_weight.sum(), rtol=1e-5
+    )
 
 
 def test_other_kernels_read_the_same_rates():
@@ -248,7 +250,9 @@ def test_counts_go_to_the_nearest_centres():
     new = adapt_memory({"params": old}, state)["params"]
     # By their strength at the old centre: 1, and exp(-2) for the neighbours.
     shares = np.exp([-2.0, 0.0, -2.0, -8.0, -18.0])
-    np.testing.assert_allclose(new.counts, 6.0 * shares / shares.sum(), rtol=1e-4)
+    np.testing.assert_allclose(
+        new.evidence_weight, 6.0 * shares / shares.sum(), rtol=1e-4
+    )
 
 
 def test_a_landscape_becomes_its_mean_where_there_is_one_rate():
@@ -257,18 +261,18 @@ def test_a_landscape_becomes_its_mean_where_there_is_one_rate():
     new = adapt_memory({"params": old}, memory_sgd().init(jnp.ones(2)))["params"]
     # exp((3 log 1e-3 + log 0.1) / 4) = 10^(-10/4); nobody asked the third.
     np.testing.assert_allclose(new.rates, [10**-2.5], rtol=1e-5)
-    np.testing.assert_allclose(new.counts, [4.0])
-    unknown = {"params": old._replace(counts=None)}
+    np.testing.assert_allclose(new.evidence_weight, [4.0])
+    unknown = {"params": old._replace(evidence_weight=None)}
     new = adapt_memory(unknown, memory_sgd().init(jnp.ones(2)))["params"]
     np.testing.assert_allclose(new.rates, [10 ** (-4 / 3)], rtol=1e-5)
-    assert not new.counts.any()
+    assert not new.evidence_weight.any()
 
 
 def test_one_rate_becomes_a_flat_landscape():
     state = paper_sgd().init(jnp.ones(2))
     new = adapt_memory({"params": scalar(0.25, steps=40.0)}, state)["params"]
     np.testing.assert_allclose(new.rates, np.full(20, 0.25), rtol=1e-6)
-    np.testing.assert_allclose(new.counts, np.full(20, 2.0))
+    np.testing.assert_allclose(new.evidence_weight, np.full(20, 2.0))
 
 
 def test_addresses_of_another_kind_are_not_mixed():
@@ -276,14 +280,14 @@ def test_addresses_of_another_kind_are_not_mixed():
     value["a"] = value["a"]._replace(rates=np.geomspace(1e-3, 1e-1, 20))
     optimizer = memory_sgd(kernels=EVEN)
     state = optimizer.init({"a": jnp.ones(3)})
-    match = "address='value'.*address='relative'.*adapt_memory"
+    match = "normalize=None.*normalize='rms'.*adapt_memory"
     with pytest.raises(ValueError, match=match):
         set_memory(state, value)
     with pytest.raises(ValueError, match=match):
         memory_sgd(initial=value)
     adapted = adapt_memory(value, state)
     np.testing.assert_allclose(adapted["a"].rates, np.full(20, 1e-2), rtol=1e-5)
-    assert get_memory(set_memory(state, adapted))["a"].relative
+    assert get_memory(set_memory(state, adapted))["a"].rms_normalized
     # A single rate has no address.
     memory_sgd(initial=get_memory(paper_sgd(kernels=linspace_kernels(2, 1)).init(EVEN)))
 
@@ -295,7 +299,7 @@ def test_what_nothing_is_like_starts_from_all():
     adapted = adapt_memory(memory, state)
     np.testing.assert_allclose(adapted["Dense_0"].rates, [0.01], rtol=1e-6)
     np.testing.assert_allclose(adapted["LayerNorm_0"].rates, [10**-1.5], rtol=1e-5)
-    assert not adapted["LayerNorm_0"].counts.any()
+    assert not adapted["LayerNorm_0"].evidence_weight.any()
     set_memory(state, adapted)
 
 
@@ -323,8 +327,12 @@ def test_a_mapping_of_the_user_wins():
         ({}, None, "at least one entry"),
         ({"a": 3}, None, "must be a metalr_optax.Memory"),
         ({"a": scalar(np.nan)}, None, "rates within"),
-        ({"a": scalar(0.1)._replace(counts=np.array([-1.0]))}, None, "counts"),
-        ({1: scalar(0.1)}, None, "labels of memory must be texts"),
+        (
+            {"a": scalar(0.1)._replace(evidence_weight=np.array([-1.0]))},
+            None,
+            "evidence_weight",
+        ),
+        ({1: scalar(0.1)}, None, "labels of memory must be strings"),
         ({"a": scalar(0.1)}, {"a": "a"}, "mapping must have the labels"),
         ({"a": scalar(0.1)}, {"a": "a", "c": "d"}, r"lead to labels.*\['d'\]"),
     ],

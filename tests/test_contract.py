@@ -71,10 +71,12 @@ ROWS = {
     ),
     "inner along": Row(
         lambda rate: optax.chain(
-            scale_by_memory(rate, inner=optax.scale_by_adam()), DOWN
+            scale_by_memory(rate, base_optimizer=optax.scale_by_adam()), DOWN
         )
     ),
-    "inner against": Row(lambda rate: scale_by_memory(rate, inner=optax.adam(1.0))),
+    "inner against": Row(
+        lambda rate: scale_by_memory(rate, base_optimizer=optax.adam(1.0))
+    ),
 }
 ALIASES = {
     "memory_sgd": memory_sgd,
@@ -183,9 +185,9 @@ def test_dtypes(row, dtype):
         optimizer = row.make(0.01)
         state = optimizer.init(params)
         precise = jnp.promote_types(dtype, jnp.float32)
-        for kernels, rates, counts, relative in get_memory(state).values():
-            assert {x.dtype for x in (*kernels, rates, counts)} == {precise}
-            assert relative.dtype == bool
+        for kernels, rates, weight, rms in get_memory(state).values():
+            assert {x.dtype for x in (*kernels, rates, weight)} == {precise}
+            assert rms.dtype == bool
         grads = jax.grad(quadratic)(params)
         extra = {"grad": grads} if row.raw else {}
         update = jax.jit(optimizer.update)
@@ -446,7 +448,10 @@ BASES = {
 @pytest.mark.parametrize("base", BASES)
 def test_a_memory_that_does_not_move_is_the_base_optimizer(base, group_by):
     still = scale_by_memory(
-        0.03, inner=BASES[base], memory_optimizer=optax.sgd(0.0), group_by=group_by
+        0.03,
+        base_optimizer=BASES[base],
+        memory_optimizer=optax.sgd(0.0),
+        group_by=group_by,
     )
     plain = optax.chain(BASES[base], optax.scale(0.03))
     assert_close(run(still, make_params())[0], run(plain, make_params())[0], rtol=1e-6)
@@ -459,7 +464,9 @@ def test_inner_sees_parameters_and_extra_arguments():
         (optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.5)), {}),
         (optax.scale_by_polyak(), {"value": 3.0}),
     ):
-        still = scale_by_memory(0.03, inner=inner, memory_optimizer=optax.sgd(0.0))
+        still = scale_by_memory(
+            0.03, base_optimizer=inner, memory_optimizer=optax.sgd(0.0)
+        )
         plain = optax.with_extra_args_support(inner)
         updates, _ = still.update(grads, still.init(params), params, **extra)
         expected, _ = plain.update(grads, plain.init(params), params, **extra)
@@ -478,7 +485,7 @@ def test_paper_adam_is_adam_with_the_given_moments():
     adam = {"b1": 0.5, "b2": 0.8, "eps": 0.1}
     by_hand = optax.chain(
         optax.clip(2.0),
-        scale_by_memory(0.01, inner=optax.scale_by_adam(**adam)),
+        scale_by_memory(0.01, base_optimizer=optax.scale_by_adam(**adam)),
         optax.scale(-1.0),
     )
     assert_close(
@@ -555,8 +562,10 @@ def test_the_result_does_not_depend_on_the_x64_flag(row):
 
 
 def test_both_orientations_of_a_base_learn_the_same():
-    along = optax.chain(scale_by_memory(0.01, inner=optax.scale_by_adam()), DOWN)
-    against = scale_by_memory(0.01, inner=optax.adam(1.0))
+    along = optax.chain(
+        scale_by_memory(0.01, base_optimizer=optax.scale_by_adam()), DOWN
+    )
+    against = scale_by_memory(0.01, base_optimizer=optax.adam(1.0))
     chained = optax.chain(optax.adam(1.0), scale_by_memory(0.01))
     one = run(along, make_params(), 30)
     two = run(against, make_params(), 30)

@@ -37,7 +37,7 @@ from metalr_optax import (
 
 VERSION_1 = pathlib.Path(__file__).parent / "data" / "memory_v1.safetensors"
 PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def learned(optimizer, steps=4):
@@ -75,7 +75,7 @@ def content(tmp_path_factory):
 )
 def test_what_was_learned_comes_back_and_goes_on(path, optimizer):
     memory = learned(optimizer)
-    assert all(one.counts.sum() > 0 for one in memory.values())
+    assert all(one.evidence_weight.sum() > 0 for one in memory.values())
     save_memory(path, memory)
     loaded = load_memory(path)
     chex.assert_trees_all_equal(loaded, memory)
@@ -87,13 +87,13 @@ def test_what_was_learned_comes_back_and_goes_on(path, optimizer):
 
 @settings(max_examples=100, deadline=None)
 @given(
-    labels=st.lists(TEXTS, min_size=1, max_size=3, unique=True),
-    metadata=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    labels=st.lists(STRINGS, min_size=1, max_size=3, unique=True),
+    metadata=st.dictionaries(STRINGS, STRINGS, max_size=3),
     double=st.booleans(),
     num=st.integers(1, 5),
     known=st.booleans(),
 )
-def test_any_label_and_text_comes_back(
+def test_any_label_and_string_comes_back(
     tmp_path_factory, labels, metadata, double, num, known
 ):
     path = tmp_path_factory.mktemp("any") / "file"
@@ -102,7 +102,7 @@ def test_any_label_and_text_comes_back(
     rates = np.geomspace(1e-9, 10.0, num).astype(dtype)
     one = Memory(kernels, rates)
     if known:
-        one = one._replace(counts=rates, relative=np.bool_(True))
+        one = one._replace(evidence_weight=rates, rms_normalized=np.bool_(True))
     memory = dict.fromkeys(labels, one)
     save_memory(path, memory, metadata=metadata)
     loaded = load_memory(path)
@@ -114,10 +114,12 @@ def test_any_label_and_text_comes_back(
     assert load_metadata(path) == metadata | own
 
 
-@pytest.mark.parametrize("text", ["0" * 64, '"sha256":"' + "0" * 64 + '"', "sha256"])
-def test_texts_that_look_like_a_digest_are_texts(path, text):
-    save_memory(path, learned(memory_sgd()), metadata={"a": text, text + "!": text})
-    assert load_metadata(path)["a"] == text
+@pytest.mark.parametrize("string", ["0" * 64, '"sha256":"' + "0" * 64 + '"', "sha256"])
+def test_strings_that_look_like_a_digest_are_strings(path, string):
+    save_memory(
+        path, learned(memory_sgd()), metadata={"a": string, string + "!": string}
+    )
+    assert load_metadata(path)["a"] == string
     load_memory(path)
 
 
@@ -143,10 +145,10 @@ def test_a_file_of_version_1_stays_readable():
     np.testing.assert_array_equal(first.kernels.centers, np.float32([-1.0, 0.0, 1.0]))
     np.testing.assert_array_equal(first.kernels.widths, np.full(3, 0.5, np.float32))
     np.testing.assert_array_equal(first.rates, np.float32([0.1, 0.2, 0.3]))
-    np.testing.assert_array_equal(first.counts, np.float32([1.0, 2.0, 3.0]))
-    assert first.relative == np.bool_(True)
-    assert second.counts is None
-    assert second.relative is None
+    np.testing.assert_array_equal(first.evidence_weight, np.float32([1.0, 2.0, 3.0]))
+    assert first.rms_normalized == np.bool_(True)
+    assert second.evidence_weight is None
+    assert second.rms_normalized is None
     assert second.rates.dtype == np.float64
 
 
@@ -237,11 +239,11 @@ def test_a_thousand_damaged_files_lose_and_run_nothing(path, content):
 # Hostile files: everything fits but what they say
 
 
-def sign(arrays, texts=(), version="1"):
+def sign(arrays, strings=(), version="1"):
     """A file as save_memory writes it, whatever it holds."""
     zeros = "0" * 64
-    texts = dict(texts) | {"format_version": version, "sha256": zeros}
-    blank = safetensors.numpy.save(arrays, texts)
+    strings = dict(strings) | {"format_version": version, "sha256": zeros}
+    blank = safetensors.numpy.save(arrays, strings)
     digest = hashlib.sha256(blank).hexdigest()
     return blank.replace(zeros.encode(), digest.encode())
 
@@ -281,9 +283,9 @@ def test_the_hostile_file_is_fine_but_for_its_change(path):
         ({"centers": np.array(1.0, np.float32)}, "one shape"),
         ({"widths": np.float32([0.5, 0.0])}, "widths must be positive"),
         ({"widths": np.float32([0.5, np.nan])}, "widths must be positive"),
-        ({"counts": np.float32([1.0, -1.0])}, "counts"),
-        ({"counts": np.float32([1.0, np.nan])}, "counts"),
-        ({"counts": np.float32([1.0])}, "counts"),
+        ({"counts": np.float32([1.0, -1.0])}, "evidence_weight"),
+        ({"counts": np.float32([1.0, np.nan])}, "evidence_weight"),
+        ({"counts": np.float32([1.0])}, "evidence_weight"),
         ({"relative": np.array([False])}, "bool"),
         ({"relative": np.array(0.0)}, "bool"),
         ({"code": np.zeros(1)}, "no memory has"),
@@ -303,11 +305,11 @@ def test_what_no_memory_holds_is_refused(path, changes, match):
         (sign(hostile(), version="1" * 5000), "newer release"),
         (sign(hostile(), version="0"), "format_version is '0'"),
         (sign(hostile(), version="one"), "format_version is 'one'"),
-        (safetensors.numpy.save(hostile()), "no texts"),
+        (safetensors.numpy.save(hostile()), "no strings"),
         (safetensors.numpy.save(hostile(), {"format_version": "1"}), "sha256"),
         (b"", "cut off"),
         ((9).to_bytes(8, "little") + b'{"__metad', "cannot be trusted"),
-        ((2).to_bytes(8, "little") + b"[]", "no texts"),
+        ((2).to_bytes(8, "little") + b"[]", "no strings"),
         (pickle.dumps(Bomb()), "cut off"),
     ],
 )
@@ -374,11 +376,11 @@ def test_what_is_no_file_is_refused(tmp_path):
         ({"a": Memory(linspace_kernels(1.0, 1), np.array([0.1 + 5j]))}, None, "real"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.array([True]))}, None, "real"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.array(["0.5"]))}, None, "real"),
-        ({"a": Memory(linspace_kernels(1.0, 1), [1.0], [1j])}, None, "counts"),
+        ({"a": Memory(linspace_kernels(1.0, 1), [1.0], [1j])}, None, "evidence_weight"),
         ({"a": Memory(Kernels(0.0, 1.0), 0.1)}, None, "one shape"),
         (None, {'x"sha256': "0" * 64}, "look like a digest"),
-        (None, {"sha256": "mine"}, "metadata must be texts with other names"),
-        (None, {"task": 3}, "metadata must be texts"),
+        (None, {"sha256": "mine"}, "metadata must be strings with other names"),
+        (None, {"task": 3}, "metadata must be strings"),
     ],
 )
 def test_what_cannot_be_read_again_is_not_written(path, memory, metadata, match):

@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from metalr_optax import (
-    Memory,
     clipped_product,
     get_memory,
     linspace_kernels,
@@ -190,7 +189,7 @@ def test_one_recorded_step(case):
             # One table of rates per step, read at the recorded gradients.
             kernels = jax.tree.map(np.float32, make_kernels(case["config"]))
             memories = np.float32(trace["memory"][1:])
-            lr = jax.vmap(lambda rates, z, k=kernels: read(Memory(k, rates), z))(
+            lr = jax.vmap(lambda rates, z, k=kernels: read(k, rates, z))(
                 memories, np.float32(trace["grad"])
             )
             error = deviation(lr, trace["lr"], largest(trace["lr"]))

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalr_optax import Kernels, linspace_kernels, logspace_kernels
-from metalr_optax.kernels import check_kernels, grid_bound
+from metalr_optax.checks import check_kernels
+from metalr_optax.kernels import covered
 
 BOUNDS = st.floats(1e-3, 1e3)
 
@@ -53,7 +54,7 @@ def test_one_kernel_is_one_scalar_rate():
     ],
 )
 def test_grid_bound_is_the_bound_that_built_the_kernels(kernels):
-    np.testing.assert_allclose(grid_bound(kernels), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(covered(kernels), 3.0, rtol=1e-6)
 
 
 def test_kernels_are_float64_numpy_until_an_optimizer_is_initialised():
@@ -74,13 +75,25 @@ def test_kernels_are_float64_numpy_until_an_optimizer_is_initialised():
         (lambda: linspace_kernels(np.nan), "bound must be .* got nan"),
         (lambda: linspace_kernels("2"), "bound must be .* got '2'"),
         (lambda: linspace_kernels(None), "bound must be .* got None"),
-        (lambda: linspace_kernels(2.0, 0), "num must be at least 1, got 0"),
-        (lambda: linspace_kernels(2.0, 2.5), "num must be a whole number, got 2.5"),
-        (lambda: linspace_kernels(2.0, True), "num must be a whole number, got True"),
+        (
+            lambda: linspace_kernels(2.0, 0),
+            "num must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: linspace_kernels(2.0, 2.5),
+            "num must be an integer of at least 1, got 2.5",
+        ),
+        (
+            lambda: linspace_kernels(2.0, True),
+            "num must be an integer of at least 1, got True",
+        ),
         (lambda: linspace_kernels(2.0, 5, -1.0), "width must be .* got -1.0"),
         (lambda: logspace_kernels(-1.0, 4), "bound must be .* got -1.0"),
         (lambda: logspace_kernels(1.0, 5), "num must be even .* got 5"),
-        (lambda: logspace_kernels(1.0, 2), "num must be at least 4, got 2"),
+        (
+            lambda: logspace_kernels(1.0, 2),
+            "num must be an integer of at least 4, got 2",
+        ),
         (lambda: logspace_kernels(1.0, 4, 2.0), "smallest must be below .* got 2.0"),
         (lambda: logspace_kernels(1.0, 4, 0.0), "smallest must be .* got 0.0"),
         (lambda: logspace_kernels(1.0, 4, width=0), "width must be .* got 0"),

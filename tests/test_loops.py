@@ -234,7 +234,9 @@ def test_a_memory_is_found_and_given_on(name, wrapper, tmp_path):
     found = get_memory(fresh)
     assert len(found) in (1, 2)
     learned = {
-        label: one._replace(rates=one.rates * (2 + number), counts=one.counts + 7)
+        label: one._replace(
+            rates=one.rates * (2 + number), evidence_weight=one.evidence_weight + 7
+        )
         for number, (label, one) in enumerate(found.items())
     }
     save_memory(tmp_path / "memory.safetensors", learned)

@@ -17,7 +17,8 @@ from metalr_optax import (
     scale_by_memory,
     sign_agreement,
 )
-from metalr_optax.memory import evidence, read, weigh_agreement
+from metalr_optax.memory import accumulate, read
+from metalr_optax.signals import agreement
 
 KERNELS = {
     "even": linspace_kernels(2.0, 20),
@@ -31,8 +32,8 @@ FINITE_FLOAT32 = hnp.arrays(
     np.float32, 16, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
 )
 fast = settings(max_examples=50, deadline=None, derandomize=True)
-read_compiled = jax.jit(read)
-evidence_compiled = jax.jit(evidence)
+read_compiled = jax.jit(lambda memory, z: read(memory.kernels, memory.rates, z))
+accumulate_compiled = jax.jit(lambda *args: accumulate(*args[:2], [args[2]])[0])
 
 
 def make_memory(name, dtype=np.float32):
@@ -81,7 +82,9 @@ def test_inside_the_read_is_the_plain_weighted_mean():
             z = np.clip((centers[:, None] + widths[:, None] * offsets).ravel(), -2, 2)
             psi = np.exp(-((z[:, None] - centers) ** 2) / (2 * widths**2))
             expected = psi @ memory.rates / psi.sum(1)
-            np.testing.assert_allclose(read(memory, jnp.asarray(z)), expected, 1e-10)
+            np.testing.assert_allclose(
+                read(*memory[:2], jnp.asarray(z)), expected, 1e-10
+            )
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "one"])
@@ -89,7 +92,7 @@ def test_inside_the_read_is_the_plain_weighted_mean():
 @given(address=FINITE_FLOAT32, sign=st.sampled_from([-1.0, 1.0]))
 def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address, sign):
     kernels = make_memory(name).kernels
-    u = np.asarray(evidence_compiled(kernels, address, np.full_like(address, sign)))
+    u = np.asarray(accumulate_compiled(kernels, address, np.full_like(address, sign)))
     distance = np.abs(np.float64(address)[:, None] - kernels.centers) / kernels.widths
     active = np.any(distance < 4.0, axis=0)
     silent = np.all(distance > 20.0, axis=0)
@@ -102,7 +105,7 @@ def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address
 @given(address=FINITE_FLOAT32)
 def test_a_single_kernel_hears_everyone_alike(address):
     agreement = np.linspace(-1.0, 2.0, address.size, dtype=np.float32)
-    (u,) = evidence_compiled(KERNELS["one"], address, agreement)
+    (u,) = accumulate_compiled(KERNELS["one"], address, agreement)
     np.testing.assert_allclose(u, agreement.sum(dtype=np.float64), rtol=1e-5, atol=1e-6)
 
 
@@ -119,13 +122,13 @@ def test_evidence_is_the_hypergradient_of_a_quadratic():
         g = jax.grad(loss)(x)
 
         def after(rates):
-            return x - read(memory._replace(rates=rates), g) * g
+            return x - read(memory.kernels, rates, g) * g
 
         hypergradient = jax.grad(lambda rates: loss(after(rates)))(memory.rates)
         product = jax.grad(loss)(after(jnp.asarray(memory.rates))) * g
         centers, widths = memory.kernels
         mass = jnp.exp(-((g[:, None] - centers[None]) ** 2) / (2 * widths[None] ** 2))
-        u = evidence(memory.kernels, g, product / mass.sum(1))
+        (u,) = accumulate(memory.kernels, g, [product / mass.sum(1)])
         np.testing.assert_allclose(u, -hypergradient, rtol=1e-9, atol=1e-14)
 
 
@@ -133,10 +136,10 @@ def test_evidence_is_the_hypergradient_of_a_quadratic():
 @fast
 @given(gradient=ANY_FLOAT32, direction=ANY_FLOAT32)
 def test_agreement_is_bounded_and_finite_for_any_number(signal, gradient, direction):
-    agreement = np.asarray(weigh_agreement(signal, gradient, direction))
-    assert np.all(np.abs(agreement) <= 1.0)
+    values = np.asarray(agreement(signal, gradient, direction))
+    assert np.all(np.abs(values) <= 1.0)
     unusable = ~np.isfinite(gradient) | ~np.isfinite(direction)
-    assert np.all(agreement[unusable | (gradient == 0) | (direction == 0)] == 0)
+    assert np.all(values[unusable | (gradient == 0) | (direction == 0)] == 0)
 
 
 def test_sign_agreement_does_not_underflow():
@@ -151,16 +154,16 @@ def test_a_signal_that_looks_at_the_whole_tensor_sees_no_bad_numbers():
         return jnp.clip(gradient * direction / scale, -1.0, 1.0)
 
     gradient = jnp.array([1.0, jnp.nan, jnp.inf, -2.0])
-    agreement = weigh_agreement(normalised, gradient, jnp.ones(4))
-    np.testing.assert_array_equal(np.sign(agreement), [1, 0, 0, -1])
-    zeros = weigh_agreement(normalised, jnp.zeros(4), jnp.ones(4))  # 0 / 0 inside
+    values = agreement(normalised, gradient, jnp.ones(4))
+    np.testing.assert_array_equal(np.sign(values), [1, 0, 0, -1])
+    zeros = agreement(normalised, jnp.zeros(4), jnp.ones(4))  # 0 / 0 inside
     np.testing.assert_array_equal(zeros, jnp.zeros(4))
 
 
 def test_a_signal_that_is_not_finite_says_nothing():
     values = jnp.array([0.5, jnp.nan, jnp.inf])
-    agreement = weigh_agreement(lambda g, d: values, jnp.ones(3), jnp.ones(3))
-    np.testing.assert_array_equal(agreement, [0.5, 0.0, 0.0])
+    told = agreement(lambda g, d: values, jnp.ones(3), jnp.ones(3))
+    np.testing.assert_array_equal(told, [0.5, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def ax():
     [(KERNELS, "linear"), (logspace_kernels(2.0, 4, smallest=0.02), "symlog")],
     ids=["even", "log"],
 )
-def test_a_landscape_is_the_rate_of_every_address(ax, kernels, scale):
+def test_a_landscape_is_the_rate_of_every_kernel_input(ax, kernels, scale):
     memory = Memory(kernels, RATES)
     assert plot_memory(memory, ax) is ax
     z, rates = ax.lines[0].get_data()
@@ -54,8 +54,8 @@ def test_a_landscape_is_the_rate_of_every_address(ax, kernels, scale):
 
 
 def test_dots_are_as_large_as_the_evidence(ax):
-    memory = Memory(KERNELS, RATES, counts=np.array([0.0, 1.0, 2.0, 4.0, 0.0]))
-    plot_memory(memory._replace(relative=np.array(True)), ax)
+    memory = Memory(KERNELS, RATES, evidence_weight=np.array([0.0, 1.0, 2.0, 4.0, 0.0]))
+    plot_memory(memory._replace(rms_normalized=np.array(True)), ax)
     dots = ax.collections[0]
     np.testing.assert_array_equal(dots.get_offsets()[:, 0], KERNELS.centers)
     areas = dots.get_sizes()
@@ -76,8 +76,9 @@ def bars(ax):
 )
 def test_bars_count_all_gradients_those_outside_too(ax, kernels):
     inside = float(kernels.centers[1] + kernels.centers[2]) / 2
-    addresses = np.array([-100.0, inside, inside, 100.0, np.nan, np.inf])
-    plot_memory(Memory(kernels, RATES[: len(kernels.centers)]), ax, addresses=addresses)
+    kernel_inputs = np.array([-100.0, inside, inside, 100.0, np.nan, np.inf])
+    memory = Memory(kernels, RATES[: len(kernels.centers)])
+    plot_memory(memory, ax, kernel_inputs=kernel_inputs)
     below, shares, edges = bars(ax)
     assert shares.sum() == pytest.approx(1.0)
     assert shares[0] == shares[-1] == pytest.approx(0.25)
@@ -90,9 +91,9 @@ def test_bars_count_all_gradients_those_outside_too(ax, kernels):
     assert below.get_zorder() < ax.get_zorder()
 
 
-def test_without_addresses_there_is_nothing_to_count(ax):
-    for addresses in (np.array([]), np.array([np.nan])):
-        plot_memory(Memory(KERNELS, RATES), ax, addresses=addresses)
+def test_without_kernel_inputs_there_is_nothing_to_count(ax):
+    for kernel_inputs in (np.array([]), np.array([np.nan])):
+        plot_memory(Memory(KERNELS, RATES), ax, kernel_inputs=kernel_inputs)
         _, shares, _ = bars(ax)
         assert shares.sum() == 0
         ax.figure.axes[1].remove()
@@ -101,9 +102,9 @@ def test_without_addresses_there_is_nothing_to_count(ax):
 def test_the_current_axes_stay_the_current_ones():
     figure, (left, right) = plt.subplots(1, 2)
     plt.sca(left)
-    assert plot_memory(Memory(KERNELS, RATES), addresses=np.ones(3)) is left
+    assert plot_memory(Memory(KERNELS, RATES), kernel_inputs=np.ones(3)) is left
     assert plt.gca() is left
-    plot_memory(Memory(KERNELS, RATES), right, addresses=np.ones(3))
+    plot_memory(Memory(KERNELS, RATES), right, kernel_inputs=np.ones(3))
     assert plt.gca() is left
     plt.close(figure)
 
@@ -264,14 +265,14 @@ def test_the_current_axes_are_the_default():
         (
             lambda ax: plot_transfer(
                 Memory(KERNELS, RATES),
-                Memory(KERNELS, RATES, relative=np.array(True)),
+                Memory(KERNELS, RATES, rms_normalized=np.array(True)),
                 ax,
             ),
-            "before and after must have the same kind of address",
+            "before and after must have the same normalize",
         ),
         (
-            lambda ax: plot_memory(Memory(KERNELS, RATES), ax, addresses={"a": 1}),
-            "addresses must be an array of numbers",
+            lambda ax: plot_memory(Memory(KERNELS, RATES), ax, kernel_inputs={"a": 1}),
+            "kernel_inputs must be an array of numbers",
         ),
         (lambda ax: plot_rates({}, ax), "at least one label"),
         (lambda ax: plot_rates({"a": np.ones((2, 2))}, ax), r"rates\['a'\] must have"),

@@ -58,7 +58,7 @@ def compiled(group_by, signal, memory_optimizer, momentum):
     def run(memories, gradients):
         optimizer = scale_by_memory(
             memories,
-            inner=optax.trace(momentum) if momentum else None,
+            base_optimizer=optax.trace(momentum) if momentum else None,
             memory_optimizer=OPTIMIZERS[memory_optimizer][0],
             signal=getattr(metalr_optax, signal),
             group_by=group_by,
@@ -138,19 +138,19 @@ def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data
         state: ScaleByMemoryState = at(states)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
         jax.tree.map(close, at(updates), nest(expected))
-        jax.tree.map(close, state.previous_direction, nest(direction))
-        assert state.count == t + 1
-        for label, memory in state.memory.items():
-            close(memory.rates, rates[label])
-            assert memory.rates.dtype == jnp.float64
+        jax.tree.map(close, state.base_state.last_direction, nest(direction))
+        assert state.rates.dtype == jnp.float64
+        for row, label in enumerate(sorted(memories)):
+            assert state.rows[label] == row
+            close(state.rates[row], rates[label])
             np.testing.assert_array_equal(
-                memory.kernels.centers, memories[label].kernels.centers
-            )
-            np.testing.assert_array_equal(
-                memory.kernels.widths, memories[label].kernels.widths
+                np.broadcast_to(state.kernels["value"], (len(memories), 2, MODELS))[
+                    row
+                ],
+                memories[label].kernels,
             )
             if memory_optimizer == "adam":
                 moments = state.memory_optimizer_state[0]
                 # Optax descends along -u, so its first moment has the other sign.
-                close(moments.mu[label], -optimizer_states[label]["m"], atol=1e-14)
-                close(moments.nu[label], optimizer_states[label]["s"], atol=1e-16)
+                close(moments.mu[row], -optimizer_states[label]["m"], atol=1e-14)
+                close(moments.nu[row], optimizer_states[label]["s"], atol=1e-16)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from metalr_optax.sample import sample
 
 from metalr_optax import get_memory, linspace_kernels, paper_sgd, scale_by_memory
-from metalr_optax.sample import sample
 
 GRADIENTS = np.float32(np.random.default_rng(0).normal(0.2, 0.7, (4, 96, 200)))
 

@@ -73,8 +73,8 @@ def test_kernels_are_transferred_with_the_rates():
     for one in get_memory(state).values():
         chex.assert_trees_all_close(one[:2], jax.tree.map(jnp.float32, other[:2]))
         # A memory made by hand knows no evidence, and takes the address of the state.
-        assert not one.counts.any()
-        assert not one.relative
+        assert not one.evidence_weight.any()
+        assert not one.rms_normalized
 
 
 def test_a_large_tensor_reads_the_kernels_it_was_given():
@@ -99,7 +99,7 @@ def test_a_large_tensor_reads_the_kernels_it_was_given():
                 label: one._replace(kernels=linspace_kernels(2.0, 20, width=0.02))
                 for label, one in m.items()
             },
-            "that a table resolves",
+            "on the grid",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_paths_that_join_to_one_label_share_a_memory():
     assert labels(params) == ["a/b"]
 
 
-def test_a_memory_is_as_precise_as_its_most_precise_tensor():
+def test_memories_are_as_precise_as_the_most_precise_tensor():
     with jax.enable_x64(True):
         params = {
             "mixed": {"w": jnp.zeros(2, jnp.bfloat16), "b": jnp.zeros(2, jnp.float64)},
@@ -118,7 +118,9 @@ def test_a_memory_is_as_precise_as_its_most_precise_tensor():
         }
         memory = get_memory(scale_by_memory().init(params))
         assert memory["mixed"].rates.dtype == jnp.float64
-        assert memory["half"].rates.dtype == jnp.float32
+        assert memory["half"].rates.dtype == jnp.float64
+        memory = get_memory(scale_by_memory().init(params["half"]))
+        assert memory["w"].rates.dtype == jnp.float32
 
 
 # --- which way the base optimizer points
@@ -131,12 +133,12 @@ def orientation_after(gradients, directions):
         del updates, params
         return jnp.asarray(directions)[state], state + 1
 
-    inner = optax.GradientTransformation(lambda params: jnp.zeros([], int), emit)
-    optimizer = scale_by_memory(inner=inner)
+    base = optax.GradientTransformation(lambda params: jnp.zeros([], int), emit)
+    optimizer = scale_by_memory(base_optimizer=base)
     state = optimizer.init(jnp.zeros(2))
     for gradient in jnp.asarray(gradients):
         _, state = optimizer.update(gradient, state)
-    return float(state.orientation)
+    return float(state.base_state.orientation)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_nothing_is_learned_before_the_orientation_is_known():
     inner = optax.stateless(lambda g, _: jnp.array([-g[1], g[0]]))
     optimizer = scale_by_memory(
         0.01,
-        inner=inner,
+        base_optimizer=inner,
         memory_optimizer=optax.sgd(1.0),
         signal=lambda g, d: jnp.ones_like(g),
     )
@@ -177,7 +179,7 @@ def test_nothing_is_learned_before_the_orientation_is_known():
 def test_a_base_that_points_against_the_gradient_raises_its_rates():
     params = {"w": jnp.array([1.0, -2.0])}
     for optimizer, extra in (
-        (scale_by_memory(1e-3, inner=optax.adam(1.0)), {}),
+        (scale_by_memory(1e-3, base_optimizer=optax.adam(1.0)), {}),
         (optax.chain(optax.adam(1.0), scale_by_memory(1e-3)), {"grad": params}),
     ):
         state = optimizer.init(params)
@@ -242,7 +244,7 @@ def test_a_bad_coordinate_is_passed_on_and_teaches_nothing(name, bad):
 @pytest.mark.parametrize("with_grad", [False, True])
 def test_a_bad_coordinate_leaves_the_memory_of_a_base_learning(with_grad, bad):
     inner = None if with_grad else optax.adam(1.0)
-    link = scale_by_memory(0.01, inner=inner, memory_optimizer=optax.sgd(0.1))
+    link = scale_by_memory(0.01, base_optimizer=inner, memory_optimizer=optax.sgd(0.1))
     optimizer = optax.chain(optax.adam(1.0), link) if with_grad else link
     good = jnp.array([0.5, -0.3, 0.2])
     state = optimizer.init(good)
@@ -375,7 +377,10 @@ def test_aliases_clip_to_the_kernels():
             "centers must be finite and increasing",
         ),
         ({"kernels": np.zeros(3)}, "kernels must be metalr_optax.Kernels"),
-        ({"inner": optax.adam}, "inner must be .* got <function adam"),
+        (
+            {"base_optimizer": optax.adam},
+            "base_optimizer must be .* got <function adam",
+        ),
         ({"memory_optimizer": 0.1}, "memory_optimizer must be .* got 0.1"),
         ({"signal": "sign"}, "signal must be a function .* got 'sign'"),
         ({"group_by": "model"}, "group_by must be 'layer', .* got 'model'"),
@@ -389,7 +394,7 @@ def test_aliases_clip_to_the_kernels():
 def test_bad_arguments_fail_at_construction(arguments, match):
     with pytest.raises(ValueError, match=match):
         scale_by_memory(**arguments)
-    if "inner" not in arguments:
+    if "base_optimizer" not in arguments:
         for alias in (paper_sgd, paper_adam):
             with pytest.raises(ValueError, match=match):
                 alias(**arguments)

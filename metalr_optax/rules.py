@@ -1,19 +1,19 @@
-"""How evidence moves rates when only its size relative to the past counts."""
+"""How far evidence moves rates when only its size relative to the past counts."""
 
-import numbers
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from metalr_optax.checks import check_number
 
 # Chosen on four problems and tried on others, see benchmarks: evidence above this is
 # full evidence, ...
 _SATURATION = 0.3
 # ... this much of a step is left to evidence that contradicts itself, ...
 _INCONSISTENT = 0.2
-# ... its consistency is judged over about five steps, ...
+# ... its consistency is measured over about five steps, ...
 _AVERAGE_DECAY = 0.8
 # ... and activity is compared with its maximum over about a hundred.
 _PEAK_DECAY = 0.99
@@ -25,19 +25,16 @@ _SHARED = 1e-3
 
 
 class AgreementStepsState(NamedTuple):
-    """State of :func:`agreement_steps`; dicts are keyed like the rates.
+    """State of :func:`agreement_steps`, of rates [L, M] of L memories.
 
     Attributes:
-      count: [], int32, steps since there was evidence for the first time.
-      peak: [], the largest activity of the recent past.
-      mean: [M], running mean of the relative evidence.
-      square: [M], running mean of its square.
+      history: [L, 2 M + 2], one array, because every array of a state costs time in
+        every call: steps since there was evidence for the first time, the largest
+        activity of the recent past, and [M] each the running means of the relative
+        evidence and of its square.
     """
 
-    count: Any
-    peak: Any
-    mean: Any
-    square: Any
+    history: Any
 
 
 def agreement_steps(
@@ -69,8 +66,9 @@ def agreement_steps(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. It receives :math:`-u` as a
-      gradient, the rates as parameters and the extra argument ``activity``, all
-      ``{label: [M]}``, and returns what is to be added to the rates.
+      gradient, the rates as parameters and the extra argument ``activity``, all [L, M]
+      with a row per memory, and returns what is to be added to the rates. Rows know
+      nothing of each other. Trees of such arrays, and of [M], work too.
 
     Raises:
       ValueError: at construction, a step that is not positive and finite; at
@@ -82,13 +80,13 @@ def agreement_steps(
 
       >>> import jax.numpy as jnp, optax
       >>> from metalr_optax import agreement_steps
-      >>> rates, steps = {"layer": jnp.array([1e-3])}, agreement_steps(1.0)
+      >>> rates, steps = jnp.array([[1e-3]]), agreement_steps(1.0)
       >>> state = steps.init(rates)
       >>> for sign in (1.0, 1.0, -1.0):
-      ...   minus_u, activity = {"layer": jnp.array([-sign])}, {"layer": jnp.ones(1)}
+      ...   minus_u, activity = jnp.array([[-sign]]), jnp.ones([1, 1])
       ...   changes, state = steps.update(minus_u, state, rates, activity=activity)
       ...   rates = optax.apply_updates(rates, changes)
-      ...   print(f"{rates['layer'][0]:.4f}")
+      ...   print(f"{rates[0, 0]:.4f}")
       0.0027
       0.0074
       0.0059
@@ -100,20 +98,13 @@ def agreement_steps(
     .. seealso:: :func:`metalr_optax.scale_by_memory`,
       :func:`metalr_optax.raw_product`.
     """
-    _check_step(step)
+    check_number("step", step)
 
     def init_fn(params: optax.Params) -> AgreementStepsState:
-        def scalars(dtype: Any) -> Any:
-            return jax.tree.map(
-                lambda rates: jnp.zeros((), dtype or rates.dtype), params
-            )
+        def zeros(rates: jax.Array) -> jax.Array:
+            return jnp.zeros((*rates.shape[:-1], 2 + 2 * rates.shape[-1]), rates.dtype)
 
-        return AgreementStepsState(
-            count=scalars(jnp.int32),
-            peak=scalars(None),
-            mean=optax.tree.zeros_like(params),
-            square=optax.tree.zeros_like(params),
-        )
+        return AgreementStepsState(jax.tree.map(zeros, params))
 
     def update_fn(updates, state, params=None, *, activity=None, **extra_args):
         del extra_args
@@ -122,57 +113,46 @@ def agreement_steps(
                 "agreement_steps needs the rates as params and the extra argument "
                 "activity, as scale_by_memory gives them to its memory_optimizer"
             )
-        peak = jax.tree.map(_new_peak, state.peak, activity)
-        evidence = jax.tree.map(_relative, updates, activity, peak)
-        count = jax.tree.map(
-            lambda count, n: jnp.where(n > 0, optax.safe_increment(count), count),
-            state.count,
-            peak,
+
+        def change(minus_u, activity, history, rates):
+            num = rates.shape[-1]
+            count, peak, mean, square = jnp.split(history, [1, 2, 2 + num], axis=-1)
+            peak = _new_peak(peak, activity)
+            count += (peak > 0).astype(count.dtype)
+            e = _relative(minus_u, activity, peak)
+            mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
+            square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
+            power = step * jnp.tanh(e / _SATURATION) * _trust(mean, square, count)
+            history = jnp.concatenate([count, peak, mean, square], axis=-1)
+            return rates * jnp.expm1(power).astype(rates.dtype), history
+
+        both = jax.tree.map(change, updates, activity, state.history, params)
+        changes, history = (
+            jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in range(2)
         )
-        mean = jax.tree.map(_average, state.mean, evidence)
-        square = jax.tree.map(lambda q, e: _average(q, e * e), state.square, evidence)
-
-        def change(rates, e, m, q, k):
-            power = step * jnp.tanh(e / _SATURATION) * _trust(m, q, k)
-            return rates * jnp.expm1(power).astype(rates.dtype)
-
-        changes = jax.tree.map(change, params, evidence, mean, square, count)
-        return changes, AgreementStepsState(count, peak, mean, square)
+        return changes, AgreementStepsState(history)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _new_peak(peak: jax.Array, activity: jax.Array) -> jax.Array:
-    total = jnp.sum(activity)
+    total = jnp.sum(activity, axis=-1, keepdims=True)
     total = jnp.where(jnp.isfinite(total), total, 0)
     most = jnp.where(peak > 0, _PEAK_GROWTH * peak, total)
     return jnp.maximum(_PEAK_DECAY * peak, jnp.minimum(total, most))
 
 
 def _relative(minus_u: jax.Array, activity: jax.Array, peak: jax.Array) -> jax.Array:
-    """Return the evidence [M] in [-1, 1]; 0 where there is none or it overflowed."""
-    total = jnp.sum(activity)
+    """Return the evidence [L, M] in [-1, 1]; 0 where there is none or it overflowed."""
+    total = jnp.sum(activity, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
     share = activity + _SHARED * total
-    relative = -minus_u / jnp.where(usable, share, 1) * jnp.minimum(total / peak, 1)
-    return jnp.where(usable, relative, 0)
-
-
-def _average(old: jax.Array, new: jax.Array) -> jax.Array:
-    return _AVERAGE_DECAY * old + (1 - _AVERAGE_DECAY) * new
+    size = jnp.minimum(total / jnp.where(usable, peak, 1), 1)
+    return jnp.where(usable, -minus_u / jnp.where(usable, share, 1) * size, 0)
 
 
 def _trust(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:
     """Return which part of a step to take, by the consistency of the evidence."""
-    corrected = mean / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1).astype(mean.dtype))
+    corrected = mean / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1))
     consistency = mean * corrected / jnp.where(square > 0, square, 1)
     return _INCONSISTENT + (1 - _INCONSISTENT) * jnp.minimum(consistency, 1)
-
-
-def _check_step(step: Any) -> None:
-    if isinstance(step, jax.core.Tracer):
-        return
-    is_array = isinstance(step, jax.Array) and step.shape == ()
-    is_number = isinstance(step, numbers.Real) and not isinstance(step, bool)
-    if not ((is_array or is_number) and 0 < float(step) < np.inf):
-        raise ValueError(f"step must be a positive, finite number, got {step!r}")

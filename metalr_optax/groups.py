@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 GroupBy = str | Callable[[tuple[Any, ...], Any], str]
 
@@ -27,7 +28,36 @@ def labels_of(tree: Any, group_by: GroupBy) -> list[str]:
         return ["all"] * len(leaves)
     if group_by == "layer":
         paths = [path[:-1] or path for path in paths]
-    return [join(path) or "params" for path in paths]
+    return [_join(path) or "params" for path in paths]
+
+
+def memory_dtype(params: Any) -> Any:
+    """Return the dtype of all memories: float32, or wider with the widest leaf.
+
+    Raises:
+      ValueError: a leaf that is not a real floating point array.
+    """
+    dtype = jnp.dtype(jnp.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        one = jnp.result_type(leaf)
+        if not jnp.issubdtype(one, jnp.floating):
+            raise ValueError(
+                "params must be real floating point arrays, got "
+                f"{one} at {_join(path) or 'the top'}; leave others out with "
+                "optax.masked, split complex ones with "
+                "optax.contrib.split_real_and_imaginary"
+            )
+        dtype = jnp.promote_types(dtype, one)
+    return dtype
+
+
+def not_params(tree: Any) -> Any:
+    """Return a tree for a state that `optax.tree.map_params` takes for one field.
+
+    That function initialises an optimizer with a tree without leaves and takes what
+    comes out for a prefix of the state: an array is a prefix of anything.
+    """
+    return tree if jax.tree.leaves(tree) else jnp.zeros(0, jnp.int32)
 
 
 def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -42,6 +72,5 @@ def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     ]
 
 
-def join(path: tuple[Any, ...]) -> str:
-    """Return the keys of a path, joined with slashes."""
+def _join(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

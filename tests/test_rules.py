@@ -37,7 +37,7 @@ def trajectory():
 
     def update(state, gradient):
         _, state = optimizer.update(gradient, state)
-        return state, state.memory["params"].rates[0]
+        return state, state.rates[0, 0]
 
     @jax.jit
     def run(gradients):
@@ -120,7 +120,7 @@ def test_large_tensors_learn_what_small_ones_do():
         state = optimizer.init(jnp.split(gradients[0], parts))
         for gradient in gradients:
             _, state = optimizer.update(jnp.split(gradient, parts), state)
-        return state.memory["all"].rates
+        return state.rates[0]
 
     large, small = learn(1), learn(4)
     assert np.ptp(np.log(small)) > 0.1
@@ -165,7 +165,7 @@ def test_a_step_that_is_none_is_refused(step):
 
 @pytest.mark.parametrize("missing", ["params", "activity"])
 def test_what_is_missing_is_named(missing):
-    rates = {"layer": jnp.ones(1)}
+    rates = jnp.ones([1, 1])
     steps = agreement_steps()
     given = {"params": rates, "activity": rates} | {missing: None}
     with pytest.raises(ValueError, match="needs the rates as params and the extra"):

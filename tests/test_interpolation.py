@@ -7,6 +7,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metalr_optax.evaluation import can_be_tabled
 
 from metalr_optax import (
     Kernels,
@@ -16,7 +17,6 @@ from metalr_optax import (
     logspace_kernels,
     scale_by_memory,
 )
-from metalr_optax.evaluation import can_be_tabled
 from metalr_optax.memory import evidence, read
 from metalr_optax.table import _address, collect, look_up, make_table, spread, tabulate
 

@@ -1,0 +1,172 @@
+"""Base optimizers, and how the direction that they gave last is known."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_optax.groups import not_params
+from metalr_optax.interpolation import sample
+
+
+class Base(NamedTuple):
+    """A base optimizer whose last direction can be asked for.
+
+    Attributes:
+      init: parameters -> state.
+      update: (updates, state, parameters, gradient or None, extra arguments) ->
+        (direction, state).
+      last: (state, whether there are gradients) -> for every tensor, arrays that its
+        last direction follows from.
+      direction: those arrays of a tensor -> its last direction, or the sample of it
+        that gives evidence, and where it is not known to point along the gradient
+        what turns it there, 1, -1, or 0 for nothing. Zeros before the first update.
+      size: of a sample, or None.
+    """
+
+    init: Callable[[optax.Params], Any]
+    update: Callable[..., tuple[optax.Updates, Any]]
+    last: Callable[[Any, bool], list[tuple[jax.Array, ...]]]
+    direction: Callable[..., tuple[jax.Array, ...]]
+    size: int | None
+
+
+class RememberedState(NamedTuple):
+    """State of :func:`remembered`.
+
+    Attributes:
+      base_state: of the base optimizer.
+      last_direction: like the parameters; a list of samples where evidence is sampled.
+      orientation: [], float32, 1, -1, or 0 as long as nothing is known.
+    """
+
+    base_state: optax.OptState
+    last_direction: Any
+    orientation: jax.Array
+
+
+def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Base:
+    """Return any optimizer with a copy of its last direction in the state."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def keep(direction: optax.Updates) -> Any:
+        # A copy: without jit the direction may be the caller's gradient itself, which
+        # the next donated step would take with it.
+        kept = jax.tree.map(lambda d: jnp.array(sample(d, size)), direction)
+        return kept if size is None else not_params(jax.tree.leaves(kept))
+
+    def init(params: optax.Params) -> RememberedState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        unknown = jnp.zeros([], jnp.float32)
+        return RememberedState(optimizer.init(params), keep(zeros), unknown)
+
+    def update(updates, state, params, gradient, extra_args):
+        direction, base_state = optimizer.update(
+            updates, state.base_state, params, **extra_args
+        )
+        known = state.orientation
+        if gradient is not None:
+            known = jax.lax.cond(
+                known == 0,
+                lambda: _orientation(gradient, direction).astype(known.dtype),
+                lambda: known,
+            )
+        last = jax.tree.map(
+            lambda new, old: new.astype(old.dtype),
+            keep(jax.tree.map(jnp.asarray, direction)),
+            state.last_direction,
+        )
+        return direction, RememberedState(base_state, last, known)
+
+    def last(state: RememberedState, oriented: bool) -> list[tuple[jax.Array, ...]]:
+        more = (state.orientation,) if oriented else ()
+        return [(leaf, *more) for leaf in jax.tree.leaves(state.last_direction)]
+
+    # The last direction is known as it is, and so is what turns it.
+    return Base(init, update, last, lambda *known: known, size)
+
+
+def momentum(decay: Any, nesterov: bool, size: int | None) -> Base:
+    """Return gradient descent with momentum, whose trace is its last direction.
+
+    Nesterov's direction holds a gradient that no state has; without momentum there is
+    no trace. Both are remembered.
+    """
+    if isinstance(decay, int | float) and decay == 0:
+        return remembered(optax.identity(), size)
+    trace = optax.trace(decay, nesterov=nesterov)
+    if nesterov:
+        return remembered(trace, size)
+
+    def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
+        return [(leaf,) for leaf in jax.tree.leaves(state.trace)]
+
+    return _derived(trace, last, lambda leaf: sample(leaf, size), size)
+
+
+def adam(
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    eps_root: Any,
+    mu_dtype: Any,
+    nesterov: bool,
+    size: int | None,
+) -> Base:
+    r"""Return Adam, whose last direction follows from its moments.
+
+    .. math:: d^- = \hat m / (\sqrt{\hat v + \epsilon_0} + \epsilon)
+
+    from the moments as they are stored: with ``mu_dtype`` the direction is rounded.
+    """
+    optimizer = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    if nesterov:
+        return remembered(optimizer, size)
+
+    def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
+        # Before the first update both moments are 0, whatever they are divided by.
+        steps = jnp.maximum(state.count, 1).astype(jnp.float32)
+        scales = 1 / (1 - b1**steps), 1 / (1 - b2**steps)
+        moments = zip(*map(jax.tree.leaves, (state.mu, state.nu)), strict=True)
+        return [(*pair, *scales) for pair in moments]
+
+    def direction(mu, nu, first, second):
+        mu, nu = sample(mu, size).astype(nu.dtype), sample(nu, size)
+        root = jnp.sqrt(nu * second.astype(nu.dtype) + eps_root)
+        return mu * first.astype(nu.dtype) / (root + eps)
+
+    return _derived(optimizer, last, direction, size)
+
+
+def _derived(
+    optimizer: optax.GradientTransformation,
+    last: Callable[[Any, bool], list[tuple[jax.Array, ...]]],
+    direction: Callable[..., jax.Array],
+    size: int | None,
+) -> Base:
+    """Return a base of ours, which points along the gradient and keeps nothing else."""
+
+    def update(updates, state, params, gradient, extra_args):
+        del gradient, extra_args
+        return optimizer.update(updates, state, params)
+
+    return Base(optimizer.init, update, last, lambda *known: (direction(*known),), size)
+
+
+def _orientation(gradient: optax.Updates, direction: optax.Updates) -> jax.Array:
+    """Return the sign of <gradient, direction> over a whole tree."""
+
+    def scaled(tree: optax.Updates) -> list[jax.Array]:
+        """Bring the largest magnitude to 1, by a power of 2: exactly, what cancels."""
+        leaves = [
+            jnp.where(jnp.isfinite(leaf), leaf, 0).astype(jnp.float32)
+            for leaf in map(jnp.asarray, jax.tree.leaves(tree))
+        ]
+        largest = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in leaves]
+        exponent = jnp.frexp(jnp.max(jnp.stack(largest)))[1] if leaves else 0
+        return [jnp.ldexp(leaf, -exponent) for leaf in leaves]
+
+    pairs = zip(scaled(gradient), scaled(direction), strict=True)
+    return jnp.sign(sum((jnp.sum(g * d) for g, d in pairs), jnp.float32(0)))

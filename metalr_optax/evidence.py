@@ -1,0 +1,156 @@
+"""What one tensor does: its gradient is evidence, its direction is scaled.
+
+Small tensors are evaluated exactly; of more than one local model, large ones are
+interpolated on a grid.
+"""
+
+import collections
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metalr_optax.bases import Base
+from metalr_optax.interpolation import (
+    LARGE,
+    Grid,
+    accumulate_large,
+    read_large,
+    sample,
+)
+from metalr_optax.memory import Kernels, accumulate, read, root_mean_square
+from metalr_optax.signals import BY_COORDINATE, Signal, agreement
+
+# So many coordinates of a tensor at most are looked at for what only logs need.
+_LOGGED = 2**12
+
+
+class Evaluation(NamedTuple):
+    """How all tensors are evaluated.
+
+    Attributes:
+      base: the base optimizer.
+      signal: how a gradient judges the last direction.
+      rms: whether kernel inputs are divided by the root mean square of their tensor.
+      grid: of the kernels, or None where they have to be evaluated exactly.
+    """
+
+    base: Base
+    signal: Signal
+    rms: bool
+    grid: Grid | None
+
+
+def tensor_evidence(
+    how: Evaluation,
+    kernels: Kernels,
+    scale: jax.Array | None,
+    gradient: jax.Array,
+    update: jax.Array,
+    known: tuple[jax.Array, ...],
+) -> tuple[list[jax.Array], jax.Array]:
+    """Return what a gradient says about the last direction, as means over a tensor.
+
+    And the gradient, scaled, which is not known before that is: XLA writes the new
+    direction over the last one in a donated state. It must not do so before that has
+    been compared, or it makes a copy of all of it first.
+
+    Args:
+      how: tensors are evaluated.
+      kernels: M kernels.
+      scale: [], weight of this gradient, None for 1.
+      gradient: [...].
+      update: [...], what the base optimizer gets.
+      known: of the base, the last direction follows from it.
+
+    Returns:
+      u, [M], the mean of agreement times activation, and activity, [M], the same
+      without signs. For M > 1 also both without activations, [], from a sample.
+    """
+    dtype = kernels.centers.dtype
+    single = len(kernels.centers) == 1
+    g, (d, *turns) = sample(gradient, how.base.size), how.base.direction(*known)
+    more = [*turns, *([] if scale is None else [scale])]
+    if not single:
+        more.insert(0, _unit(how, d.astype(dtype)))
+
+    def compare(g: jax.Array, d: jax.Array, *more: jax.Array) -> Any:
+        g, d = g.astype(dtype), d.astype(dtype)
+        along, unit = d, 1.0
+        if not single:
+            unit, *more = more
+        for turn in more:
+            along = along * turn.astype(dtype)
+        values = agreement(how.signal, g, along)
+        # A single rate has no input.
+        inputs = d if single else jnp.where(jnp.isfinite(d), d, 0) / unit
+        return inputs, [values, jax.lax.abs(values)]
+
+    if single or how.grid is None or d.size < LARGE:
+        sums = accumulate(kernels, *compare(g, d, *more))
+    else:
+        by_coordinate = how.signal in BY_COORDINATE
+        pair = g, d
+        sums = accumulate_large(kernels, how.grid, compare, by_coordinate, pair, more)
+    means = [one / max(d.size, 1) for one in sums]
+    if not single:
+        _, few = compare(sample(g, _LOGGED), sample(d, _LOGGED), *more)
+        means += [jnp.sum(one) / max(one.size, 1) for one in few]
+    if scale is not None:
+        update = update * scale.astype(update.dtype)
+    # No activity is negative, which XLA does not know.
+    return means, jnp.where(means[1][0] >= 0, update, jnp.zeros_like(update))
+
+
+def scaled(
+    how: Evaluation, kernels: Kernels, rates: jax.Array, direction: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Return a direction [...] times its rates, of the dtype of the rates.
+
+    For M > 1 also the fraction [] of it (or of a sample) that is out of range.
+    """
+    direction = direction.astype(rates.dtype)
+    if rates.size == 1:
+        return (rates[0] * direction,)
+    inputs = direction / _unit(how, direction)
+    if how.grid is None or direction.size < LARGE:
+        rate = read(kernels, rates, inputs)
+    else:
+        rate = read_large(kernels, how.grid, rates, inputs)
+    few = sample(inputs, _LOGGED)
+    inside = (few > kernels.centers[0]) & (few < kernels.centers[-1])
+    return rate * direction, jnp.sum(~inside, dtype=rates.dtype) / max(few.size, 1)
+
+
+def mean_by_label(
+    labels: Sequence[str], sizes: Sequence[int], means: Any, like: jax.Array
+) -> jax.Array:
+    """Return [L, ...] like an array, the means over all tensors of a label.
+
+    Args:
+      labels: of the tensors; rows are in their order.
+      sizes: of the tensors.
+      means: [...] of each tensor.
+      like: [L, ...].
+    """
+    if not means:
+        return jnp.zeros_like(like)
+    totals: dict[str, int] = collections.Counter()
+    for label, size in zip(labels, sizes, strict=True):
+        totals[label] += size
+    sums: dict[str, jax.Array] = {}
+    for label, size, mean in zip(labels, sizes, means, strict=True):
+        # As little as possible to trace: it is done for every tensor of a model.
+        share = np.full(mean.shape, size / max(totals[label], 1), mean.dtype)
+        one = jax.lax.mul(mean, share)
+        sums[label] = jax.lax.add(sums[label], one) if label in sums else one
+    return jnp.stack([sums[label] for label in sorted(sums)])
+
+
+def _unit(how: Evaluation, direction: jax.Array) -> jax.Array:
+    """Return [], what a direction is divided by to be a kernel input."""
+    if how.rms:
+        return root_mean_square(direction)
+    return jnp.ones([], direction.dtype)
