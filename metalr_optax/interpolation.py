@@ -23,13 +23,15 @@ from metalr_optax.memory import REACH, Kernels, accumulate
 # From this size and number of local models on a grid pays.
 LARGE = 2**14
 _MANY = 4
-# Nodes at most: indices of 16 bits; and products of log-spaced kernels and nodes.
+# Nodes at least, 32 KiB; at most, indices of 16 bits; and products of log-spaced
+# kernels and nodes.
+_FEWEST = 2**13
 _NODES = 2**16
-_PRODUCTS = 2**20
+_PRODUCTS = 2**21
 # An activation bends within its width, and a rate turns from one neighbour to the next
-# like a logistic function: with nodes h widths (or slopes) apart, linear interpolation
-# is off by h^2 / 8 at most.
-_FINE = 0.085
+# like a logistic function: with nodes h widths apart, linear interpolation is off by
+# h^2 / 8 for an activation, and by a tenth of that for a rate, in its slopes.
+_BEND, _TURN = 0.06, 0.065
 # Coordinates that are counted at a time where nothing is sharded: what is computed on
 # the way stays in the cache, and counts stay exact in float32.
 _PIECE = 2**20
@@ -77,12 +79,14 @@ def make_grid(kernels: Kernels) -> Grid | None:
         """Return the nodes per unit of a coordinate, from its length in inputs."""
         bend = np.max(unit(centers) / widths)
         turn = np.max(gaps / widths[:-1] * unit(crossing) / widths[1:])
-        return max(bend, turn) / _FINE
+        return max(bend / _BEND, turn / _TURN)
 
     even = np.linspace(centers[0], centers[-1], len(centers))
     if _same(centers, even, widths[0]) and _same(widths, widths[0], widths[0]):
-        near = math.ceil(REACH * widths[0] / gaps[0]) + 1
-        cells, nodes = len(centers) + 2 * near, math.ceil(needed(lambda _: gaps[0]))
+        # Also from far outside, all kernels that are a millionth as strong as another.
+        near = math.ceil((REACH + 2) * widths[0] / gaps[0]) + 1
+        cells = len(centers) + 2 * near
+        nodes = math.ceil(max(needed(lambda _: gaps[0]), _FEWEST / cells))
         fits = cells * nodes <= _NODES
         return Grid(False, cells, nodes, near, 0) if fits else None
     smallest, largest = centers[half + 1], centers[-1]
@@ -92,8 +96,9 @@ def make_grid(kernels: Kernels) -> Grid | None:
     mirrored = np.concatenate([-positive[::-1], [0.0], positive])
     if not (_same(centers, mirrored, widths) and _same(widths, widths[::-1], widths)):
         return None
-    density = math.ceil(needed(lambda z: np.abs(z) + smallest))
     reach = np.log1p((largest + REACH * widths[-1]) / smallest)
+    density = needed(lambda z: np.abs(z) + smallest)
+    density = math.ceil(max(density, _FEWEST / 2 / reach))
     nodes = 2 * math.ceil(density * reach) + 4
     fits = nodes <= _NODES and nodes * len(centers) <= _PRODUCTS
     return Grid(True, 1, nodes, 0, density) if fits else None
@@ -247,7 +252,7 @@ def _stencil(kernels: Kernels, grid: Grid) -> tuple[jax.Array, np.ndarray]:
         inputs = jnp.sign(octaves) * jnp.expm1(jnp.abs(octaves)) * _smallest(centers)
         distance = (inputs[:, None] - centers[None]) / widths[None]
     else:
-        offset = jnp.arange(2.0 * grid.near + 2) - grid.near
+        offset = jnp.arange(2 * grid.near + 2, dtype=jnp.float32) - grid.near
         spacing = (centers[-1] - centers[0]) / (len(centers) - 1)
         distance = (node[:, None] / grid.nodes - offset[None]) * (spacing / widths[0])
     index = np.arange(grid.cells)[:, None] + np.arange(distance.shape[1])[None]

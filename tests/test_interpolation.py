@@ -1,13 +1,15 @@
-"""The table of a large tensor against one local model at a time."""
+"""Large tensors on a grid against one local model at a time."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given as examples
+from hypothesis import settings
 from hypothesis import strategies as st
-from metalr_optax.evaluation import can_be_tabled
 
 from metalr_optax import (
     Kernels,
@@ -17,25 +19,35 @@ from metalr_optax import (
     logspace_kernels,
     scale_by_memory,
 )
-from metalr_optax.memory import evidence, read
-from metalr_optax.table import _address, collect, look_up, make_table, spread, tabulate
+from metalr_optax.interpolation import (
+    _count,
+    _place,
+    accumulate_large,
+    make_grid,
+    read_large,
+)
+from metalr_optax.memory import accumulate, read
 
 SIZE = 2**14
 
 
-@jax.jit
-def read_by_table(kernels, rates, address):
-    table = make_table(kernels)
-    return look_up(table.grid, tabulate(table, rates), rates, address)
+def given(values, inputs):
+    """What is compared: the values are there already."""
+    return inputs, [values]
 
 
-@jax.jit
-def evidence_by_table(kernels, address, agreement):
-    table, num = make_table(kernels), len(kernels.centers)
-    return collect(table, spread(table.grid, address, agreement, num), num)
+read_on_grid = jax.jit(read_large, static_argnums=1)
 
 
-read, evidence = jax.jit(read), jax.jit(evidence)
+@functools.partial(jax.jit, static_argnums=1)
+def evidence_on_grid(kernels, grid, inputs, values):
+    return accumulate_large(kernels, grid, given, True, (values, inputs), ())[0]
+
+
+read = jax.jit(read)
+evidence = jax.jit(
+    lambda kernels, inputs, values: accumulate(kernels, inputs, [values])[0]
+)
 RESOLVED = {
     "even 4": linspace_kernels(2.0, 4),
     "even 20": linspace_kernels(2.0, 20),
@@ -49,11 +61,15 @@ RESOLVED = {
     "log 20": logspace_kernels(2.0, 20),
     "log 100": logspace_kernels(2.0, 100),
     "log of small gradients": logspace_kernels(1e-4, 20),
+    "log of unequal inputs": logspace_kernels(8.0, 20, smallest=0.02),
+    "very wide 100": linspace_kernels(2.0, 100, width=8.0),
 }
 UNRESOLVED = {
     "steps": linspace_kernels(2.0, 20, width=0.02),
-    "very wide 100": linspace_kernels(2.0, 100, width=8.0),
     "log 500": logspace_kernels(2.0, 500),
+    "uneven": Kernels(np.array([-2.0, -0.5, 0.1, 1.0, 2.0]), np.full(5, 0.5)),
+    "uneven widths": Kernels(np.linspace(-2.0, 2.0, 5), np.linspace(0.4, 0.6, 5)),
+    "three": linspace_kernels(2.0, 3),
 }
 
 
@@ -83,15 +99,14 @@ KINDS = ("even", "normal", "decades", "one place", "beside the centres")
 
 @pytest.mark.parametrize("name", RESOLVED)
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(kind=st.sampled_from(KINDS), silent=st.booleans(), seed=st.integers(0, 2**31))
+@examples(kind=st.sampled_from(KINDS), silent=st.booleans(), seed=st.integers(0, 2**31))
 def test_the_stated_accuracy(name, kind, silent, seed):
     kernels = to_float32(RESOLVED[name])
     rng = np.random.default_rng(seed)
     rates = np.float32(10.0 ** rng.uniform(-3.0, 0.0, len(kernels.centers)))
     address = draw_addresses(kernels, kind, seed)
-    error = read_by_table(kernels, rates, address) - read(
-        Memory(kernels, rates), address
-    )
+    grid = make_grid(kernels)
+    error = read_on_grid(kernels, grid, rates, address) - read(kernels, rates, address)
     assert np.max(np.abs(error)) <= 1e-4 * np.max(rates)
 
     agreement = np.float32(
@@ -99,7 +114,7 @@ def test_the_stated_accuracy(name, kind, silent, seed):
     )
     if silent:
         agreement *= rng.uniform(size=address.shape) < 0.5
-    error = evidence_by_table(kernels, address, agreement) - evidence(
+    error = evidence_on_grid(kernels, grid, address, agreement) - evidence(
         kernels, address, agreement
     )
     assert np.max(np.abs(error)) <= 1e-3 * np.sum(np.abs(agreement))
@@ -107,68 +122,72 @@ def test_the_stated_accuracy(name, kind, silent, seed):
 
 @pytest.mark.parametrize("name", RESOLVED)
 def test_usual_kernels_are_resolved(name):
-    assert can_be_tabled(RESOLVED[name])
+    assert make_grid(RESOLVED[name]) is not None
+    # Also of kernels in the precision of a state.
+    assert make_grid(to_float32(RESOLVED[name])) == make_grid(RESOLVED[name])
 
 
 @pytest.mark.parametrize("name", RESOLVED)
 def test_a_constant_memory_is_exactly_a_constant_rate(name):
     kernels = to_float32(RESOLVED[name])
     rates = np.full(len(kernels.centers), 0.1, np.float32)
-    read_rates = read_by_table(kernels, rates, draw_addresses(kernels, "even", 0))
+    address = draw_addresses(kernels, "even", 0)
+    read_rates = read_on_grid(kernels, make_grid(kernels), rates, address)
     np.testing.assert_array_equal(read_rates, np.float32(0.1))
 
 
 @pytest.mark.parametrize("name", UNRESOLVED)
-def test_what_a_table_would_blur_is_read_exactly(name):
+def test_what_a_grid_would_blur_is_read_exactly(name):
     kernels = UNRESOLVED[name]
-    assert not can_be_tabled(kernels)
+    assert make_grid(kernels) is None
     memory = Memory(kernels, np.geomspace(1e-3, 1.0, len(kernels.centers)))
     address = draw_addresses(to_float32(kernels), "even", 0)
     optimizer = scale_by_memory(memory)
     updates, _ = jax.jit(optimizer.update)(address, optimizer.init(address))
     single = jax.tree.map(np.float32, memory)
-    np.testing.assert_allclose(updates, read(single, address) * address, rtol=1e-6)
+    expected = read(single.kernels, single.rates, address) * address
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["even 20", "even 100", "log 20", "log 100"])
-def test_nodes_lie_where_their_coordinate_says(name):
-    """The grid and its inverse: nodes grow, and reach 8 widths beyond the kernels."""
+def test_places_grow_and_stay_within_the_nodes(name):
+    """From far below the kernels to far above, and what is no number is a place too."""
     kernels = to_float32(RESOLVED[name])
-    table = jax.jit(make_table)(kernels)
-    assert np.all(np.asarray(table.widths) > 0)
-    places = jnp.arange(table.widths.size)
-    nodes = np.asarray(jax.jit(_address)(table.grid, places), np.float64)
-    assert np.all(np.diff(nodes) > 0)
-    assert nodes[0] <= kernels.centers[0] - 7.9 * kernels.widths[0]
-    assert nodes[-1] >= kernels.centers[-1] + 7.9 * kernels.widths[-1]
+    grid = make_grid(kernels)
+    reach = kernels.centers[-1] + 7.9 * kernels.widths[-1]
+    inputs = np.linspace(-reach, reach, 10_001, dtype=np.float32)
+    place = jax.jit(_place, static_argnums=1)
+    assert np.all(np.diff(place(kernels, grid, inputs)) > 0)
+    hostile = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0])
+    places = np.asarray(place(kernels, grid, hostile))
+    assert np.all((places >= 0) & (places + 1 < grid.cells * grid.nodes))
 
 
 @pytest.mark.parametrize("name", ["even 20", "even 500", "log 20"])
 def test_the_mass_of_all_coordinates_is_kept(name):
     kernels = to_float32(RESOLVED[name])
     address = draw_addresses(kernels, "normal", 3)
-    mass = np.asarray(evidence_by_table(kernels, address, np.ones_like(address)))
+    mass = np.asarray(
+        evidence_on_grid(kernels, make_grid(kernels), address, np.ones_like(address))
+    )
     z = np.float64(address).reshape(-1, 1)
     activations = np.exp(-0.5 * ((z - kernels.centers) / kernels.widths) ** 2)
     np.testing.assert_allclose(mass, activations.sum(0), atol=1e-3 * SIZE)
     np.testing.assert_allclose(mass.sum(), activations.sum(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(SIZE,), (128, 128), (2, 8, 1024)])
+@pytest.mark.parametrize("shape", [(SIZE,), (128, 128), (2, 8, 1024), (129, 127)])
 def test_a_coordinate_is_counted_at_the_same_node_in_any_shape_and_piece(shape):
     kernels = to_float32(RESOLVED["even 100"])
-    table = jax.jit(make_table)(kernels)
-    address = draw_addresses(kernels, "normal", 0)
-    agreement = np.sign(draw_addresses(kernels, "even", 1))
-    whole = spread(table.grid, address.reshape(shape), agreement.reshape(shape), 100)
-    parts = [
-        spread(table.grid, z, a, 100, start)
-        for start, z, a in (
-            (0, address.ravel()[:5000], agreement.ravel()[:5000]),
-            (5000, address.ravel()[5000:], agreement.ravel()[5000:]),
-        )
-    ]
-    np.testing.assert_array_equal(whole, parts[0] + parts[1])
+    grid = make_grid(kernels)
+    address = draw_addresses(kernels, "normal", 0).ravel()[: np.prod(shape)]
+    values = np.sign(draw_addresses(kernels, "even", 1)).ravel()[: np.prod(shape)]
+
+    def count(by_coordinate, shape):
+        pair = jnp.asarray(values).reshape(shape), jnp.asarray(address).reshape(shape)
+        return _count(kernels, grid, given, by_coordinate, pair, ())[0]
+
+    np.testing.assert_array_equal(count(True, shape), count(False, (address.size,)))
 
 
 @pytest.mark.parametrize("shape", [(131, 127), (1024, 1024), (2049, 1031)])
@@ -187,26 +206,25 @@ def test_a_tensor_of_any_size_is_counted_once(shape):
     agreement = np.prod(np.sign(params), axis=0)
     expected = evidence(to_float32(kernels), params[0], agreement) / agreement.size
     assert np.max(expected) > 0.01
-    actual = state.memory["params"].rates - 0.5
+    actual = get_memory(state)["params"].rates - 0.5
     np.testing.assert_allclose(actual, expected, atol=1e-3)
     np.testing.assert_allclose(actual, expected, rtol=1e-2, atol=1e-5)
 
 
 def test_counting_is_unbiased():
-    """Coordinates of one address are shared out between its two nodes, by distance."""
+    """Coordinates of one input are shared out between its two nodes, by distance."""
     kernels = to_float32(RESOLVED["even 20"])
-    grid = jax.jit(make_table)(kernels).grid
-    nodes = np.arange(8192)
+    grid = make_grid(kernels)
+    nodes = np.arange(grid.cells * grid.nodes)
     places = []
     for address in np.linspace(0.0, 0.01, 7, dtype=np.float32):
-        counts = np.asarray(
-            spread(grid, np.full(SIZE, address), np.ones(SIZE, "f4"), 20)
-        )
+        pair = jnp.ones(SIZE), jnp.full(SIZE, address)
+        counts = np.asarray(_count(kernels, grid, given, True, pair, ())[0])
         assert counts.sum() == SIZE
         assert np.ptp(np.flatnonzero(counts)) <= 1
         places.append(np.sum(counts * nodes) / SIZE)
     steps = np.diff(places)
-    assert steps.min() > 0.1
+    assert steps.min() > 0.05
     np.testing.assert_allclose(steps, steps.mean(), atol=2e-3)
 
 
@@ -215,16 +233,19 @@ def test_hostile_addresses_of_a_large_tensor():
     rates = np.geomspace(1e-3, 1.0, 20, dtype=np.float32)
     address = np.zeros((128, 128), np.float32)
     address[0, :6] = np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45
-    rate = np.asarray(read_by_table(kernels, rates, address))
+    grid = make_grid(kernels)
+    rate = np.asarray(read_on_grid(kernels, grid, rates, address))
     np.testing.assert_allclose(rate[0, 1:5], [1.0, 1e-3, 1.0, 1e-3], rtol=1e-4)
     assert np.all(np.isfinite(rate))
     far = np.full_like(address, 3e38)
-    mass = evidence_by_table(kernels, far, np.ones_like(far))
+    mass = evidence_on_grid(kernels, grid, far, np.ones_like(far))
     assert np.max(np.abs(mass)) < 1e-6
     optimizer = scale_by_memory(Memory(kernels, rates))
-    state = optimizer.init(address)._replace(previous_direction=jnp.asarray(address))
+    state = optimizer.init(address)
+    base_state = state.base_state._replace(last_direction=jnp.asarray(address))
+    state = state._replace(base_state=base_state)
     updates, state = jax.jit(optimizer.update)(far, state)
-    assert np.all(np.isfinite(state.memory["params"].rates))
+    assert np.all(np.isfinite(get_memory(state)["params"].rates))
     updates, _ = jax.jit(optimizer.update)(address, state)
     np.testing.assert_array_equal(np.isfinite(updates), np.isfinite(address))
 
