@@ -24,6 +24,7 @@ class Base(NamedTuple):
         that gives evidence, and where it is not known to point along the gradient
         what turns it there, 1, -1, or 0 for nothing. Zeros before the first update.
       size: of a sample, or None.
+      is_derived: whether the last direction follows from what is updated in place.
     """
 
     init: Callable[[optax.Params], Any]
@@ -31,6 +32,7 @@ class Base(NamedTuple):
     last: Callable[[Any, bool], list[tuple[jax.Array, ...]]]
     direction: Callable[..., tuple[jax.Array, ...]]
     size: int | None
+    is_derived: bool
 
 
 class RememberedState(NamedTuple):
@@ -85,7 +87,7 @@ def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Bas
         return [(leaf, *more) for leaf in jax.tree.leaves(state.last_direction)]
 
     # The last direction is known as it is, and so is what turns it.
-    return Base(init, update, last, lambda *known: known, size)
+    return Base(init, update, last, lambda *known: known, size, is_derived=False)
 
 
 def momentum(decay: Any, nesterov: bool, size: int | None) -> Base:
@@ -152,7 +154,10 @@ def _derived(
         del gradient, extra_args
         return optimizer.update(updates, state, params)
 
-    return Base(optimizer.init, update, last, lambda *known: (direction(*known),), size)
+    def both(*known: jax.Array) -> tuple[jax.Array, ...]:
+        return (direction(*known),)
+
+    return Base(optimizer.init, update, last, both, size, is_derived=True)
 
 
 def _orientation(gradient: optax.Updates, direction: optax.Updates) -> jax.Array:

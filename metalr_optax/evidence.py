@@ -53,9 +53,9 @@ def tensor_evidence(
 ) -> tuple[list[jax.Array], jax.Array]:
     """Return what a gradient says about the last direction, as means over a tensor.
 
-    And the gradient, scaled, which is not known before that is: XLA writes the new
-    direction over the last one in a donated state. It must not do so before that has
-    been compared, or it makes a copy of all of it first.
+    And the gradient, scaled. Where the last direction is derived, that is not known
+    before the means are: XLA writes new moments over those of a donated state, and must
+    not do so before they have been compared, or it makes a copy of all of them first.
 
     Args:
       how: tensors are evaluated.
@@ -67,7 +67,8 @@ def tensor_evidence(
 
     Returns:
       u, [M], the mean of agreement times activation, and activity, [M], the same
-      without signs. For M > 1 also both without activations, [], from a sample.
+      without signs. For M > 1 also, from a sample, both without activations, [], and
+      the fraction [] of the last direction that was out of range.
     """
     dtype = kernels.centers.dtype
     single = len(kernels.centers) == 1
@@ -96,32 +97,35 @@ def tensor_evidence(
         sums = accumulate_large(kernels, how.grid, compare, by_coordinate, pair, more)
     means = [one / max(d.size, 1) for one in sums]
     if not single:
-        _, few = compare(sample(g, _LOGGED), sample(d, _LOGGED), *more)
-        means += [jnp.sum(one) / max(one.size, 1) for one in few]
+        few = sample(d, _LOGGED).astype(dtype)
+        inputs = few / more[0]
+        inside = (inputs > kernels.centers[0]) & (inputs < kernels.centers[-1])
+        logged = [*compare(sample(g, _LOGGED), few, *more)[1], (~inside).astype(dtype)]
+        few_means = [jnp.sum(one) / max(one.size, 1) for one in logged]
+        # Before anything is overwritten: these are never below 0, which XLA does not
+        # know, and so it has to have them before it has u.
+        first = few_means[1] + few_means[2] < 0
+        means = [jnp.where(first, 0, one) for one in means] + few_means
     if scale is not None:
         update = update * scale.astype(update.dtype)
-    # No activity is negative, which XLA does not know.
-    return means, jnp.where(means[1][0] >= 0, update, jnp.zeros_like(update))
+    if not how.base.is_derived:
+        return means, update
+    # It is never below 0, which XLA does not know.
+    compared = jnp.sum(means[-1]) + 0.0 * means[0][0]
+    return means, jnp.where(compared < 0, jnp.zeros_like(update), update)
 
 
 def scaled(
     how: Evaluation, kernels: Kernels, rates: jax.Array, direction: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Return a direction [...] times its rates, of the dtype of the rates.
-
-    For M > 1 also the fraction [] of it (or of a sample) that is out of range.
-    """
+) -> jax.Array:
+    """Return a direction [...] times its rates, of the dtype of the rates."""
     direction = direction.astype(rates.dtype)
     if rates.size == 1:
-        return (rates[0] * direction,)
+        return rates[0] * direction
     inputs = direction / _unit(how, direction)
     if how.grid is None or direction.size < LARGE:
-        rate = read(kernels, rates, inputs)
-    else:
-        rate = read_large(kernels, how.grid, rates, inputs)
-    few = sample(inputs, _LOGGED)
-    inside = (few > kernels.centers[0]) & (few < kernels.centers[-1])
-    return rate * direction, jnp.sum(~inside, dtype=rates.dtype) / max(few.size, 1)
+        return read(kernels, rates, inputs) * direction
+    return read_large(kernels, how.grid, rates, inputs) * direction
 
 
 def mean_by_label(

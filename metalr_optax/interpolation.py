@@ -216,8 +216,11 @@ def _lattice(size: int, tensor: jax.Array) -> jax.Array:
     rows = tensor[tuple(slice(None, None, stride) for stride in strides)]
     # In a block the place moves on by one from row to row and from block to block.
     shape = (*lengths, number)
-    counts = [jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in range(len(shape))]
-    place = counts[-1] * width + sum(counts) % width
+    steps = [jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in range(len(shape))]
+    moves = sum(
+        step * (math.prod(lengths[i + 1 :]) % width) for i, step in enumerate(steps)
+    )
+    place = steps[-1] * width + moves % width
     axes = tuple(range(len(lengths)))
     return jax.lax.gather(
         rows,

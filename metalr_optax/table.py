@@ -16,7 +16,7 @@ class Diagnostics(NamedTuple):
       agreement_fraction: [L], of the evidence of the last step that had any.
       evidence_sign: [L], running mean of the sign of the evidence.
       at_bound_fraction: [L], of the local models.
-      out_of_range_fraction: [L], of the coordinates that read a rate last.
+      out_of_range_fraction: [L], of the coordinates that the evidence is about.
       start: [L], mean rate at the start.
       highest: [L], highest mean rate so far.
     """

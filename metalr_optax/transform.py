@@ -235,14 +235,15 @@ def scale_by_memory(
 
 
 def scale_base(
-    base: Base, settings: Settings, has_gradient: bool = True
+    base: Base, settings: Settings, has_gradient: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     """Return a base whose directions are scaled by memories.
 
     Args:
       base: the base optimizer.
       settings: all else.
-      has_gradient: whether what comes in are raw gradients.
+      has_gradient: whether the base is to be compared with what comes in, raw
+        gradients: nobody knows yet whether it points along them.
 
     Raises:
       ValueError: a setting that is not what :func:`scale_by_memory` allows.
@@ -258,9 +259,13 @@ def scale_base(
     )
     rms = settings.normalize == "rms"
     how = Evaluation(base, signal or sign_agreement, rms, grid)
-    # Traced once for all tensors of one shape.
-    evidence_of = jax.jit(functools.partial(tensor_evidence, how))
-    scaled_by = jax.jit(functools.partial(scaled, how))
+    evidence_of, scaled_by = (
+        functools.partial(one, how) for one in (tensor_evidence, scaled)
+    )
+    if grid is None:
+        # Traced once for all tensors of one shape. (What depends on the platform is
+        # decided when that is compiled, unless it is inside of another jit.)
+        evidence_of, scaled_by = jax.jit(evidence_of), jax.jit(scaled_by)
 
     def init_fn(params: optax.Params) -> ScaleByMemoryState:
         return _init(settings, base.init(params), params)
@@ -304,10 +309,7 @@ def scale_base(
                 kernels, rows, jax.tree.leaves(direction), strict=True
             )
         ]
-        outside = mean_by_label(
-            labels, sizes, [one[1] for one in done if len(one) > 1], table.rates[:, 0]
-        )
-        table = _diagnose(settings, table, evidence, outside)
+        table = _diagnose(settings, table, evidence)
         scaled = _finish(settings, table, rows, done, direction, updates, params)
         new = state.rows, {name: pack(table)}, rule_state, base_state
         return scaled, ScaleByMemoryState(*new)
@@ -337,12 +339,14 @@ class _Evidence(NamedTuple):
       activity: [L, M], the same without signs.
       agreeing: [L], of agreement.
       counting: [L], the same without signs.
+      outside: [L], whether the last direction was out of range.
     """
 
     u: jax.Array
     activity: jax.Array
     agreeing: jax.Array
     counting: jax.Array
+    outside: jax.Array
 
 
 def _init(
@@ -366,14 +370,16 @@ def _gather(
     labels: Sequence[str], sizes: Sequence[int], said: Sequence[Any], like: jax.Array
 ) -> _Evidence:
     """Return the evidence of all tensors, by memory."""
-    columns = list(zip(*said, strict=True)) or [()] * 4
-    likes = like, like, like[:, 0], like[:, 0]
+    columns = list(zip(*said, strict=True)) or [()] * 5
+    likes = [like] * 2 + [like[:, 0]] * 3
     means = [
         mean_by_label(labels, sizes, *pair)
         for pair in zip(columns, likes, strict=False)
     ]
-    # One rate has evidence from all coordinates alike.
-    return _Evidence(*means, *(one[:, 0] for one in means[: 4 - len(means)]))
+    if len(means) < 5:
+        # One rate has evidence from all coordinates alike, and no range.
+        means += [means[0][:, 0], means[1][:, 0], jnp.zeros_like(like[:, 0])]
+    return _Evidence(*means)
 
 
 def _correct(
@@ -398,9 +404,7 @@ def _correct(
     return table, rule_state
 
 
-def _diagnose(
-    settings: Settings, table: Table, evidence: _Evidence, outside: jax.Array
-) -> Table:
+def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
     """Return a corrected table with new diagnostics."""
     old = Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
     usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
@@ -417,7 +421,7 @@ def _diagnose(
         jnp.where(usable, 0.5 + 0.5 * ratio, old.agreement_fraction),
         _SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
         jnp.mean(at_low | at_high, axis=-1, dtype=means.dtype),
-        outside,
+        evidence.outside,
         old.start,
         jnp.maximum(old.highest, means),
     )
@@ -428,13 +432,13 @@ def _finish(
     settings: Settings,
     table: Table,
     rows: Sequence[jax.Array],
-    done: Sequence[tuple[jax.Array, ...]],
+    done: Sequence[jax.Array],
     direction: optax.Updates,
     updates: optax.Updates,
     params: optax.Params | None,
 ) -> optax.Updates:
     """Return scaled directions, with what decays, in the dtypes of the updates."""
-    leaves = [one[0] for one in done]
+    leaves = list(done)
     if settings.decay is not None:
         means = mean_rate(table.rates, table.evidence_weight)
         zeros = jax.tree.map(jnp.zeros_like, direction)

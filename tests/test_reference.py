@@ -139,16 +139,14 @@ def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data
         close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
         jax.tree.map(close, at(updates), nest(expected))
         jax.tree.map(close, state.base_state.last_direction, nest(direction))
-        assert state.rates.dtype == jnp.float64
+        table = state.table["value"]
+        assert table.dtype == jnp.float64
+        columns = np.split(table, [MODELS * i for i in range(1, 5)], axis=1)
         for row, label in enumerate(sorted(memories)):
             assert state.rows[label] == row
-            close(state.rates[row], rates[label])
-            np.testing.assert_array_equal(
-                np.broadcast_to(state.kernels["value"], (len(memories), 2, MODELS))[
-                    row
-                ],
-                memories[label].kernels,
-            )
+            close(columns[0][row], rates[label])
+            np.testing.assert_array_equal(columns[2][row], memories[label][0].centers)
+            np.testing.assert_array_equal(columns[3][row], memories[label][0].widths)
             if memory_optimizer == "adam":
                 moments = state.memory_optimizer_state[0]
                 # Optax descends along -u, so its first moment has the other sign.

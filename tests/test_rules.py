@@ -37,7 +37,7 @@ def trajectory():
 
     def update(state, gradient):
         _, state = optimizer.update(gradient, state)
-        return state, state.rates[0, 0]
+        return state, get_memory(state)["params"].rates[0]
 
     @jax.jit
     def run(gradients):
@@ -120,7 +120,7 @@ def test_large_tensors_learn_what_small_ones_do():
         state = optimizer.init(jnp.split(gradients[0], parts))
         for gradient in gradients:
             _, state = optimizer.update(jnp.split(gradient, parts), state)
-        return state.rates[0]
+        return get_memory(state)["all"].rates
 
     large, small = learn(1), learn(4)
     assert np.ptp(np.log(small)) > 0.1

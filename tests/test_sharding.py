@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from train_sharded import train
 
 from metalr_optax import (
-    get_addresses,
+    get_kernel_inputs,
     get_rates,
     paper_adam,
     paper_sgd,
@@ -97,7 +97,9 @@ def test_devices_exchange_histograms_and_no_tensor(spec, make, kind):
     # Two memories; the axes of a mesh are summed over one after the other.
     assert max(size for _, size in exchanged) <= 2 * HISTOGRAM
     updates, state = compiled.output_shardings
-    for out in updates, state[1].previous_direction:
+    base = state[1].base_state
+    last = [base.last_direction] if make is paper_sgd else [base.mu, base.nu]
+    for out in (updates, *last):
         for sharding, leaf in zip(
             jax.tree.leaves(out), jax.tree.leaves(params), strict=True
         ):
@@ -118,14 +120,14 @@ def test_logs_and_rates_of_sharded_parameters_are_those_of_one_device(kind):
     # 1000 numbers on 4 devices: no stride that leaves few divides them.
     params = {"w": jax.random.normal(jax.random.key(0), (1000, 40))}
     _, state = optimizer.update(params, optimizer.init(params), params)
-    expected = summarize_memory(state), get_rates(state), get_addresses(state)
+    expected = summarize_memory(state), get_rates(state), get_kernel_inputs(state)
     for spec in (("x", "y"), (None, "x"), (("x", "y"),)):
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, sharding)
             state = jax.jit(optimizer.init)(placed)
             _, state = jax.jit(optimizer.update)(placed, state)
-            found = summarize_memory(state), get_rates(state), get_addresses(state)
+            found = summarize_memory(state), get_rates(state), get_kernel_inputs(state)
             inside = jax.jit(summarize_memory)(state)
         assert found[1]["w"].sharding.is_equivalent_to(sharding, 2)
         for one, other in zip(
