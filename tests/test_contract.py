@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import cloudpickle
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -542,13 +543,132 @@ def test_sharded_parameters_give_the_same_numbers(row, size, spec, explicit):
     assert_close(jax.device_get(sharded_memory), jax.device_get(memory), rtol=1e-4)
 
 
-def test_map_params_is_known_not_to_work():
-    # The state is keyed by label and optax.tree.map_params initialises it without
-    # any leaf. The docstring says so; if this starts to work, say that instead.
-    optimizer = scale_by_memory(0.01)
-    state = optimizer.init(make_params())
-    with pytest.raises(ValueError, match=r"(?i)structure|mismatch"):
-        optax.tree.map_params(optimizer, lambda x: x, state)
+def test_map_params_sees_what_is_shaped_like_parameters_and_nothing_else(row):
+    params = make_params()
+    optimizer = row.make(0.01)
+    state = optimizer.init(params)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    seen = []
+
+    def look(leaf, name):
+        seen.append((leaf.shape, leaf.dtype, name))
+        return leaf
+
+    names = jax.tree.map(lambda leaf: str(leaf.shape), params)
+    mapped = optax.tree.map_params(optimizer, look, state, names)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    assert seen
+    assert len(seen) % 3 == 0
+    for shape, dtype, name in seen:
+        assert shape in shapes
+        assert dtype == jnp.float32
+        assert name == str(shape)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(tx)])
+def test_specs_of_parameters_are_those_of_a_state(name, wrap):
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    spec = jax.sharding.PartitionSpec
+    params = {"a": {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}, "c": jnp.ones(8)}
+    specs = {"a": {"w": spec("x", "y"), "b": spec("y")}, "c": spec("x")}
+    place = functools.partial(jax.sharding.NamedSharding, mesh)
+    specs = jax.tree.map(place, specs, is_leaf=lambda one: isinstance(one, spec))
+    optimizer = wrap(ALIASES[name]())
+    state = optimizer.init(params)
+    state_specs = optax.tree.map_params(
+        optimizer,
+        lambda _, spec: spec,
+        state,
+        specs,
+        transform_non_params=lambda _: place(spec()),
+    )
+    placed = jax.device_put(state, state_specs)
+    found = {leaf.sharding.spec for leaf in jax.tree.leaves(placed)}
+    if name != "memory_sgd" or jax.tree.leaves(state)[-1].ndim:
+        assert spec("x", "y") in found
+    step = jax.jit(
+        optimizer.update,
+        in_shardings=(specs, state_specs, specs),
+        out_shardings=(specs, state_specs),
+    )
+    updates, after = step(params, placed, params)
+    expected, _ = optimizer.update(params, state, params)
+    assert_close(jax.device_get(updates), jax.device_get(expected))
+    assert kinds(jax.device_get(after)) == kinds(jax.device_get(state))
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_optimizer_can_be_sent_to_another_process(name):
+    optimizer = ALIASES[name]()
+    params = make_params()
+    first = optimizer.update(params, optimizer.init(params), params)
+    again = cloudpickle.loads(cloudpickle.dumps(optimizer))
+    assert_close(first, again.update(params, again.init(params), params))
+
+
+def test_leaves_of_a_state_survive_arithmetic(row):
+    """As in optax.contrib.sam, which blends states: none is boolean, all are arrays."""
+    params = make_params()
+    optimizer = row.make(0.01)
+    state = optimizer.init(params)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    first = jnp.array(1)
+    blended = jax.tree.map(lambda a: first * a + (1 - first) * a, state)
+    assert kinds(blended) == kinds(state)
+    assert_close(blended, state)
+
+
+@pytest.mark.parametrize("name", ["memory_sgd", "memory_adam"])
+def test_sharpness_aware_minimisation_goes_around_it(name):
+    ascend = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    optimizer = optax.contrib.sam(ALIASES[name](), ascend)
+    trained, _ = run(optimizer, make_params(), steps=200)
+    assert quadratic(trained) < 0.1 * quadratic(make_params())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kernels", [None, linspace_kernels(2.0, 20)])
+def test_dtypes_are_promoted_by_nobody(dtype, kernels):
+    """In our own code: `optax.adam` fails by itself."""
+    params = {"w": jnp.ones((200, 100), dtype), "b": jnp.ones(3, dtype)}
+    optimizers = [
+        memory_sgd(kernels=kernels),
+        paper_sgd(kernels=kernels, memory_optimizer=optax.sgd(0.1)),
+    ]
+    with jax.numpy_dtype_promotion("strict"):
+        for optimizer in optimizers:
+            state = optimizer.init(params)
+            for _ in range(2):
+                updates, state = optimizer.update(params, state, params)
+            assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(
+                jnp.result_type, params
+            )
+
+
+@pytest.mark.parametrize("name", ["memory_sgd", "memory_adam"])
+def test_it_can_be_differentiated(name):
+    optimizer = ALIASES[name]()
+
+    def end(scale):
+        params = jax.tree.map(lambda x: scale * x, make_params())
+        state = optimizer.init(params)
+        for _ in range(3):
+            updates, state = optimizer.update(jax.grad(quadratic)(params), state)
+            params = optax.apply_updates(params, updates)
+        return quadratic(params)
+
+    slope = (end(1.001) - end(0.999)) / 0.002
+    np.testing.assert_allclose(jax.grad(end)(1.0), slope, rtol=1e-2)
+
+
+def test_a_state_of_the_first_release_is_refused():
+    params = make_params()
+    optimizer = scale_by_memory()
+    old = {"count": jnp.zeros([]), "memory": {}, "previous_direction": params}
+    for call in (lambda: optimizer.update(params, old), lambda: get_memory(old)):
+        with pytest.raises(ValueError, match=r"0\.1 .*save_memory.*initial=load_mem"):
+            call()
 
 
 def test_the_result_does_not_depend_on_the_x64_flag(row):

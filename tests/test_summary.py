@@ -10,7 +10,7 @@ from metalr_optax import (
     Kernels,
     Memory,
     agreement_steps,
-    get_addresses,
+    get_kernel_inputs,
     get_memory,
     get_rates,
     linspace_kernels,
@@ -20,9 +20,9 @@ from metalr_optax import (
     paper_sgd,
     raw_product,
     scale_by_memory,
+    set_memory,
     summarize_memory,
 )
-from metalr_optax.transform import _trend
 
 STILL = optax.sgd(0.0)  # a memory that never moves
 
@@ -60,11 +60,11 @@ def run(optimizer, gradients):
     return states[1:]
 
 
-@pytest.mark.parametrize("inner", [None, optax.sgd(1.0)])
-def test_agreement_and_trend_are_counted_by_hand(inner):
+@pytest.mark.parametrize("base", [None, optax.sgd(1.0)])
+def test_agreement_and_sign_are_counted_by_hand(base):
     """Also of a base that points against the gradient."""
     gradients = make_gradients(30)
-    optimizer = scale_by_memory(inner=inner, kernels=linspace_kernels(2.0, 1))
+    optimizer = scale_by_memory(base_optimizer=base, kernels=linspace_kernels(2.0, 1))
     states = run(optimizer, gradients)
     trend = {"a": 0.0, "b": 0.0}
     for number, state in enumerate(states):
@@ -79,10 +79,12 @@ def test_agreement_and_trend_are_counted_by_hand(inner):
                 signs = np.where(usable, np.sign(new) * np.sign(old), 0)
                 share = (signs > 0).sum() / (signs != 0).sum()
                 trend[label] = 0.9 * trend[label] + 0.1 * np.sign(signs.sum())
-            np.testing.assert_allclose(logs[f"agreement/{label}"], share, rtol=1e-6)
-            np.testing.assert_allclose(logs[f"trend/{label}"], trend[label], atol=1e-6)
-            gauge = np.sign(trend[label]) * (abs(trend[label]) > 0.5)
-            assert logs[f"gauge/{label}"] == gauge
+            found = logs[f"agreement_fraction/{label}"]
+            np.testing.assert_allclose(found, share, rtol=1e-6)
+            found = logs[f"evidence_sign/{label}"]
+            np.testing.assert_allclose(found, trend[label], atol=1e-6)
+            assert logs[f"rate_too_small/{label}"] == (trend[label] > 0.5)
+            assert logs[f"rate_too_large/{label}"] == (trend[label] < -0.5)
 
 
 def test_with_momentum_gradients_are_held_against_the_last_direction():
@@ -90,39 +92,52 @@ def test_with_momentum_gradients_are_held_against_the_last_direction():
     gradients = [1.0, 1.0, -0.1, -0.1, 1.0]
     optimizer = memory_sgd(momentum=0.9, clip_norm=None)
     states = run(optimizer, [{"w": np.full(3, g, "f4")} for g in gradients])
-    logs = [float(summarize_memory(state)["agreement/w"]) for state in states]
+    logs = [float(summarize_memory(state)["agreement_fraction/w"]) for state in states]
     assert logs == [0.5, 1.0, 0.0, 0.0, 1.0]
 
 
 def test_agreement_is_not_told_of_a_base_that_goes_neither_along_nor_against():
     sideways = optax.stateless(lambda g, _: g * jnp.array([1.0, 1.0, -2.0]))
-    optimizer = scale_by_memory(inner=sideways)
+    optimizer = scale_by_memory(base_optimizer=sideways)
     states = run(optimizer, [jnp.ones(3)] * 3)
-    assert [summarize_memory(one)["agreement/params"] for one in states] == [0.5] * 3
+    assert [summarize_memory(one)["agreement_fraction/params"] for one in states] == [
+        0.5
+    ] * 3
 
 
 def test_tensors_of_a_layer_count_by_their_size():
     """Of the large one a sample stands for all of it, in every quantity."""
     kernel = np.ones((300, 200), "f4")
-    gradients = [{"layer": {"kernel": kernel, "bias": np.ones(6_000, "f4")}}]
-    gradients.append({"layer": {"kernel": 9 * kernel, "bias": -np.ones(6_000, "f4")}})
+    gradients = [{"layer": {"kernel": 9 * kernel, "bias": np.ones(6_000, "f4")}}]
+    gradients.append({"layer": {"kernel": kernel, "bias": -np.ones(6_000, "f4")}})
     state = run(scale_by_memory(kernels=linspace_kernels(2.0, 5)), gradients)[-1]
     logs = summarize_memory(state)
-    assert logs["agreement/layer"] == pytest.approx(60 / 66, rel=1e-6)
-    assert logs["outside/layer"] == pytest.approx(60 / 66, rel=1e-6)
+    assert logs["agreement_fraction/layer"] == pytest.approx(60 / 66, rel=1e-6)
+    assert logs["out_of_range_fraction/layer"] == pytest.approx(60 / 66, rel=1e-6)
 
 
 def test_what_is_clipped_to_the_outermost_model_is_outside():
     gradient = jnp.array([50.0, -50.0, 1.0, 0.0, jnp.nan, jnp.inf])
     optimizer = paper_sgd()
-    _, state = optimizer.update(gradient, optimizer.init(gradient))
-    assert summarize_memory(state)["outside/params"] == pytest.approx(4 / 6)
+    state = optimizer.init(gradient)
+    for expected in (0, 4 / 6):
+        # What a step read is known with its evidence, one step later.
+        _, state = optimizer.update(gradient, state)
+        found = summarize_memory(state)["out_of_range_fraction/params"]
+        assert found == pytest.approx(expected)
 
 
-def test_evidence_that_overflows_leaves_the_trend():
+def test_evidence_that_overflows_is_no_sign_and_no_agreement():
     """Infinite for one local model and against another: it points nowhere."""
-    assert _trend(jnp.array(0.5), jnp.array([jnp.inf, -jnp.inf])) == 0.45
-    assert _trend(jnp.array(0.5), jnp.array([jnp.inf, 1.0])) == 0.55
+    gradients = np.float32([[1.0, -1.0], [3e38, 3e38], [3e38, -3e38]])
+    optimizer = scale_by_memory(
+        kernels=linspace_kernels(2.0, 2),
+        memory_optimizer=agreement_steps(),
+        signal=lambda g, d: jnp.where(g * d > 0, 3e38, -3e38),
+    )
+    states = run(optimizer, [np.repeat(one, 4) for one in gradients])
+    logs = summarize_memory(states[-1])
+    assert all(np.isfinite(one) for one in logs.values())
 
 
 def test_of_a_large_tensor_a_sample_agrees():
@@ -131,8 +146,8 @@ def test_of_a_large_tensor_a_sample_agrees():
     gradients = [{"w": np.abs(rng.normal(size=(300, 200))).astype("f4")}]
     gradients.append({"w": signs * gradients[0]["w"]})
     for sample in (None, 1000):
-        state = run(memory_sgd(momentum=0.0, evidence_sample=sample), gradients)[-1]
-        share = summarize_memory(state)["agreement/w"]
+        state = run(scale_by_memory(evidence_sample=sample), gradients)[-1]
+        share = summarize_memory(state)["agreement_fraction/w"]
         # Four standard errors of the smallest sample there can be.
         assert abs(share - 0.7) < 4 * np.sqrt(0.21 / (250 if sample else 1024))
         assert share != np.mean(signs > 0)
@@ -159,7 +174,9 @@ def test_the_gauge_tells_rates_that_are_too_small_and_too_large(rate, gauge):
         x, state = carry
         gradient = x + noise * jax.random.normal(key, x.shape)
         updates, state = optimizer.update(gradient, state)
-        return (x + updates, state), summarize_memory(state)["gauge/params"]
+        logs = summarize_memory(state)
+        gauge = logs["rate_too_small/params"] - logs["rate_too_large/params"]
+        return (x + updates, state), gauge
 
     start = jnp.array([3.0, -2.0, 1.0])
     keys = jax.random.split(jax.random.key(0), 200)
@@ -177,19 +194,23 @@ def test_rates_in_use_bounds_and_what_lies_outside():
     memory = Memory(
         kernels,
         np.array([1e-3, 0.1, 0.2, 0.4, 2.0]),
-        counts=np.array([0.0, 10.0, 30.0, 0.2, 0.0]),
+        evidence_weight=np.array([0.0, 10.0, 30.0, 0.2, 0.0]),
     )
     optimizer = scale_by_memory(memory, memory_optimizer=STILL, rate_bounds=(1e-3, 2.0))
     gradient = jnp.array([-3.0, 2.5, 1.0, 0.0])
     _, state = optimizer.update(gradient, optimizer.init(jnp.zeros(4)))
+    # A step that says nothing about the last one, and knows where that had looked.
+    _, state = optimizer.update(jnp.zeros(4), state)
     logs = {key: float(one) for key, one in summarize_memory(state).items()}
     expected = {
         "rate_mean": (10 * 0.1 + 30 * 0.2 + 0.2 * 0.4) / 40.2,
         # .2 of evidence is less than a hundredth of 30.
         "rate_min": 0.1,
         "rate_max": 0.2,
-        "at_bound": 2 / 5,
-        "outside": 2 / 4,
+        "at_bound_fraction": 2 / 5,
+        "out_of_range_fraction": 2 / 4,
+        "rate_over_start": 1.0,
+        "rate_over_highest": 1.0,
     }
     for name, value in expected.items():
         assert logs[f"{name}/params"] == pytest.approx(value, rel=1e-5), name
@@ -205,7 +226,7 @@ OPTIMIZERS = {
             kernels=linspace_kernels(3.0, 9),
             memory_optimizer=agreement_steps(),
             signal=raw_product,
-            address="relative",
+            normalize="rms",
             group_by="tensor",
         ),
         optax.scale(-1.0),
@@ -225,12 +246,13 @@ def test_rates_are_what_directions_were_multiplied_by(name):
             lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params
         )
         updates, state = update(gradients, state)
-    rates = get_rates(state)
+    rates = get_rates(state, gradients)
     found = jax.tree.map(lambda rate, g: -rate * g, rates, gradients)
     jax.tree.map(
         lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-5), found, updates
     )
-    sizes = {label: len(one) for label, one in get_addresses(state).items()}
+    inputs = get_kernel_inputs(state, gradients)
+    sizes = {label: len(one) for label, one in inputs.items()}
     assert sum(sizes.values()) == 18
     assert set(sizes) == set(get_memory(state))
 
@@ -241,10 +263,10 @@ def test_a_function_of_ones_own_is_to_be_named():
 
     params = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
     state = scale_by_memory(group_by=group_by).init(params)
-    assert summarize_memory(state, group_by)["outside/vectors"] == 0
-    assert get_addresses(state, group_by)["matrices"].shape == (12,)
+    assert summarize_memory(state)["out_of_range_fraction/vectors"] == 0
+    assert get_kernel_inputs(state, group_by=group_by)["matrices"].shape == (12,)
     with pytest.raises(ValueError, match="group_by must be that of the optimizer"):
-        get_addresses(state)
+        get_kernel_inputs(state)
 
 
 def test_states_may_be_grouped_by_other_rules():
@@ -255,22 +277,47 @@ def test_states_may_be_grouped_by_other_rules():
     optimizer = optax.partition(
         {"a": paper_sgd(group_by=by_axes), "b": paper_sgd()}, {"a": "a", "b": "b"}
     )
-    addresses = get_addresses(optimizer.init(params), by_axes)
-    assert {label: len(one) for label, one in addresses.items()} == {
-        "matrices": 12,
-        "b": 5,
-    }
-    with pytest.raises(ValueError, match=r"gave \['matrices'\], got None"):
-        summarize_memory(optimizer.init(params))
+    logs = summarize_memory(optimizer.init(params))
+    assert "rate_mean/matrices" in logs
+    assert "rate_mean/b" in logs
+
+
+@pytest.mark.parametrize("make", [memory_sgd, memory_adam, paper_adam])
+def test_a_direction_that_the_state_has_not_is_asked_for(make):
+    """And with it the rates are those that the update had used."""
+    params = {"a": {"w": jnp.zeros((3, 4))}, "c": jnp.zeros(2)}
+    optimizer = make(kernels=linspace_kernels(3.0, 5))
+    state = optimizer.init(params)
+    for reader in (get_rates, get_kernel_inputs):
+        with pytest.raises(ValueError, match="direction must be given"):
+            reader(state)
+    direction = jax.tree.map(lambda p: jnp.ones_like(p) * 0.5, params)
+    rates = get_rates(state, direction)
+    assert jax.tree.structure(rates) == jax.tree.structure(params)
+    unit = 0.5 if make is paper_adam else 1.0
+    np.testing.assert_allclose(get_kernel_inputs(state, direction)["c"], unit)
+
+
+def test_collapsed_rates_are_seen():
+    """Far below their start and their highest, long after the sign has settled."""
+    up, down = np.ones(4, "f4"), np.ones(4, "f4") * [[1], [-1]] * 1.0
+    steps = [up] * 10 + [down[i % 2].astype("f4") for i in range(40)]
+    state = run(memory_sgd(momentum=0.0), [{"w": g} for g in steps])[-1]
+    logs = summarize_memory(state)
+    assert logs["rate_over_highest/w"] < 1e-3
+    assert logs["rate_over_start/w"] < 0.1
+    assert logs["rate_too_large/w"] == 1
 
 
 def test_a_vmapped_state_is_sent_through_vmap():
     params = {"w": jnp.zeros((2, 3))}
     state = jax.vmap(paper_sgd().init)(params)
-    for reader in (summarize_memory, get_rates, get_addresses):
+    for reader in (summarize_memory, get_rates, get_kernel_inputs):
         with pytest.raises(ValueError, match=r"jax\.vmap"):
             reader(state)
         jax.vmap(reader)(state)
+    sets = jax.vmap(lambda one: set_memory(one, get_memory(one)))(state)
+    assert jax.tree.map(jnp.shape, sets) == jax.tree.map(jnp.shape, state)
 
 
 @pytest.mark.parametrize("make", [memory_sgd, paper_sgd])
@@ -283,7 +330,7 @@ def test_readers_compile_once_where_nothing_around_them_is_compiled(make):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     state = run(make(), make_gradients(2, seed=7))[-1]
-    readers = (summarize_memory, get_rates, get_addresses)
+    readers = (summarize_memory, get_rates, get_kernel_inputs)
     for reader in readers:
         reader(state)
     assert compiled
@@ -299,9 +346,9 @@ def test_dtypes_are_promoted_by_nobody():
     landscape = functools.partial(scale_by_memory, memory_optimizer=optax.sgd(0.1))
     with jax.numpy_dtype_promotion("strict"):
         for make in (memory_sgd, landscape):
-            optimizer = make(direction_dtype=jnp.bfloat16)
+            optimizer = make()
             _, state = optimizer.update(params, optimizer.init(params), params)
-            for reader in (summarize_memory, get_rates, get_addresses):
+            for reader in (summarize_memory, get_rates, get_kernel_inputs):
                 reader(state)
 
 
