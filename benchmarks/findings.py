@@ -73,7 +73,7 @@ brake (rates run away near a minimum), a brake only upward, its square root, one
 a running mean or with a floor (networks die online), one rate for all layers or a part
 of the drive shared between them, a ramp of the first steps (the memory climbs during
 it), a bias towards larger rates (worse with noise), faster steps down, clipping by
-coordinate instead of by norm, and the trace of agreement as an address."""
+coordinate instead of by norm, and the trace of agreement as a kernel input."""
 
 TRANSFER_FOUND = """**What it says.** With SGD an early memory saves a quarter of the
 updates of the larger dense network (9 seeds to 1), and brings the larger convolutional

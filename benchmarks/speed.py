@@ -27,7 +27,7 @@ from metalr_optax import (
     summarize_memory,
 )
 
-SAMPLE = 2**16
+SAMPLE, ALL = 2**16, 10**9
 Make = Callable[[int], optax.GradientTransformation]
 
 
@@ -42,10 +42,12 @@ class Measurement(NamedTuple):
     kernels: int  # M, 0 where there is none
     milliseconds: float  # median of a whole update, or of an update in training
     ratio: float  # median over rounds: this update over optax.adam's
+    clipped_ratio: float  # the same over the baseline that clips, with its base
     share: float  # update / (gradient + update); 0 where there is no gradient
     state_bytes: float  # per parameter
+    state_leaves: int
     temporary_bytes: float  # per parameter, at most at a time, from XLA
-    compile_seconds: float
+    compile_seconds: float  # of tracing and compiling
 
 
 class Case(NamedTuple):
@@ -81,22 +83,22 @@ def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.GradientTransformation(optimizer.init, update)
 
 
+_CLIP = optax.clip_by_global_norm(1.0)
 METHODS: dict[str, Make] = {
     "adam": lambda _: optax.adam(1e-3),
     "sgd": lambda _: optax.sgd(1e-3),
     "momentum": lambda _: optax.sgd(1e-3, momentum=0.9),
+    "clip + adam": lambda _: optax.chain(_CLIP, optax.adam(1e-3)),
+    "clip + momentum": lambda _: optax.chain(_CLIP, optax.sgd(1e-3, momentum=0.9)),
     "dowg": lambda _: contrib.dowg(),
     "prodigy": lambda _: contrib.prodigy(),
     "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
     "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(1.0, num)),
     "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(1.0, num)),
-    "memory_adam, sampled": lambda num: memory_adam(
-        kernels=linspace_kernels(1.0, num), evidence_sample=SAMPLE
+    "memory_adam, all": lambda num: memory_adam(
+        kernels=linspace_kernels(1.0, num), evidence_sample=ALL
     ),
     "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
-    "paper_sgd, bfloat16": lambda num: paper_sgd(
-        kernels=linspace_kernels(2.0, num), direction_dtype=jnp.bfloat16
-    ),
     "paper_sgd, sampled": lambda num: paper_sgd(
         kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
     ),
@@ -107,6 +109,7 @@ METHODS: dict[str, Make] = {
     ),
 }
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
+CLIPPED = ("clip + adam", 0), ("clip + momentum", 0)
 _SETTLING = [(name, 1) for name in METHODS if name.startswith("memory")]
 _PAPERS = [
     (name, 20) for name in METHODS if name.startswith("paper") and "one by" not in name
@@ -147,18 +150,19 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         if size <= 10**6:
             methods.append(("paper_sgd, one by one", 20))
         if size > 10**7:
-            methods = [ADAM, ("momentum", 0), ("memory_sgd", 1), EXACT]
+            methods = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), EXACT]
             methods.append(("paper_sgd, sampled", 20))
         rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
         yield Case("update", make_leaves(size, 1), methods, rounds)
         if size in (10**6, 10**7):
             more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
-            yield Case("update", make_leaves(size, 1), [ADAM, *more], rounds)
-    for leaves in (10, 100, 1000):
-        methods = [ADAM, ("memory_sgd", 1), EXACT]
-        if leaves < 1000:
-            methods += [("memory_adam", 1), ("paper_adam", 20)]
+            yield Case("update", make_leaves(size, 1), [ADAM, *CLIPPED, *more], rounds)
+    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1)]
+    for leaves in (10, 100, 300, 1000):
+        methods = [*ours, EXACT, ("paper_adam", 20)] if leaves <= 100 else ours
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
+    squares = {f"layer {i}": {"kernel": jnp.zeros((200, 200))} for i in range(100)}
+    yield Case("100 tensors of 40,000", squares, ours, 15)
     yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
     yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
 
@@ -210,7 +214,9 @@ def training_case(
 ) -> Case:
     """Return the case of a model, whose gradient is timed along with the updates."""
     also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
-    return Case(name, params, [ADAM, *VARIANTS, *also_logged], rounds, gradient)
+    return Case(
+        name, params, [ADAM, *CLIPPED, *VARIANTS, *also_logged], rounds, gradient
+    )
 
 
 def run_case(case: Case) -> Iterator[Measurement]:
@@ -231,6 +237,7 @@ def run_case(case: Case) -> Iterator[Measurement]:
     # Two rounds to warm up.
     rounds = {key: np.array(taken[2:]) for key, taken in times.items()}
     adam = rounds[ADAM]
+    clipped = {True: rounds[CLIPPED[1]], False: rounds[CLIPPED[0]]}
     for method, (_, facts) in steps.items():
         update = rounds[method]
         share = np.median(update / (update + rounds[None])) if case.gradient else 0.0
@@ -242,8 +249,14 @@ def run_case(case: Case) -> Iterator[Measurement]:
             *method,
             1e3 * float(np.median(update)),
             float(np.median(update / adam)),
+            float(
+                np.median(
+                    update / clipped["sgd" in method[0] or "momentum" in method[0]]
+                )
+            ),
             float(share),
             facts["state"] / size,
+            int(facts["leaves"]),
             facts["temporary"] / size,
             facts["compile"],
         )
@@ -261,6 +274,7 @@ def _compile(
 ) -> tuple[Callable[[], Any], dict[str, float]]:
     """Return a step that keeps its own, donated state, and what XLA says of it."""
     state = jax.jit(optimizer.init)(params)
+    jax.clear_caches()
     start = time.perf_counter()
     step = (
         jax.jit(optimizer.update, donate_argnums=1)
@@ -272,6 +286,7 @@ def _compile(
     facts = {
         "compile": seconds,
         "state": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        "leaves": len(jax.tree.leaves(state)),
         "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
     }
     box = [state]

@@ -34,7 +34,7 @@ STARTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
 STEM = "suite"
 _MANY = logspace_kernels(8.0, 20, smallest=0.02)
-_SAMPLE = 256  # coordinates of a tensor that are judged
+_SAMPLE = 256  # coordinates of a tensor that give evidence
 
 
 class Variant(NamedTuple):

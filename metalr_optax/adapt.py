@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.checks import check_memories, check_memory, is_concrete
@@ -131,12 +132,14 @@ def adapt_memory(
             f"mapping must lead to labels of memory, {sorted(memory)}, or None, got "
             f"{sorted(map(str, unknown))}"
         )
-    return {
-        label: _pool([_resample(one, like) for one in memory.values()])
-        if mapping[label] is None
-        else _resample(memory[mapping[label]], like)
-        for label, like in likes.items()
-    }
+    adapted = {}
+    for label, like in likes.items():
+        source = mapping[label]
+        if source is None:
+            adapted[label] = _pool([_resample(one, like) for one in memory.values()])
+        else:
+            adapted[label] = _resample(memory[source], like)
+    return adapted
 
 
 def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
@@ -181,9 +184,9 @@ def _resample(memory: Memory, like: Memory) -> Memory:
         rates = np.full(like.rates.shape, _mean(rates, weight))
         weight = np.full(like.rates.shape, weight.sum() / like.rates.size)
     elif not np.array_equal(old.astype(dtype), new.astype(dtype)):
-        rates = read(Kernels(*old), rates, np.float64(new[0]))
+        rates = read(Kernels(*old), rates, jnp.asarray(new[0]))
         # What a memory of one 1 among 0s reads is the share of that local model.
-        ones, centers = np.eye(like.rates.size), np.float64(old[0])
+        ones, centers = jnp.eye(like.rates.size), jnp.asarray(old[0])
         share = jax.vmap(read, (None, 0, None))(Kernels(*new), ones, centers)
         weight = np.asarray(share) @ weight
     dtype = like.rates.dtype

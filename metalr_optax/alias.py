@@ -1,4 +1,4 @@
-"""Ready optimizers that need no tuning: a clip, a memory, and a step downhill."""
+"""Ready optimizers that need no tuning: a clip, a memory, and a step of descent."""
 
 import numbers
 import warnings
@@ -53,10 +53,11 @@ def memory_sgd(
       g &\leftarrow g \cdot \min(1, \text{clip\_norm} / \lVert g \rVert) \\
       d &\leftarrow g + \text{momentum} \cdot d \\
       x &\leftarrow x - \text{learning\_rate} \cdot
-        (\eta(d / \mathrm{rms}(d)) \, d + \text{weight\_decay} \cdot x)
+        (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
-    tensor. The rate :math:`\eta` is :func:`scale_by_memory`'s, corrected by
+    tensor; :math:`\bar\eta` is the mean rate of the memory by evidence. The rate
+    :math:`\eta` is :func:`scale_by_memory`'s, corrected by
     :func:`agreement_steps` on :func:`raw_product`. It has no base rate to tune: the
     memory climbs from ``initial`` to what the task bears within some tens of steps and
     comes down again where gradients begin to contradict each other. The paper's own
@@ -68,6 +69,7 @@ def memory_sgd(
         or a decay over tens of steps works, one over thousands is learned away. A
         constant below 0.05 warns: it was probably meant to be ``initial``.
       momentum: decay of the direction, in [0, 1); 0 for none.
+      nesterov: as in ``optax.sgd``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: where the local models are, in root mean squares of a tensor; default
@@ -76,14 +78,15 @@ def memory_sgd(
         safe when samples come one at a time.
       clip_norm: largest norm of a gradient, or None: the first steps and rare outliers
         cannot ruin a run.
-      weight_decay: the part of a parameter that one step takes away, whatever its
-        learned rate (decoupled). AdamW with a rate of 1e-3 and a decay of .1 takes
-        1e-4.
+      weight_decay: as in ``optax.adamw``: decoupled, times the factor and the learned
+        rate of the memory. With momentum that is known as SGDW. It is no part of the
+        direction, nor of the evidence.
       mask: a tree of booleans, or a function from parameters to one: what decays.
       group_by: which tensors share a memory, see :func:`scale_by_memory`.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are judged; default all.
-      direction_dtype: dtype of the last direction in the state.
+      evidence_sample: how many coordinates of a large tensor give evidence, see
+        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
+        largest tensor for all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
@@ -144,10 +147,11 @@ def memory_adam(
       g &\leftarrow g \cdot \min(1, \text{clip\_norm} / \lVert g \rVert) \\
       d &= \hat m / (\sqrt{\hat v} + \epsilon) \\
       x &\leftarrow x - \text{learning\_rate} \cdot
-        (\eta(d / \mathrm{rms}(d)) \, d + \text{weight\_decay} \cdot x)
+        (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
-    As :func:`memory_sgd`, with directions of Adam. They are judged by the gradient of
-    the next step, because directions of Adam agree with each other even in pure noise.
+    As :func:`memory_sgd`, with directions of Adam. The evidence about them is the
+    gradient of the next step, because directions of Adam agree with each other even in
+    pure noise.
     The paper's own rule is :func:`paper_adam`.
 
     Args:
@@ -155,18 +159,23 @@ def memory_adam(
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the root of the second moment.
+      eps_root: added to the second moment, as in ``optax.adam``.
+      mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes from
+        rounded directions.
+      nesterov: as in ``optax.adam``.
       initial: the rate the memory starts with, at most 0.01, or memories, see
         :func:`scale_by_memory`. A larger first step of Adam breaks what no memory
         repairs; the memory climbs higher by itself where it can.
       kernels: where the local models are, in root mean squares of a tensor; default
         ``linspace_kernels(1.0, num=1)``.
       clip_norm: see :func:`memory_sgd`, as all that follow.
-      weight_decay: the part of a parameter that one step takes away.
+      weight_decay: AdamW's.
       mask: what decays.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are judged; default all.
-      direction_dtype: dtype of the last direction in the state.
+      evidence_sample: how many coordinates of a large tensor give evidence, see
+        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
+        largest tensor for all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -197,12 +206,12 @@ def memory_adam(
 
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
-    if isinstance(initial, numbers.Real | jax.Array) and is_concrete(initial):
-        if np.max(initial) > _LARGEST_START_OF_ADAM * (1 + 1e-6):
-            raise ValueError(
-                f"initial must be at most {_LARGEST_START_OF_ADAM} for memory_adam, "
-                f"which climbs by itself, got {initial}"
-            )
+    is_rate = isinstance(initial, numbers.Real | jax.Array) and is_concrete(initial)
+    if is_rate and np.max(initial) > _LARGEST_START_OF_ADAM * (1 + 1e-6):
+        raise ValueError(
+            f"initial must be at most {_LARGEST_START_OF_ADAM} for memory_adam, which "
+            f"climbs by itself, got {initial}"
+        )
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
     settings = initial, kernels, group_by, rate_bounds
@@ -231,9 +240,19 @@ def _ready(
             f"climb against it; a rate to start from is initial={learning_rate}",
             stacklevel=3,
         )
-    initial, kernels, *rest = settings
+    initial, kernels, group_by, rate_bounds = settings
     if kernels is None and not isinstance(initial, Memory | Mapping):
         kernels = _KERNELS
-    rule = agreement_steps(), raw_product, "rms", clip_norm
-    link = scale_base(base, Settings(initial, kernels, *rest, *rule, decay))
+    memories = Settings(
+        initial,
+        kernels,
+        group_by,
+        rate_bounds,
+        agreement_steps(),
+        raw_product,
+        "rms",
+        clip_norm,
+        decay,
+    )
+    link = scale_base(base, memories)
     return optax.chain(link, optax.scale_by_learning_rate(learning_rate))

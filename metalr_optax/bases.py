@@ -35,12 +35,18 @@ class Base(NamedTuple):
     is_derived: bool
 
 
+class Samples(NamedTuple):
+    """Samples of the tensors of a tree, in the order of its leaves."""
+
+    leaves: list[jax.Array]
+
+
 class RememberedState(NamedTuple):
     """State of :func:`remembered`.
 
     Attributes:
       base_state: of the base optimizer.
-      last_direction: like the parameters; a list of samples where evidence is sampled.
+      last_direction: like the parameters; :class:`Samples` where evidence is sampled.
       orientation: [], float32, 1, -1, or 0 as long as nothing is known.
     """
 
@@ -57,7 +63,7 @@ def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Bas
         # A copy: without jit the direction may be the caller's gradient itself, which
         # the next donated step would take with it.
         kept = jax.tree.map(lambda d: jnp.array(sample(d, size)), direction)
-        return kept if size is None else not_params(jax.tree.leaves(kept))
+        return kept if size is None else not_params(Samples(jax.tree.leaves(kept)))
 
     def init(params: optax.Params) -> RememberedState:
         zeros = jax.tree.map(jnp.zeros_like, params)

@@ -213,8 +213,9 @@ def check_initial(
 ) -> None:
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
-        is_scalar = isinstance(initial, numbers.Number | np.generic | jax.Array)
-        if isinstance(initial, bool) or not is_scalar or np.shape(initial) != ():
+        is_one = isinstance(initial, numbers.Number | np.generic | jax.Array)
+        value: Any = initial
+        if isinstance(initial, bool) or not is_one or np.shape(value) != ():
             raise ValueError(
                 "initial must be a rate, a metalr_optax.Memory or a mapping from label "
                 f"to Memory, got {initial!r}"

@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       base: the base optimizer.
-      signal: how a gradient judges the last direction.
+      signal: what a gradient says about the last direction.
       rms: whether kernel inputs are divided by the root mean square of their tensor.
       grid: of the kernels, or None where they have to be evaluated exactly.
     """
@@ -77,12 +77,14 @@ def tensor_evidence(
     if not single:
         more.insert(0, _unit(how, d.astype(dtype)))
 
-    def compare(g: jax.Array, d: jax.Array, *more: jax.Array) -> Any:
+    def compare(g: jax.Array, d: jax.Array, *more: Any) -> Any:
         g, d = g.astype(dtype), d.astype(dtype)
         along, unit = d, 1.0
         if not single:
-            unit, *more = more
-        for turn in more:
+            unit, *turns = more
+        else:
+            turns = more
+        for turn in turns:
             along = along * turn.astype(dtype)
         values = agreement(how.signal, g, along)
         # A single rate has no input.

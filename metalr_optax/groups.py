@@ -47,7 +47,8 @@ def memory_dtype(params: Any) -> Any:
                 "optax.masked, split complex ones with "
                 "optax.contrib.split_real_and_imaginary"
             )
-        dtype = jnp.promote_types(dtype, one)
+        if jnp.finfo(one).bits > jnp.finfo(dtype).bits:
+            dtype = one
     return dtype
 
 

@@ -69,7 +69,9 @@ def make_grid(kernels: Kernels) -> Grid | None:
     if len(kernels.centers) < _MANY or not all(map(is_concrete, kernels)):
         return None
     # Of the same values whatever their precision: a state has them in its own.
-    centers, widths = (np.float64(np.asarray(one, np.float32)) for one in kernels)
+    centers, widths = (
+        np.asarray(np.asarray(one, np.float32), np.float64) for one in kernels
+    )
     if not (np.isfinite(centers).all() and (widths > 0).all()):
         return None
     gaps, half = np.diff(centers), len(centers) // 2
@@ -311,12 +313,12 @@ def _count(
     # Any other shape, or a piece, of a sharded tensor would have to be gathered.
     whole = size % _ALIGNED == 0 and size <= _PIECE
     if whole or not by_coordinate or _on_mesh(pair[0]):
-        return count(*pair, 0)
+        return count(pair[0], pair[1], 0)
     flat = [one.ravel() for one in pair]
 
     def count_piece(start: int | jax.Array, length: int) -> list[jax.Array]:
-        piece = (jax.lax.dynamic_slice_in_dim(one, start, length) for one in flat)
-        return count(*piece, start)
+        g, d = (jax.lax.dynamic_slice_in_dim(one, start, length) for one in flat)
+        return count(g, d, start)
 
     def add(sums: list[jax.Array], start: Any, length: int) -> list[jax.Array]:
         return jax.tree.map(jnp.add, sums, count_piece(start, length))

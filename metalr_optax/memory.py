@@ -38,7 +38,8 @@ class Kernels(NamedTuple):
 
     A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
     rate, whatever the input, with evidence from all coordinates alike.
-    :func:`paper_sgd` and :func:`paper_adam` clip gradients at a thousandth of its width.
+    :func:`paper_sgd` and :func:`paper_adam` clip gradients at a thousandth of its
+    width.
     """
 
     centers: Array

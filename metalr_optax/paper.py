@@ -1,4 +1,4 @@
-"""The rule of the paper, ready to use: a clip, a memory, and a step downhill."""
+"""The rule of the paper, ready to use: a clip, a memory, and a step of descent."""
 
 import functools
 
@@ -39,10 +39,10 @@ def paper_sgd(
       initial: see :func:`scale_by_memory`, as all that follow.
       kernels: where the local models are, in units of the gradient.
       memory_optimizer: transformation that steps the rates.
-      signal: how a gradient judges the last direction.
+      signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      evidence_sample: how many coordinates of a large tensor give evidence; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -91,7 +91,7 @@ def paper_adam(
     .. math:: x \leftarrow x - \text{learning\_rate} \cdot \eta(d) \, d,
       \quad d = \hat m / (\sqrt{\hat v} + \epsilon)
 
-    The memory is addressed by Adam's direction :math:`d`, and judges it by the raw
+    The memory sees Adam's direction :math:`d`, and the evidence about it is the raw
     gradient of the next step: directions of Adam agree with each other even in pure
     noise. Raw gradients are clipped like those of :func:`paper_sgd`, before Adam sees
     them: kernels that are much narrower than usual gradients change Adam too.
@@ -104,10 +104,10 @@ def paper_adam(
       initial: see :func:`scale_by_memory`, as all that follow.
       kernels: where the local models are, in units of Adam's direction.
       memory_optimizer: transformation that steps the rates.
-      signal: how a gradient judges the last direction.
+      signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are judged; default all.
+      evidence_sample: how many coordinates of a large tensor give evidence; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.

@@ -39,7 +39,7 @@ def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) ->
     Args:
       memory: M local models, as :func:`metalr_optax.get_memory` returns them by label.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
-      kernel_inputs: [n], where the memory was looked up, as
+      kernel_inputs: [n], where the memory was read, as
         :func:`metalr_optax.get_kernel_inputs` returns it by label. Those outside of the
         local models are counted in the outermost bars, those that are not finite in
         none.
@@ -287,7 +287,8 @@ def _grid(axis: Any, memory: Memory) -> np.ndarray:
 def _even(axis: Any, ends: np.ndarray, number: int) -> np.ndarray:
     """Return kernel inputs that are evenly spaced on the axis they are drawn on."""
     scale = axis.get_transform()
-    even = scale.inverted().transform(np.linspace(*scale.transform(ends), number))
+    first, last = scale.transform(ends)
+    even = scale.inverted().transform(np.linspace(first, last, number))
     # Not off by a rounding: what lies at the ends is counted.
     even[[0, -1]] = ends
     return even

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.bases import RememberedState
+from metalr_optax.bases import RememberedState, Samples
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.interpolation import replicated
 from metalr_optax.memory import Memory, mean_rate, read, root_mean_square
@@ -238,7 +238,7 @@ def _direction_in(state: ScaleByMemoryState) -> Any:
     """Return the last direction, or for a single rate any tree like the parameters."""
     base: Any = state.base_state
     if isinstance(base, RememberedState):
-        is_whole = not isinstance(base.last_direction, list | jax.Array)
+        is_whole = not isinstance(base.last_direction, Samples)
         tree = base.last_direction if is_whole else None
     else:
         single = table_in(state)[0].rates.shape[-1] == 1

@@ -54,10 +54,10 @@ class Settings(NamedTuple):
     """What an optimizer is built with; :func:`scale_by_memory` says what it means."""
 
     initial: Initial
-    kernels: Kernels | None
+    kernels: Any
     group_by: GroupBy
     rate_bounds: tuple[float, float]
-    memory_optimizer: optax.GradientTransformation | None
+    memory_optimizer: Any
     signal: Signal | None
     normalize: Normalize = None
     clip_norm: Any = None
@@ -85,10 +85,9 @@ def scale_by_memory(
     memory of its layer. One step later the local models that it used are raised if
     the gradient kept its sign and lowered if it flipped.
 
-    With gradient :math:`g`, direction :math:`d` (what ``inner`` makes of the
-    gradient; without ``inner``, what arrives), the last direction :math:`d^-`
-    (``previous_direction``), its sign :math:`o` relative to the gradient
-    (``orientation``), kernels :math:`\psi_m` and rates :math:`v_m` of one memory and
+    With gradient :math:`g`, direction :math:`d` (what ``base_optimizer`` makes of the
+    gradient; without one, what arrives), the last direction :math:`d^-`, its sign
+    :math:`o` relative to the gradient, kernels :math:`\psi_m` and rates :math:`v_m` of one memory and
     the :math:`D` coordinates that share it:
 
     .. math::
@@ -98,7 +97,7 @@ def scale_by_memory(
       \eta_i &= \sum_m \psi_m(d_i) v_m / \sum_m \psi_m(d_i) \\
       \text{update}_i &= \eta_i d_i
 
-    The agreement is weighed with the kernels of the *last* address because it judges
+    The agreement is weighed with the kernels of the *last* input because it is about
     the rate that was read there; the rate is read *after* the correction. The defaults
     are the paper's rule. Like every ``scale_by_*`` of Optax this does not descend by
     itself: end the chain with ``optax.scale(-1.0)``, or use
@@ -109,38 +108,36 @@ def scale_by_memory(
         every group starts with, or a mapping from label to memory as
         :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit, so
         each part of an ``optax.partition`` takes its own). Values are copied.
-      inner: the base optimizer that turns a gradient into a direction, for example
+      base_optimizer: turns a gradient into a direction, for example
         ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
-        gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out
-        at the first step at which it can tell. It is addressed by the direction as it
-        is, so a memory learned along the gradient is the mirror image of one learned
+        gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out at
+        the first step at which it can tell. Kernels see the direction as it is, so a memory learned along the gradient is the mirror image of one learned
         against it: transfer between bases of one kind.
-      kernels: where the local models are, in units of the address; default
+      kernels: where the local models are, in units of what they see; default
         ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
         brings its own.
       memory_optimizer: transformation that receives :math:`-u`, as a gradient to
         descend, and steps the rates; default ``optax.adam(1e-2)``. With
-        ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all
-        memories as one tree ``{label: [M]}``, and an extra argument ``activity`` like
-        it: :math:`u` with :math:`|a_i|` for :math:`a_i`, which
+        ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all L
+        memories as one array [L, M], and an extra argument ``activity`` like it: :math:`u` with :math:`|a_i|` for :math:`a_i`, which
         :func:`metalr_optax.agreement_steps` needs.
       signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
-      address: what is looked up: the ``"value"`` of a direction (the paper), or
-        ``"relative"``, its value over the root mean square of its tensor, so that
-        kernels fit gradients of any scale. A sample is judged by its own.
+      normalize: what kernels see: the value of a direction (None, the paper), or with
+        ``"rms"`` its value over the root mean square of its tensor, so that kernels fit
+        gradients of any scale. A sample is divided by its own.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
         function ``(path, leaf) -> label`` of a path as JAX gives it.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: of a tensor with more coordinates than this only a fixed lattice
-        of at most so many is judged, and only their last direction is kept: the state
-        is as small as the memories and the sample. Every :math:`u_m` then has a
+      evidence_sample: of a tensor with more than 8 times as many coordinates only a
+        fixed lattice of at most so many gives evidence, spread over all rows and
+        columns, and only their last direction is kept. Every :math:`u_m` then has a
         standard error of up to :math:`1 / \sqrt{n}` for n coordinates that agree
-        independently of each other (.004 for 65,536), more where whole rows agree.
-        Default: all coordinates are judged.
-      direction_dtype: dtype in which the last direction is kept, such as
-        ``jnp.bfloat16``; default: that of the parameters.
+        independently of each other (.016 for 4,096), more where whole rows agree.
+        Default: all coordinates give evidence.
+      inner: deprecated name of ``base_optimizer``.
+      address: deprecated, ``"relative"`` for ``normalize="rms"``.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Updates keep their sign, shape
@@ -158,8 +155,8 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``inner``, plus 4 M and the
-    optimizer's state per memory.
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 6 and
+    the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
@@ -198,12 +195,11 @@ def scale_by_memory(
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule; ``evidence_sample`` and ``direction_dtype`` belong there too. Tensors of
-      at least 16,384 coordinates are read from a table: rates within 1e-4 of the
-      largest, evidence within 1e-3 of the mean absolute agreement. Kernels that are
-      traced, that overlap by dozens or that are much narrower than their distance are
-      evaluated one by one, exactly and slowly.
-      ``optax.tree.map_params`` does not work: the state is keyed by label.
+      schedule; ``evidence_sample`` belongs there too. Of tensors of at least 16,384
+      coordinates rates are interpolated, within 1e-4 of the largest, and evidence
+      within 1e-3 of the mean absolute agreement. Kernels that are traced, that are
+      neither even nor log-spaced or much narrower than their distance are evaluated one
+      by one, exactly and slowly.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
@@ -219,14 +215,12 @@ def scale_by_memory(
     .. seealso:: :func:`metalr_optax.memory_sgd`, :func:`metalr_optax.memory_adam`,
       :func:`metalr_optax.get_memory`.
     """
-    for name, value in (("inner", inner), ("address", address)):
-        if value is not None:
-            new = {"inner": "base_optimizer", "address": "normalize"}[name]
-            warnings.warn(f"{name} is called {new}", DeprecationWarning, stacklevel=2)
-    base_optimizer = base_optimizer or inner
-    normalize = {"value": None, "relative": "rms", None: normalize}.get(
-        address, address
-    )
+    if inner is not None or address is not None:
+        text = "inner is called base_optimizer, and address='relative' normalize='rms'"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        base_optimizer = inner or base_optimizer
+        old: Any = {"value": None, "relative": "rms", None: normalize}
+        normalize = old.get(address, address)
     checks.check_transformation("base_optimizer", base_optimizer)
     memories = initial, kernels, group_by, rate_bounds
     settings = Settings(*memories, memory_optimizer, signal, normalize)
@@ -392,7 +386,7 @@ def _correct(
     steps, rule_state = rule.update(
         -evidence.u, state.memory_optimizer_state, table.rates, **extra
     )
-    rates = optax.apply_updates(table.rates, steps)
+    rates: Any = optax.apply_updates(table.rates, steps)
     size = jnp.abs(evidence.u)
     total = jnp.sum(size, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
@@ -432,7 +426,7 @@ def _finish(
     settings: Settings,
     table: Table,
     rows: Sequence[jax.Array],
-    done: Sequence[jax.Array],
+    done: Sequence[Any],
     direction: optax.Updates,
     updates: optax.Updates,
     params: optax.Params | None,

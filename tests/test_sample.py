@@ -71,7 +71,7 @@ def test_a_sampled_memory_learns_what_its_sample_says():
     whole, state = run(scale_by_memory(0.01, evidence_sample=1000), GRADIENTS)
     parts = np.stack([np.asarray(sample(one, 1000)) for one in GRADIENTS])
     of_sample, expected = run(scale_by_memory(0.01), parts)
-    assert state.base_state.last_direction[0].shape == parts[0].shape
+    assert state.base_state.last_direction.leaves[0].shape == parts[0].shape
     assert np.ptp(get_memory(state)["params"].rates) > 0.01
     np.testing.assert_allclose(
         get_memory(state)["params"].rates,
