@@ -160,8 +160,8 @@ def memory_adam(
       b2: decay of Adam's second moment.
       eps: added to the root of the second moment.
       eps_root: added to the second moment, as in ``optax.adam``.
-      mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes from
-        rounded directions.
+      mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
+        from rounded directions.
       nesterov: as in ``optax.adam``.
       initial: the rate the memory starts with, at most 0.01, or memories, see
         :func:`scale_by_memory`. A larger first step of Adam breaks what no memory

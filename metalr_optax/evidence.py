@@ -94,20 +94,11 @@ def tensor_evidence(
     if single or how.grid is None or d.size < LARGE:
         sums = accumulate(kernels, *compare(g, d, *more))
     else:
-        by_coordinate = how.signal in BY_COORDINATE
-        pair = g, d
-        sums = accumulate_large(kernels, how.grid, compare, by_coordinate, pair, more)
+        alone = how.signal in BY_COORDINATE
+        sums = accumulate_large(kernels, how.grid, compare, alone, (g, d), more)
     means = [one / max(d.size, 1) for one in sums]
     if not single:
-        few = sample(d, _LOGGED).astype(dtype)
-        inputs = few / more[0]
-        inside = (inputs > kernels.centers[0]) & (inputs < kernels.centers[-1])
-        logged = [*compare(sample(g, _LOGGED), few, *more)[1], (~inside).astype(dtype)]
-        few_means = [jnp.sum(one) / max(one.size, 1) for one in logged]
-        # Before anything is overwritten: these are never below 0, which XLA does not
-        # know, and so it has to have them before it has u.
-        first = few_means[1] + few_means[2] < 0
-        means = [jnp.where(first, 0, one) for one in means] + few_means
+        means = _with_logged(kernels, means, compare, g, d, more)
     if scale is not None:
         update = update * scale.astype(update.dtype)
     if not how.base.is_derived:
@@ -115,6 +106,22 @@ def tensor_evidence(
     # It is never below 0, which XLA does not know.
     compared = jnp.sum(means[-1]) + 0.0 * means[0][0]
     return means, jnp.where(compared < 0, jnp.zeros_like(update), update)
+
+
+def _with_logged(
+    kernels: Kernels, means: Any, compare: Any, g: jax.Array, d: jax.Array, more: Any
+) -> list[jax.Array]:
+    """Return means, and from a sample what only logs need."""
+    few = sample(d, _LOGGED).astype(kernels.centers.dtype)
+    inputs = few / more[0]
+    inside = (inputs > kernels.centers[0]) & (inputs < kernels.centers[-1])
+    logged = compare(sample(g, _LOGGED), few, *more)[1]
+    logged.append((~inside).astype(few.dtype))
+    few_means = [jnp.sum(one) / max(one.size, 1) for one in logged]
+    # Before anything is overwritten: these are never below 0, which XLA does not know,
+    # and so it has to have them before it has u.
+    first = few_means[1] + few_means[2] < 0
+    return [jnp.where(first, 0, one) for one in means] + few_means
 
 
 def scaled(

@@ -42,7 +42,7 @@ def paper_sgd(
       signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor give evidence; default all.
+      evidence_sample: how many coordinates of a large tensor are seen; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -107,7 +107,7 @@ def paper_adam(
       signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor give evidence; default all.
+      evidence_sample: how many coordinates of a large tensor are seen; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -87,8 +87,8 @@ def scale_by_memory(
 
     With gradient :math:`g`, direction :math:`d` (what ``base_optimizer`` makes of the
     gradient; without one, what arrives), the last direction :math:`d^-`, its sign
-    :math:`o` relative to the gradient, kernels :math:`\psi_m` and rates :math:`v_m` of one memory and
-    the :math:`D` coordinates that share it:
+    :math:`o` relative to the gradient, kernels :math:`\psi_m` and rates :math:`v_m` of
+    one memory and the :math:`D` coordinates that share it:
 
     .. math::
       a_i &= \mathrm{signal}(g_i, o d^-_i) \\
@@ -111,17 +111,19 @@ def scale_by_memory(
       base_optimizer: turns a gradient into a direction, for example
         ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
         gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out at
-        the first step at which it can tell. Kernels see the direction as it is, so a memory learned along the gradient is the mirror image of one learned
-        against it: transfer between bases of one kind.
+        the first step at which it can tell. Kernels see the direction as it is, so a
+        memory learned along the gradient is the mirror image of one learned against it:
+        transfer between bases of one kind.
       kernels: where the local models are, in units of what they see; default
         ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
         brings its own.
       memory_optimizer: transformation that receives :math:`-u`, as a gradient to
         descend, and steps the rates; default ``optax.adam(1e-2)``. With
         ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all L
-        memories as one array [L, M], and an extra argument ``activity`` like it: :math:`u` with :math:`|a_i|` for :math:`a_i`, which
+        memories as one array [L, M], and an extra argument ``activity`` like it:
+        :math:`u` with :math:`|a_i|` for :math:`a_i`, which
         :func:`metalr_optax.agreement_steps` needs.
-      signal: function ``(gradient, previous_direction) -> values in [-1, 1]`` of two
+      signal: function ``(gradient, last_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
       normalize: what kernels see: the value of a direction (None, the paper), or with
         ``"rms"`` its value over the root mean square of its tensor, so that kernels fit
@@ -244,15 +246,10 @@ def scale_base(
     """
     _check(base, settings)
     all_kernels = kernels_of(settings)
-    is_shared = all(same_kernels(all_kernels[0], one) for one in all_kernels)
     grids = {make_grid(one) for one in all_kernels}
     grid = grids.pop() if len(grids) == 1 else None
-    rule, signal = settings.memory_optimizer, settings.signal
-    settings = settings._replace(
-        kernels=all_kernels[0], memory_optimizer=rule or optax.adam(1e-2)
-    )
-    rms = settings.normalize == "rms"
-    how = Evaluation(base, signal or sign_agreement, rms, grid)
+    signal = settings.signal or sign_agreement
+    how = Evaluation(base, signal, settings.normalize == "rms", grid)
     evidence_of, scaled_by = (
         functools.partial(one, how) for one in (tensor_evidence, scaled)
     )
@@ -260,55 +257,20 @@ def scale_base(
         # Traced once for all tensors of one shape. (What depends on the platform is
         # decided when that is compiled, unless it is inside of another jit.)
         evidence_of, scaled_by = jax.jit(evidence_of), jax.jit(scaled_by)
-
-    def init_fn(params: optax.Params) -> ScaleByMemoryState:
-        return _init(settings, base.init(params), params)
-
-    def update_fn(updates, state, params=None, **extra_args):
-        checks.check_state(state, ScaleByMemoryState)
-        updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
-        if gradient is not None:
-            checks.check_gradient(gradient, updates)
-        elif has_gradient:
-            gradient = updates
-        ((name, array),) = state.table.items()
-        table = unpack(array)
-        labels = labels_of(updates, settings.group_by)
-        rows = [state.rows[label] for label in labels]
-        kernels = [_kernels_at(table, row, is_shared) for row in rows]
-        gradients = jax.tree.leaves(updates if gradient is None else gradient)
-        last = base.last(state.base_state, gradient is not None)
-        scale = _clip_scale(settings, updates)
-        leaves, structure = jax.tree.flatten(updates)
-        pairs = [
-            evidence_of(*one)
-            for one in zip(
-                kernels, [scale] * len(rows), gradients, leaves, last, strict=True
-            )
-        ]
-        direction, base_state = base.update(
-            jax.tree.unflatten(structure, [update for _, update in pairs]),
-            state.base_state,
-            params,
-            gradient,
-            extra_args,
-        )
-        said = [one for one, _ in pairs]
-        sizes = [one.size for one in gradients]
-        evidence = _gather(labels, sizes, said, table.rates)
-        table, rule_state = _correct(settings, state, table, evidence)
-        done = [
-            scaled_by(one, _row(table.rates, row), d)
-            for one, row, d in zip(
-                kernels, rows, jax.tree.leaves(direction), strict=True
-            )
-        ]
-        table = _diagnose(settings, table, evidence)
-        scaled = _finish(settings, table, rows, done, direction, updates, params)
-        new = state.rows, {name: pack(table)}, rule_state, base_state
-        return scaled, ScaleByMemoryState(*new)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    link = _Link(
+        base,
+        settings._replace(
+            kernels=all_kernels[0],
+            memory_optimizer=settings.memory_optimizer or optax.adam(1e-2),
+        ),
+        has_gradient,
+        all(same_kernels(all_kernels[0], one) for one in all_kernels),
+        evidence_of,
+        scaled_by,
+    )
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, link), functools.partial(_update, link)
+    )
 
 
 def same_kernels(one: Kernels, other: Kernels) -> bool:
@@ -323,6 +285,17 @@ def _clip_scale(settings: Settings, updates: optax.Updates) -> jax.Array | None:
     if settings.clip_norm is None:
         return None
     return jnp.minimum(1.0, settings.clip_norm / optax.tree.norm(updates))
+
+
+class _Link(NamedTuple):
+    """An optimizer as it was built."""
+
+    base: Base
+    settings: Settings
+    has_gradient: bool
+    is_shared: bool  # all memories have the same kernels
+    evidence_of: Callable[..., Any]
+    scaled_by: Callable[..., Any]
 
 
 class _Evidence(NamedTuple):
@@ -343,9 +316,8 @@ class _Evidence(NamedTuple):
     outside: jax.Array
 
 
-def _init(
-    settings: Settings, base_state: Any, params: optax.Params
-) -> ScaleByMemoryState:
+def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
+    settings = link.settings
     labels = sorted(set(labels_of(params, settings.group_by)))
     dtype = memory_dtype(params)
     memories = _initial_memories(settings, labels)
@@ -356,8 +328,65 @@ def _init(
     rows = {label: jnp.array(row, jnp.int32) for row, label in enumerate(labels)}
     # A copy: some optimizers keep the parameters that they start with.
     rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
-    name = settings.normalize or "value"
-    return ScaleByMemoryState(not_params(rows), {name: table}, rule_state, base_state)
+    tables = {settings.normalize or "value": table}
+    return ScaleByMemoryState(
+        not_params(rows), tables, rule_state, link.base.init(params)
+    )
+
+
+def _update(link, updates, state, params=None, **extra_args):
+    checks.check_state(state, ScaleByMemoryState)
+    updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
+    if gradient is not None:
+        checks.check_gradient(gradient, updates)
+    elif link.has_gradient:
+        gradient = updates
+    ((name, array),) = state.table.items()
+    labels, table = labels_of(updates, link.settings.group_by), unpack(array)
+    rows = [state.rows[label] for label in labels]
+    kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
+    said, update = _compare(link, state, kernels, updates, gradient)
+    direction, base_state = link.base.update(
+        update, state.base_state, params, gradient, extra_args
+    )
+    sizes = [leaf.size for leaf in jax.tree.leaves(updates)]
+    evidence = _gather(labels, sizes, said, table.rates)
+    table, rule_state = _correct(link.settings, state, table, evidence)
+    leaves = [
+        link.scaled_by(one, _row(table.rates, row), d)
+        for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
+    ]
+    table = _diagnose(link.settings, table, evidence)
+    scaled = _finish(link.settings, table, rows, leaves, direction, updates, params)
+    tables = {name: pack(table)}
+    return scaled, ScaleByMemoryState(state.rows, tables, rule_state, base_state)
+
+
+def _compare(
+    link: _Link,
+    state: ScaleByMemoryState,
+    kernels: Sequence[Kernels],
+    updates: optax.Updates,
+    gradient: optax.Updates | None,
+) -> tuple[list[Any], optax.Updates]:
+    """Return the evidence of every tensor, and the updates, clipped, for the base."""
+    last = link.base.last(state.base_state, gradient is not None)
+    gradients = jax.tree.leaves(updates if gradient is None else gradient)
+    leaves, structure = jax.tree.flatten(updates)
+    scale = _clip_scale(link.settings, updates)
+    pairs = [
+        link.evidence_of(one, scale, *tensors)
+        for one, *tensors in zip(kernels, gradients, leaves, last, strict=True)
+    ]
+    said = [one for one, _ in pairs]
+    return said, jax.tree.unflatten(structure, [update for _, update in pairs])
+
+
+def _clip_scale(settings: Settings, updates: optax.Updates) -> jax.Array | None:
+    """Return what brings the norm of updates down to the largest that is allowed."""
+    if settings.clip_norm is None:
+        return None
+    return jnp.minimum(1.0, settings.clip_norm / optax.tree.norm(updates))
 
 
 def _gather(
@@ -426,13 +455,13 @@ def _finish(
     settings: Settings,
     table: Table,
     rows: Sequence[jax.Array],
-    done: Sequence[Any],
+    scaled: Sequence[jax.Array],
     direction: optax.Updates,
     updates: optax.Updates,
     params: optax.Params | None,
 ) -> optax.Updates:
     """Return scaled directions, with what decays, in the dtypes of the updates."""
-    leaves = list(done)
+    leaves = list(scaled)
     if settings.decay is not None:
         means = mean_rate(table.rates, table.evidence_weight)
         zeros = jax.tree.map(jnp.zeros_like, direction)
@@ -443,8 +472,8 @@ def _finish(
                 leaves, rows, jax.tree.leaves(decayed), strict=True
             )
         ]
-    scaled = jax.tree.unflatten(jax.tree.structure(direction), leaves)
-    return jax.tree.map(lambda one, like: one.astype(like.dtype), scaled, updates)
+    tree = jax.tree.unflatten(jax.tree.structure(direction), leaves)
+    return jax.tree.map(lambda one, like: one.astype(like.dtype), tree, updates)
 
 
 def _bounds(settings: Settings, table: Table) -> list[jax.Array]:
