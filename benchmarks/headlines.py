@@ -50,7 +50,7 @@ def format_facts(
         for learner in ("memory_sgd", "memory_adam")
     }
     times = {
-        one.method: f"{one.ratio:.2f}"
+        one.method: f"{one.clipped_ratio:.2f}"
         for one in speeds
         if (one.case, one.size, one.leaves) == ("update", 10**6, 1)
         and (one.method, one.kernels)
@@ -62,7 +62,8 @@ def format_facts(
         "a memory from a small network: updates to the target / those of a fresh "
         "memory (seeds better : worse)": _list(given),
         "a landscape instead of one rate per layer": _landscapes(tasks),
-        "time of an update of a million parameters over Adam's": _list(times),
+        "time of an update of a million parameters over that of the same base behind "
+        "a clip": _list(times),
     }
     lines = [f"| {what} | {measured} |" for what, measured in facts.items()]
     return "\n".join(["| | measured |", "|---|---|", *lines])

@@ -140,21 +140,24 @@ def test_rows_can_be_read_back(tmp_path):
 
 def test_updates_are_timed_beside_adam(tmp_path):
     params = speed.make_leaves(20_000, 1)
-    methods = [("adam", 0), ("paper_sgd", 4), ("paper_sgd, one by one", 4)]
+    methods = [("adam", 0), *speed.CLIPPED]
+    methods += [("paper_sgd", 4), ("paper_sgd, one by one", 4)]
     cases = [
         speed.Case("update", params, methods, rounds=1),
         speed.training_case("model", params, lambda params: params, 2)._replace(
-            methods=methods[:2], rounds=1
+            methods=methods[:4], rounds=1
         ),
     ]
     rows = [one for case in cases for one in speed.run_case(case)]
-    adam, ours, dense = rows[:3]
+    adam, clip_adam, clip_momentum, ours, dense = rows[:5]
+    assert clip_adam.clipped_ratio == clip_momentum.clipped_ratio == 1.0
+    assert (clip_adam.state_leaves, clip_momentum.state_leaves) == (3, 1)
     assert (adam.ratio, adam.state_bytes, adam.share) == (1.0, 8.0002, 0.0)
     assert ours.state_bytes == pytest.approx(4.0, abs=0.1)
     assert ours.milliseconds > 0
     # The dense way stores one activation per coordinate at a time.
     assert dense.temporary_bytes > ours.temporary_bytes > 0
-    assert all(0 < one.share < 1 for one in rows[3:])
+    assert all(0 < one.share < 1 for one in rows[5:])
 
     path = tmp_path / "speed.csv"
     speed_report.write_rows(rows, path)

@@ -105,7 +105,9 @@ def test_headlines_count_tasks_and_failures(bowl):
     ]
     _put(bowl.runs, MANY.method, 1e-3, [[9.0] * 8] * 10)
     times = [
-        Measurement("update", "cpu", size, 1, "memory_sgd", 1, 2.0, ratio, 0, 8, 0, 1)
+        Measurement(
+            "update", "cpu", size, 1, "memory_sgd", 1, 2.0, 0, ratio, 0, 8, 9, 0, 1
+        )
         for size, ratio in ((10**6, 1.25), (10**7, 9.0))
     ]
     facts = headlines.format_facts([bowl], [], times).splitlines()[2:]
