@@ -136,8 +136,8 @@ SPEED = """\
 are more local models, the rates of a large tensor are interpolated, so a step costs the
 same for 20 as for 500. Whole updates with a donated state, float32, on 2 CPU cores,
 timed in turns with `optax.clip_by_global_norm(1.0)` and Adam or momentum, because ours
-clip too; medians, with M local models per memory, bytes of state per parameter (at ten million)
-and time to trace and compile:
+clip too; medians, with M local models per memory, bytes of state per parameter (at
+ten million) and time to trace and compile:
 """
 
 SPEED_FOUND = """\
