@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks import (
     mnist_report,
     report,
+    sampling,
     speed_report,
     suite,
     suite_report,
@@ -84,6 +85,8 @@ def make_parser() -> Parser:
     _add_suite(add("suite", "one default from five base rates, eleven tasks"))
     moves = add("transfer", "a memory of a small network starts a larger one")
     moves.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    samples = add("sampling", "evidence from a sample beside that from everything")
+    samples.add_argument("--seeds", type=positive, default=3, help="paired runs")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     speed = add("speed", "what an update costs, beside Adam and others")
@@ -199,6 +202,14 @@ def run_transfer(arguments: argparse.Namespace) -> None:
     print(f"\n{transfer.format_transfer(transfer.load_transfer(arguments.out))}")
 
 
+def run_sampling(arguments: argparse.Namespace) -> None:
+    """Take evidence from samples and from everything; print the table."""
+    sampling.run_sampling(
+        arguments.out, arguments.seeds, lambda text: print(text, flush=True)
+    )
+    print(f"\n{sampling.format_sampling(arguments.out)}")
+
+
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
@@ -268,6 +279,7 @@ def main(command_line: list[str] | None = None) -> None:
             "targets": targets,
             "suite": run_suite,
             "transfer": run_transfer,
+            "sampling": run_sampling,
             "report": make_report,
         }
         commands.get(arguments.experiment, compare)(arguments)

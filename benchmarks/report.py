@@ -8,6 +8,7 @@ from benchmarks import (
     findings,
     mnist,
     mnist_report,
+    sampling,
     speed_report,
     suite,
     suite_picture,
@@ -127,6 +128,19 @@ def _pairs() -> str:
     )
 
 
+def _sampling_section() -> str:
+    """Return the section on evidence from samples."""
+    title, _, text = str(sampling.__doc__).partition("\n\n")
+    return "\n\n".join(
+        [
+            f"## {title.rstrip('.')}",
+            text.strip(),
+            "```bash\npython -m benchmarks sampling --seeds 10\n```",
+            sampling.format_sampling(RESULTS),
+        ]
+    )
+
+
 def _speed_section() -> str:
     """Return the section on what a step costs."""
     rows = speed_report.read_rows(RESULTS / "speed.csv")
@@ -167,6 +181,7 @@ def make_page() -> str:
                 _suite_section(),
                 _transfer_section(),
                 _speed_section(),
+                _sampling_section(),
                 "## Answers",
                 verdicts.LEGEND,
                 format_answers(everything),

@@ -79,12 +79,12 @@ VARIANTS = (
     ),
     _variant(
         "memory_sgd_m21_sampled",
-        f"memory_sgd, M=21, {_SAMPLE} judged",
+        f"memory_sgd, M=21, {_SAMPLE} in the sample",
         lambda rate: memory_sgd(initial=rate, kernels=_MANY, evidence_sample=_SAMPLE),
     ),
     _variant(
         "memory_adam_sampled",
-        f"memory_adam, {_SAMPLE} judged",
+        f"memory_adam, {_SAMPLE} in the sample",
         lambda rate: memory_adam(initial=rate, evidence_sample=_SAMPLE),
     ),
 )

@@ -40,7 +40,8 @@ class Examples(NamedTuple):
     judged_targets: jax.Array  # [J, ...]
 
 
-def _squares(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def squares(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return the mean of squared errors."""
     return jnp.mean((outputs - targets) ** 2)
 
 
@@ -169,7 +170,7 @@ def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
     arrays = (inputs[:4000], noisy[:4000], inputs[4000:], targets[4000:])
     examples = Examples(*(jnp.asarray(one, jnp.float32) for one in arrays))
     network = Mlp((48, 48, 4), nn.tanh)
-    return supervised(name, network, examples, _squares, 64, 400, 10)
+    return supervised(name, network, examples, squares, 64, 400, 10)
 
 
 @functools.cache
