@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.checks import check_memories, check_memory, is_concrete
+from metalr_optax.checks import check_memories, check_memory, is_concrete, require
 from metalr_optax.memory import Kernels, Memory, read
 from metalr_optax.transfer import get_memory
 
@@ -109,29 +109,20 @@ def adapt_memory(
     check_memories(memory)
     likes = get_memory(opt_state)
     for name, memories in (("memory", memory), ("opt_state", likes)):
-        if not all(map(is_concrete, jax.tree.leaves(dict(memories)))):
-            raise ValueError(f"{name} must have values: adapt it outside of jit")
+        known = all(map(is_concrete, jax.tree.leaves(dict(memories))))
+        require(known, name, "have values: adapt it outside of jit", memories)
     for label, one in memory.items():
         check_memory(f"memory[{label!r}]", one)
-    for label, like in likes.items():
-        if like.rates.ndim != 1:
-            raise ValueError(
-                f"opt_state must have one memory per label, got rates of shape "
-                f"{like.rates.shape} for {label!r}: adapt to one member of a vmapped "
-                "state and stack"
-            )
+    shapes = {like.rates.shape for like in likes.values() if like.rates.ndim != 1}
+    hint = "adapt to one member of a vmapped state and stack"
+    require(not shapes, "opt_state", "have rates of shape [M]", shapes, hint)
     mapping = match_labels(memory, opt_state) if mapping is None else mapping
-    if not isinstance(mapping, Mapping) or set(mapping) != set(likes):
-        raise ValueError(
-            f"mapping must have the labels of opt_state, {sorted(likes)}, got "
-            f"{mapping!r}"
-        )
-    unknown = set(mapping.values()) - {*memory, None}
-    if unknown:
-        raise ValueError(
-            f"mapping must lead to labels of memory, {sorted(memory)}, or None, got "
-            f"{sorted(map(str, unknown))}"
-        )
+    fits = isinstance(mapping, Mapping) and set(mapping) == set(likes)
+    allowed = f"have the labels of opt_state, {sorted(likes)}"
+    require(fits, "mapping", allowed, mapping)
+    unknown = sorted(map(str, set(mapping.values()) - {*memory, None}))
+    allowed = f"lead to labels of memory, {sorted(memory)}, or None"
+    require(not unknown, "mapping", allowed, unknown)
     adapted = {}
     for label, like in likes.items():
         source = mapping[label]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from metalr_optax import bases
-from metalr_optax.checks import check_number, is_concrete
+from metalr_optax.checks import check_number, is_concrete, require
 from metalr_optax.groups import GroupBy
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory
@@ -207,11 +207,11 @@ def memory_adam(
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
     is_rate = isinstance(initial, numbers.Real | jax.Array) and is_concrete(initial)
-    if is_rate and np.max(initial) > _LARGEST_START_OF_ADAM * (1 + 1e-6):
-        raise ValueError(
-            f"initial must be at most {_LARGEST_START_OF_ADAM} for memory_adam, which "
-            f"climbs by itself, got {initial}"
-        )
+    fits = not is_rate or np.max(initial) <= _LARGEST_START_OF_ADAM * (1 + 1e-6)
+    allowed = (
+        f"be at most {_LARGEST_START_OF_ADAM} for memory_adam, which climbs itself"
+    )
+    require(fits, "initial", allowed, initial)
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
     settings = initial, kernels, group_by, rate_bounds

@@ -1,7 +1,7 @@
 """What an argument must be, said by name where it is not."""
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +27,12 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
+def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:
+    """Raise ValueError with name, what is allowed and the value, unless it fits."""
+    if not fits:
+        raise ValueError(f"{name} must {allowed}, got {value!r}{hint and '; '}{hint}")
+
+
 def check_number(
     name: str, value: Any, low: float = 0.0, high: float = np.inf, closed: bool = False
 ) -> None:
@@ -37,90 +43,57 @@ def check_number(
         isinstance(value, jax.Array) and value.shape == ()
     )
     is_number = is_scalar and not isinstance(value, bool)
-    if not (is_number and (low < value < high or (closed and value == low))):
-        allowed = "positive, finite number"
-        if closed or (low, high) != (0.0, np.inf):
-            allowed = f"number in {'[' if closed else '('}{low:g}, {high:g})"
-        raise ValueError(f"{name} must be a {allowed}, got {value!r}")
-
-
-def check_sample(size: Any) -> None:
-    """Raise ValueError unless size is a number of coordinates, or None."""
-    if size is not None:
-        hint = " or None (under optax.inject_hyperparams name it in static_args)"
-        check_integer("evidence_sample", size, 1, hint)
+    fits = is_number and (low < value < high or (closed and value == low))
+    allowed = "be a positive, finite number"
+    if closed or (low, high) != (0.0, np.inf):
+        allowed = f"be a number in {'[' if closed else '('}{low:g}, {high:g})"
+    require(fits, name, allowed, value)
 
 
 def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
     """Raise ValueError unless value is an integer that is large enough."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not (is_integer and value >= smallest):
-        raise ValueError(
-            f"{name} must be an integer of at least {smallest}{hint}, got {value!r}"
-        )
+    fits = is_integer and value >= smallest
+    require(fits, name, f"be an integer of at least {smallest}{hint}", value)
 
 
 def check_transformation(name: str, value: Any) -> None:
     """Raise ValueError unless value is a transformation of Optax, or None."""
-    if value is not None and not isinstance(value, optax.GradientTransformation):
-        raise ValueError(
-            f"{name} must be an optax.GradientTransformation or None, got {value!r}"
-        )
-
-
-def check_group_by(group_by: Any) -> None:
-    """Raise ValueError unless group_by is a known name or a function."""
-    if not callable(group_by) and group_by not in ("layer", "tensor", "all"):
-        raise ValueError(
-            "group_by must be 'layer', 'tensor', 'all' or a function "
-            f"(path, leaf) -> label, got {group_by!r}"
-        )
+    fits = value is None or isinstance(value, optax.GradientTransformation)
+    require(fits, name, "be an optax.GradientTransformation or None", value)
 
 
 def check_bounds(rate_bounds: Any) -> None:
     """Raise ValueError unless rate_bounds are two rates in order; traced ones pass."""
     try:
         low, high = rate_bounds
-        if not (is_concrete(low) and is_concrete(high)):
-            return
-        ordered = 0 < float(low) < float(high) < np.inf
+        known = is_concrete(low) and is_concrete(high)
+        ordered = not known or 0 < float(low) < float(high) < np.inf
     except (TypeError, ValueError):
         ordered = False
-    if not ordered:
-        raise ValueError(
-            "rate_bounds must be two finite numbers with 0 < smallest < largest, got "
-            f"{rate_bounds!r}"
-        )
+    allowed = "be two finite numbers with 0 < smallest < largest"
+    require(ordered, "rate_bounds", allowed, rate_bounds)
 
 
 def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
     """Raise ValueError unless the kernels are usable in a dtype; traced ones pass."""
-    if not isinstance(kernels, Kernels):
-        raise ValueError(
-            "kernels must be metalr_optax.Kernels, for example "
-            f"linspace_kernels(2.0), got {kernels!r}"
-        )
-    shapes = np.shape(kernels.centers), np.shape(kernels.widths)
-    if len(shapes[0]) != 1 or shapes[0] != shapes[1] or shapes[0][0] < 1:
-        raise ValueError(
-            "kernels must hold centers and widths of one shape [M] with M >= 1, "
-            f"got {shapes[0]} and {shapes[1]}"
-        )
+    allowed = "be metalr_optax.Kernels, for example linspace_kernels(2.0)"
+    require(isinstance(kernels, Kernels), "kernels", allowed, kernels)
+    first, second = np.shape(kernels.centers), np.shape(kernels.widths)
+    fits = len(first) == 1 and first == second and first[0] >= 1
+    allowed = "hold centers and widths of one shape [M] with M >= 1"
+    require(fits, "kernels", allowed, (first, second))
     if not all(map(is_concrete, kernels)):
         return
     centers, widths = np.asarray(kernels.centers), np.asarray(kernels.widths)
     gaps, name = np.diff(centers.astype(dtype)), np.dtype(dtype)
-    if not (np.isfinite(widths) & (widths.astype(dtype) >= np.finfo(dtype).tiny)).all():
-        raise ValueError(f"widths must be positive and finite as {name}, got {widths}")
-    if not (np.isfinite(centers).all() and (gaps > 0).all()):
-        raise ValueError(
-            f"centers must be finite and increasing as {name}, got {centers}"
-        )
-    if (gaps > _LARGEST_GAP * np.maximum(widths[1:], widths[:-1])).any():
-        raise ValueError(
-            f"neighbours must be within {_LARGEST_GAP:g} widths of each other, got "
-            f"centers {centers} and widths {widths}"
-        )
+    fits = np.isfinite(widths) & (widths.astype(dtype) >= np.finfo(dtype).tiny)
+    require(fits.all(), "widths", f"be positive and finite as {name}", widths)
+    fits = np.isfinite(centers).all() and (gaps > 0).all()
+    require(fits, "centers", f"be finite and increasing as {name}", centers)
+    fits = gaps <= _LARGEST_GAP * np.maximum(widths[1:], widths[:-1])
+    allowed = f"be within {_LARGEST_GAP:g} widths of each other"
+    require(fits.all(), "neighbours", allowed, kernels)
 
 
 def check_rates(name: str, rates: Any, rate_bounds: tuple[Any, Any]) -> None:
@@ -128,58 +101,55 @@ def check_rates(name: str, rates: Any, rate_bounds: tuple[Any, Any]) -> None:
     if not all(map(is_concrete, (rates, *rate_bounds))):
         return
     values = np.asarray(rates)
-    if not jnp.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
-        raise ValueError(f"{name} must have real numbers for rates, got {rates!r}")
+    require(_is_real(values), name, "have real numbers for rates", rates)
     # A rate at a bound may have been rounded on its way here.
     inexact = jnp.issubdtype(values.dtype, np.inexact)
     slack = max(1e-6, float(jnp.finfo(values.dtype).eps)) if inexact else 0.0
     low, high = float(rate_bounds[0]), float(rate_bounds[1])
     values = values.astype(np.float64)
-    if not ((values >= low * (1 - slack)) & (values <= high * (1 + slack))).all():
-        raise ValueError(
-            f"{name} must have rates within the bounds {rate_bounds}, got {rates}"
-        )
+    fits = (values >= low * (1 - slack)) & (values <= high * (1 + slack))
+    require(fits.all(), name, f"have rates within the bounds {rate_bounds}", rates)
 
 
 def check_memory(
     name: str, memory: Memory, rate_bounds: tuple[Any, Any] = POSITIVE
 ) -> None:
     """Raise ValueError unless the memory is usable; traced values are trusted."""
-    if not isinstance(memory, Memory):
-        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
+    require(isinstance(memory, Memory), name, "be a metalr_optax.Memory", memory)
     try:
         check_kernels(memory.kernels)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    shape = np.shape(memory.kernels.centers)
-    if np.shape(memory.rates) != shape:
-        raise ValueError(
-            f"{name} must have one rate per kernel, shape {shape}, got rates of shape "
-            f"{np.shape(memory.rates)}"
-        )
+    shape, found = np.shape(memory.kernels.centers), np.shape(memory.rates)
+    allowed = f"have one rate per kernel, rates of shape {shape}"
+    require(found == shape, name, allowed, found)
     check_rates(name, memory.rates, rate_bounds)
     if memory.evidence_weight is None or not is_concrete(memory.evidence_weight):
         return
     weight = np.asarray(memory.evidence_weight)
-    is_real = jnp.issubdtype(weight.dtype, np.number) and not np.iscomplexobj(weight)
-    finite = is_real and (jnp.isfinite(weight) & (weight >= 0)).all()
-    if not finite or weight.shape != shape:
-        raise ValueError(
-            f"{name} must have a finite evidence_weight of at least 0, shape {shape}, "
-            f"got {memory.evidence_weight!r}"
-        )
+    fits = _is_real(weight) and (jnp.isfinite(weight) & (weight >= 0)).all()
+    allowed = f"have a finite evidence_weight of at least 0, of shape {shape}"
+    require(fits and weight.shape == shape, name, allowed, memory.evidence_weight)
 
 
 def check_memories(memory: Any) -> None:
     """Raise ValueError unless memory maps labels, which are strings, to something."""
-    if not isinstance(memory, Mapping) or not memory:
-        raise ValueError(
-            "memory must be a mapping from label to metalr_optax.Memory with at least "
-            f"one entry, got {memory!r}"
-        )
+    fits = isinstance(memory, Mapping) and memory
+    allowed = "be a mapping from label to metalr_optax.Memory with at least one entry"
+    require(fits, "memory", allowed, memory)
     for label in memory:
-        if not isinstance(label, str):
-            raise ValueError(f"labels of memory must be strings, got {label!r}")
+        require(isinstance(label, str), "labels of memory", "be strings", label)
+
+
+def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
+    """Raise ValueError unless a mapping has these labels and no others."""
+    missing, unknown = set(labels) - set(memory), set(memory) - set(labels)
+    allowed = (
+        f"have a memory for every label and no other; missing {sorted(missing)}, "
+        f"unknown {sorted(map(str, unknown))} (set_memory with adapt_memory maps "
+        "another model's)"
+    )
+    require(not missing and not unknown, name, allowed, list(memory))
 
 
 def check_normalized(name: str, memory: Memory, rms: bool) -> None:
@@ -187,25 +157,23 @@ def check_normalized(name: str, memory: Memory, rms: bool) -> None:
     learned = memory.rms_normalized
     if learned is None or not is_concrete(learned) or np.size(memory.rates) == 1:
         return
+    here, there = ("rms", None) if rms else (None, "rms")
     if bool(np.all(learned)) != rms:
-        ways = "None", "'rms'"
         raise ValueError(
-            f"{name} was learned with normalize={ways[not rms]} and must not be read "
-            f"with normalize={ways[rms]}; adapt_memory flattens it"
+            f"{name} was learned with normalize={there!r} and must not be read with "
+            f"normalize={here!r}; adapt_memory flattens it"
         )
 
 
 def check_gradient(gradient: Any, updates: optax.Updates) -> None:
     """Raise ValueError unless the argument grad= is like the updates."""
-    structures = jax.tree.structure(gradient), jax.tree.structure(updates)
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(t)] for t in (gradient, updates)]
-    if structures[0] != structures[1] or shapes[0] != shapes[1]:
-        raise ValueError(
-            "grad must have the structure and shapes of the updates, "
-            f"{structures[1]} with {shapes[1]}, got {structures[0]} with {shapes[0]}; "
-            "optax.masked and optax.partition mask it with "
-            "mask_compatible_extra_args=True"
-        )
+    like, found = (
+        f"{jax.tree.structure(tree)} with {[one.shape for one in jax.tree.leaves(tree)]}"
+        for tree in (updates, gradient)
+    )
+    allowed = f"have the structure and shapes of the updates, {like}"
+    hint = "optax.masked, optax.partition: mask_compatible_extra_args=True masks it"
+    require(found == like, "grad", allowed, found, hint)
 
 
 def check_initial(
@@ -213,20 +181,15 @@ def check_initial(
 ) -> None:
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
-        is_one = isinstance(initial, numbers.Number | np.generic | jax.Array)
         value: Any = initial
-        if isinstance(initial, bool) or not is_one or np.shape(value) != ():
-            raise ValueError(
-                "initial must be a rate, a metalr_optax.Memory or a mapping from label "
-                f"to Memory, got {initial!r}"
-            )
+        is_one = isinstance(initial, numbers.Number | np.generic | jax.Array)
+        is_one = is_one and not isinstance(initial, bool) and np.shape(value) == ()
+        allowed = "be a rate, a metalr_optax.Memory or a mapping from label to Memory"
+        require(is_one, "initial", allowed, initial)
         check_rates("initial", initial, rate_bounds)
         return
-    if kernels is not None:
-        raise ValueError(
-            "kernels must be None when initial is a memory, which brings its own, got "
-            f"{kernels!r}"
-        )
+    allowed = "be None when initial is a memory, which brings its own"
+    require(kernels is None, "kernels", allowed, kernels)
     named: dict[str, Any] = {"initial": initial}
     if isinstance(initial, Mapping):
         named = {f"initial[{label!r}]": one for label, one in initial.items()}
@@ -234,14 +197,15 @@ def check_initial(
         check_memory(name, memory, rate_bounds)
         check_normalized(name, memory, normalize == "rms")
     sizes = sorted({len(memory.rates) for memory in named.values()})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"initial must have memories of one size M, got {sizes}; adapt_memory "
-            "resamples them"
-        )
+    allowed, hint = "have memories of one size M", "adapt_memory resamples them"
+    require(len(sizes) <= 1, "initial", allowed, sizes, hint)
 
 
 def check_state(state: Any, kind: Any) -> None:
     """Raise ValueError unless a state is of a kind."""
     if not isinstance(state, kind):
         raise ValueError(f"state must be a {kind.__name__}, got {state!r}; {MOVE}")
+
+
+def _is_real(values: np.ndarray) -> bool:
+    return jnp.issubdtype(values.dtype, np.number) and not np.iscomplexobj(values)

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.numpy
 
 from metalr_optax import __version__
-from metalr_optax.checks import check_memories, check_memory, is_concrete
+from metalr_optax.checks import check_memories, check_memory, is_concrete, require
 from metalr_optax.memory import Kernels, Memory
 
 _FORMAT_VERSION = "1"
@@ -134,21 +134,18 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
     """Return the content of a file."""
     check_memories(memory)
     for name, string in strings.items():
-        if not (_is_utf8(name) and _is_utf8(string)) or name in _RESERVED:
-            raise ValueError(
-                f"metadata must be strings with other names than {_RESERVED}, got "
-                f"{name!r}: {string!r}"
-            )
+        fits = _is_utf8(name) and _is_utf8(string) and name not in _RESERVED
+        allowed = f"be strings with other names than {_RESERVED}"
+        require(fits, "metadata", allowed, {name: string})
     arrays = {}
     for label, one in memory.items():
-        if not _is_utf8(label):
-            raise ValueError(f"labels of memory must be valid UTF-8, got {label!r}")
+        require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
         for field, array in _arrays(f"memory[{label!r}]", one).items():
             arrays[f"{label}/{field}"] = array
     own = zip(_RESERVED, (_FORMAT_VERSION, __version__, _NO_DIGEST), strict=True)
     blank = safetensors.numpy.save(arrays, strings | dict(own))
-    if blank.count(_entry(_NO_DIGEST)) != 1:
-        raise ValueError(f"metadata must not look like a digest, got {list(strings)}")
+    is_one = blank.count(_entry(_NO_DIGEST)) == 1
+    require(is_one, "metadata", "not look like a digest", list(strings))
     digest = hashlib.sha256(blank).hexdigest()
     data = blank.replace(_entry(_NO_DIGEST), _entry(digest))
     _strings(data)  # before it replaces another: it can be read again
@@ -157,8 +154,8 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
 
 def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
-    if not all(map(is_concrete, jax.tree.leaves(memory))):
-        raise ValueError(f"{name} must have values: save it outside of jit")
+    known = all(map(is_concrete, jax.tree.leaves(memory)))
+    require(known, name, "have values: save it outside of jit", memory)
     check_memory(name, memory)
     dtype = np.result_type(np.float32, *map(np.asarray, jax.tree.leaves(memory[:3])))
     arrays = {
@@ -176,10 +173,10 @@ def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     if centers is None or widths is None or rates is None:
         raise ValueError(f"{name} must have centers, widths and rates")
     dtypes = [arrays[field].dtype for field in _FIELDS[:4] if field in arrays]
-    if rates.dtype not in (np.float32, np.float64) or len(set(dtypes)) > 1:
-        raise ValueError(f"{name} must be float32 or float64, got {dtypes}")
-    if rms is not None and (rms.dtype != bool or rms.shape != ()):
-        raise ValueError(f"{name} must have one bool for relative, got {rms!r}")
+    fits = rates.dtype in (np.float32, np.float64) and len(set(dtypes)) == 1
+    require(fits, name, "be float32 or float64", dtypes)
+    fits = rms is None or (rms.dtype == bool and rms.shape == ())
+    require(fits, name, "have one bool for relative", rms)
     memory = Memory(Kernels(centers, widths), rates, weight, rms)
     check_memory(name, memory)
     return memory
@@ -238,7 +235,8 @@ def _strings(data: bytes) -> dict[str, str]:
     if not isinstance(strings, dict) or not all(map(_is_utf8, strings.values())):
         raise ValueError("it is not a file of a memory: it has no strings")
     version, digest = strings.get("format_version", ""), strings.pop("sha256", "")
-    if version.isdecimal() and int(version[:9]) > int(_FORMAT_VERSION):
+    later = version.isdecimal() and int(version[:9]) > int(_FORMAT_VERSION)
+    if later:
         raise ValueError(
             f"its format_version is {version}, this release reads up to "
             f"{_FORMAT_VERSION}: a newer release of metalr-optax will read it"

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metalr_optax.checks import require
+
 GroupBy = str | Callable[[tuple[Any, ...], Any], str]
 
 
@@ -19,10 +21,8 @@ def labels_of(tree: Any, group_by: GroupBy) -> list[str]:
             group_by(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)
         ]
         for label in labels:
-            if not isinstance(label, str):
-                raise ValueError(
-                    f"group_by must return labels of type str, got {label!r}"
-                )
+            is_text = isinstance(label, str)
+            require(is_text, "group_by", "return labels of type str", label)
         return labels
     if group_by == "all":
         return ["all"] * len(leaves)

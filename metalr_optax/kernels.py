@@ -6,7 +6,7 @@ input ``z`` (for plain SGD: the value of one coordinate of the gradient).
 
 import numpy as np
 
-from metalr_optax.checks import check_integer, check_number, is_concrete
+from metalr_optax.checks import check_integer, check_number, is_concrete, require
 from metalr_optax.memory import Array, Kernels
 
 
@@ -79,10 +79,8 @@ def logspace_kernels(
     for name, value in (("bound", bound), ("smallest", smallest), ("width", width)):
         check_number(name, value)
     check_integer("num", num, smallest=4)
-    if num % 2:
-        raise ValueError(f"num must be even for log-spaced kernels, got {num}")
-    if smallest >= bound:
-        raise ValueError(f"smallest must be below bound={bound}, got {smallest}")
+    require(num % 2 == 0, "num", "be even for log-spaced kernels", num)
+    require(smallest < bound, "smallest", f"be below bound={bound}", smallest)
     magnitudes = np.geomspace(smallest, bound, num // 2)
     widths = width * np.diff(magnitudes, prepend=0.0)
     return Kernels(

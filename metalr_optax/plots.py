@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalr_optax.checks import check_memory
+from metalr_optax.checks import check_memory, require
 from metalr_optax.memory import Memory, read
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
@@ -111,18 +111,16 @@ def plot_memory_history(
       >>> [round(float(rate), 2) for rate in ax.collections[0].get_array()[0]]
       [0.1, 0.2]
     """
-    if not memories:
-        raise ValueError("memories must hold at least one step, got none")
+    require(memories, "memories", "hold at least one step", memories)
     steps = sorted(memories)
     first = memories[steps[0]]
     for step in steps:
         check_memory(f"memories[{step}]", memories[step], (0.0, np.inf))
         # The same but for the precision they are held in.
         one, near = memories[step].kernels, 1e-3 * np.asarray(first.kernels.widths)
-        if len(one[0]) != len(near) or not np.allclose(one, first.kernels, 0, near):
-            raise ValueError(
-                f"memories must have the same kernels, got others at {step}"
-            )
+        alike = len(one[0]) == len(near) and np.allclose(one, first.kernels, 0, near)
+        if not alike:
+            raise ValueError(f"memories must have equal kernels, got others at {step}")
     ax = _axes(ax)
     ax.set_xlabel("step")
     if len(first.rates) == 1:
@@ -168,8 +166,8 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
     check_memory("after", after, (0.0, np.inf))
     ax = _axes(ax)
     labels = _input_label(before), _input_label(after)
-    if labels[0] != labels[1]:
-        raise ValueError(f"before and after must have the same normalize, got {labels}")
+    alike = labels[0] == labels[1]
+    require(alike, "before and after", "have the same normalize", labels)
     z = _finish_inputs(ax.xaxis, before, after)
     curves = _landscape(before, z), _landscape(after, z)
     ax.plot(z, curves[0], "--", color=_GREY, label="before")
@@ -204,16 +202,13 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
       >>> ax.lines[0].get_xydata()[-1].tolist()
       [3.0, 0.1]
     """
-    if not rates:
-        raise ValueError("rates must hold at least one label, got none")
+    require(rates, "rates", "hold at least one label", rates)
     ax = _axes(ax)
     lines = []
     for number, (label, values) in enumerate(rates.items()):
         shape = np.shape(values)
-        if not shape or shape[1:] not in ((), (1,), (3,)):
-            raise ValueError(
-                f"rates[{label!r}] must have shape [T] or [T, 3], got {shape}"
-            )
+        fits = shape and shape[1:] in ((), (1,), (3,))
+        require(fits, f"rates[{label!r}]", "have shape [T] or [T, 3]", shape)
         mean, *band = np.atleast_2d(np.transpose(values))
         x = np.arange(1, len(mean) + 1) if steps is None else np.asarray(steps)
         dash, color = _STYLES[number % len(_STYLES)]
@@ -305,8 +300,8 @@ def _input_label(memory: Memory) -> str:
 
 def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
     values = np.ravel(np.asarray(inputs))
-    if not jax.dtypes.issubdtype(values.dtype, np.number):
-        raise ValueError(f"kernel_inputs must be an array of numbers, got {inputs!r}")
+    fits = jax.dtypes.issubdtype(values.dtype, np.number)
+    require(fits, "kernel_inputs", "be an array of numbers", inputs)
     values = np.clip(values[np.isfinite(values)], edges[0], edges[-1])
     share = np.histogram(values, edges)[0] / max(len(values), 1)
     current = ax.figure.gca()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_optax.bases import RememberedState, Samples
+from metalr_optax.checks import require
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.interpolation import replicated
 from metalr_optax.memory import Memory, mean_rate, read, root_mean_square
@@ -215,11 +216,9 @@ def _inputs(
 ) -> tuple[Any, list[tuple[Memory, jax.Array]]]:
     """Return the direction, and the memory and the kernel inputs of every tensor."""
     states = memory_states(opt_state)
-    if len(states) > 1:
-        raise ValueError(
-            f"opt_state must contain one state of a memory, got {len(states)}: pass "
-            "the part that is meant, such as state.inner_states['kernels']"
-        )
+    allowed, number = "contain one state of a memory", len(states)
+    hint = "pass the part that is meant, such as state.inner_states['kernels']"
+    require(number == 1, "opt_state", allowed, number, hint)
     state = _of_one_run(states[0])
     if direction is None:
         direction = _direction_in(state)
@@ -243,11 +242,11 @@ def _direction_in(state: ScaleByMemoryState) -> Any:
     else:
         single = table_in(state)[0].rates.shape[-1] == 1
         tree = getattr(base, "mu", getattr(base, "trace", None)) if single else None
-    if tree is None:
-        raise ValueError(
-            "direction must be given, a tree like the parameters: this state does not "
-            "hold the last one whole"
-        )
+    allowed = (
+        "be given, a tree like the parameters: this state does not hold the last one "
+        "whole"
+    )
+    require(tree is not None, "direction", allowed, tree)
     return tree
 
 
@@ -260,16 +259,12 @@ def _labels(
         labels = labels_of(direction, one)
         if set(labels) == set(labels_in(state)):
             return labels
-    raise ValueError(
-        f"group_by must be that of the optimizer, which gave {labels_in(state)}, "
-        f"got {group_by!r}"
-    )
+    allowed = f"be that of the optimizer, which gave {labels_in(state)}"
+    raise ValueError(f"group_by must {allowed}, got {group_by!r}")
 
 
 def _of_one_run(state: ScaleByMemoryState) -> ScaleByMemoryState:
-    if table_in(state)[0].rates.ndim != 2:
-        raise ValueError(
-            "opt_state must be that of one run, got the state of a vmap: apply "
-            "jax.vmap to this function too"
-        )
+    fits = table_in(state)[0].rates.ndim == 2
+    allowed = "be that of one run: apply jax.vmap to this function too"
+    require(fits, "opt_state", allowed, "the state of a vmap")
     return state

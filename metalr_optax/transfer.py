@@ -8,9 +8,11 @@ import numpy as np
 
 from metalr_optax import checks
 from metalr_optax.interpolation import make_grid
-from metalr_optax.memory import Kernels, Memory
+from metalr_optax.memory import Memory
 from metalr_optax.table import Table, from_memories, memory_at, pack, unpack
 from metalr_optax.transform import ScaleByMemoryState, same_kernels
+
+_START = "to start from others, build the optimizer with initial=memory"
 
 
 def get_memory(opt_state: Any) -> dict[str, Memory]:
@@ -79,19 +81,10 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
       >>> float(get_memory(state)["params"].rates[0])
       0.25
     """
-    if not isinstance(memory, Mapping):
-        raise ValueError(
-            "memory must be a mapping from label to metalr_optax.Memory, got "
-            f"{memory!r}"
-        )
-    labels = {label for one in memory_states(opt_state) for label in labels_in(one)}
-    if set(memory) != labels:
-        raise ValueError(
-            "memory must have the labels of opt_state; missing "
-            f"{sorted(labels - set(memory))}, unknown "
-            f"{sorted(map(str, set(memory) - labels))}; "
-            "adapt_memory(memory, opt_state) maps another model's"
-        )
+    allowed = "be a mapping from label to metalr_optax.Memory"
+    checks.require(isinstance(memory, Mapping), "memory", allowed, memory)
+    labels = [label for one in memory_states(opt_state) for label in labels_in(one)]
+    checks.check_labels("memory", memory, labels)
 
     def replace(node: Any) -> Any:
         is_one = _is_memory_state(node) and labels_in(node)
@@ -106,16 +99,14 @@ def memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
     states = [node for node in nodes if _is_memory_state(node)]
     labels = [label for state in states for label in labels_in(state)]
     twice = sorted({label for label in labels if labels.count(label) > 1})
-    if not states:
-        raise ValueError(
-            "opt_state must contain a state of scale_by_memory, got "
-            f"{jax.tree.structure(opt_state)}; {checks.MOVE}"
-        )
-    if twice:
-        raise ValueError(
-            f"opt_state must have every label once, but {twice} are in several of its "
-            f"{len(states)} memory states: pass the part that is meant"
-        )
+    found = jax.tree.structure(opt_state)
+    allowed = "contain a state of scale_by_memory"
+    checks.require(states, "opt_state", allowed, found, checks.MOVE)
+    allowed = (
+        f"have every label once, but {twice} are in several of its {len(states)} "
+        "memory states: pass the part that is meant"
+    )
+    checks.require(not twice, "opt_state", allowed, labels)
     return states
 
 
@@ -129,8 +120,8 @@ def table_in(state: ScaleByMemoryState) -> tuple[Table, bool]:
     ((name, array),) = state.table.items()
     # Flax NNX keeps every array of an optimizer in a variable.
     (array,) = jax.tree.leaves(array)
-    if isinstance(array, jax.ShapeDtypeStruct):
-        raise ValueError("opt_state must have values, not only shapes")
+    known = not isinstance(array, jax.ShapeDtypeStruct)
+    checks.require(known, "opt_state", "have values, not only shapes", array)
     return unpack(array), name == "rms"
 
 
@@ -159,36 +150,23 @@ def _check_shared(table: Table, memory: dict[str, Memory]) -> None:
     new = [one.kernels for one in memory.values()]
     labels = list(memory)
     for row, label in enumerate(labels):
-        if same_kernels(old[0], old[row]) and _differ(new[0], new[row]):
-            raise ValueError(
-                f"memory must have the same kernels for {labels[0]!r} and {label!r}, "
-                "as this state has; to start from other kernels, build the optimizer "
-                "with initial=memory"
-            )
-
-
-def _differ(one: Kernels, other: Kernels) -> bool:
-    known = all(map(checks.is_concrete, (*one, *other)))
-    return known and not same_kernels(one, other)
+        known = all(map(checks.is_concrete, (*new[0], *new[row])))
+        differ = known and not same_kernels(new[0], new[row])
+        allowed = f"have the same kernels for {labels[0]!r} and {label!r}, as the state"
+        fits = not (differ and same_kernels(old[0], old[row]))
+        checks.require(fits, "memory", allowed, new[row], _START)
 
 
 def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
     """Raise ValueError unless a memory can stand in the place of another."""
-    if not isinstance(memory, Memory):
-        raise ValueError(f"{name} must be a metalr_optax.Memory, got {memory!r}")
-    hint = (
-        ", a memory per member"
-        if like.rates.ndim > 1
-        else "; adapt_memory resamples it"
-    )
-    for new, old in zip(
-        jax.tree.leaves(memory[:2]), jax.tree.leaves(like[:2]), strict=True
-    ):
-        if np.shape(new) != old.shape:
-            raise ValueError(
-                f"{name} must have arrays of shape {old.shape} for this state, got "
-                f"{np.shape(new)}{hint}"
-            )
+    is_memory = isinstance(memory, Memory)
+    checks.require(is_memory, name, "be a metalr_optax.Memory", memory)
+    stacked = like.rates.ndim > 1
+    hint = "a memory per member" if stacked else "adapt_memory resamples it"
+    allowed = f"have arrays of shape {like.rates.shape} for this state"
+    for array in jax.tree.leaves(memory[:2]):
+        fits = np.shape(array) == like.rates.shape
+        checks.require(fits, name, allowed, np.shape(array), hint)
     checks.check_normalized(name, memory, rms)
     # A vmapped state has one memory per member.
     for member in np.ndindex(like.rates.shape[:-1]):
@@ -198,9 +176,6 @@ def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
         )
         checks.check_memory(name, one)
         grids = make_grid(old.kernels), make_grid(one.kernels)
-        if grids[0] is not None and grids[0] != grids[1]:
-            raise ValueError(
-                f"{name} must have kernels on the grid that large tensors of this "
-                f"state are interpolated on, got {one.kernels}; to start from others, "
-                "build the optimizer with initial=memory"
-            )
+        fits = grids[0] is None or grids[0] == grids[1]
+        allowed = "have kernels on the grid of the state, for large tensors"
+        checks.require(fits, name, allowed, one.kernels, _START)

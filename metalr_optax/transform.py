@@ -280,13 +280,6 @@ def same_kernels(one: Kernels, other: Kernels) -> bool:
     return one is other or (known and all(np.array_equal(*pair) for pair in pairs))
 
 
-def _clip_scale(settings: Settings, updates: optax.Updates) -> jax.Array | None:
-    """Return what brings the norm of updates down to the largest that is allowed."""
-    if settings.clip_norm is None:
-        return None
-    return jnp.minimum(1.0, settings.clip_norm / optax.tree.norm(updates))
-
-
 class _Link(NamedTuple):
     """An optimizer as it was built."""
 
@@ -507,14 +500,8 @@ def _initial_memories(settings: Settings, labels: Sequence[str]) -> list[Memory]
     """Return the memory that each label starts with; one for no labels at all."""
     initial: Any = settings.initial
     if isinstance(initial, Mapping):
-        if labels and set(initial) != set(labels):
-            raise ValueError(
-                "initial must have a memory for every label of the parameters and no "
-                f"other; missing {sorted(set(labels) - set(initial))}, unknown "
-                f"{sorted(map(str, set(initial) - set(labels)))}; set_memory with "
-                "adapt_memory maps another model's"
-            )
         if labels:
+            checks.check_labels("initial", initial, labels)
             return [initial[label] for label in labels]
         initial = settings.rate_bounds[0]
     if not isinstance(initial, Memory):
@@ -526,19 +513,22 @@ def _initial_memories(settings: Settings, labels: Sequence[str]) -> list[Memory]
 
 def _check(base: Base, settings: Settings) -> None:
     """Raise ValueError unless all settings are allowed."""
-    checks.check_sample(base.size)
+    if base.size is not None:
+        hint = " or None (under optax.inject_hyperparams name it in static_args)"
+        checks.check_integer("evidence_sample", base.size, 1, hint)
     checks.check_transformation("memory_optimizer", settings.memory_optimizer)
-    if settings.signal is not None and not callable(settings.signal):
-        raise ValueError(
-            "signal must be a function of (gradient, last_direction), got "
-            f"{settings.signal!r}"
-        )
-    if settings.normalize not in ("rms", None):
-        raise ValueError(f"normalize must be 'rms' or None, got {settings.normalize!r}")
-    checks.check_group_by(settings.group_by)
+    signal, normalize, group_by = settings.signal, settings.normalize, settings.group_by
+    allowed = "be a function of (gradient, last_direction)"
+    checks.require(signal is None or callable(signal), "signal", allowed, signal)
+    checks.require(
+        normalize in ("rms", None), "normalize", "be 'rms' or None", normalize
+    )
+    fits = callable(group_by) or group_by in ("layer", "tensor", "all")
+    allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
+    checks.require(fits, "group_by", allowed, group_by)
     checks.check_bounds(settings.rate_bounds)
     if settings.kernels is not None:
         checks.check_kernels(settings.kernels)
     checks.check_initial(
-        settings.initial, settings.kernels, settings.normalize, settings.rate_bounds
+        settings.initial, settings.kernels, normalize, settings.rate_bounds
     )
