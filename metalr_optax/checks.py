@@ -168,7 +168,7 @@ def check_normalized(name: str, memory: Memory, rms: bool) -> None:
 def check_gradient(gradient: Any, updates: optax.Updates) -> None:
     """Raise ValueError unless the argument grad= is like the updates."""
     like, found = (
-        f"{jax.tree.structure(tree)} with {[one.shape for one in jax.tree.leaves(tree)]}"
+        f"{jax.tree.structure(tree)} with {[x.shape for x in jax.tree.leaves(tree)]}"
         for tree in (updates, gradient)
     )
     allowed = f"have the structure and shapes of the updates, {like}"
