@@ -137,6 +137,7 @@ def _sampling_section() -> str:
             text.strip(),
             "```bash\npython -m benchmarks sampling --seeds 10\n```",
             sampling.format_sampling(RESULTS),
+            findings.SAMPLING_FOUND.strip(),
         ]
     )
 
