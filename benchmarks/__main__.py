@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 
 from benchmarks import (
+    long_suite,
     mnist_report,
     report,
     sampling,
@@ -20,6 +21,7 @@ from benchmarks import (
 )
 from benchmarks.cost import read_costs
 from benchmarks.experiments import EXPERIMENTS, run_experiment
+from benchmarks.long_problems import LONG
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.mnist import TASKS, run_all
 from benchmarks.mnist_data import load_digits
@@ -131,7 +133,13 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
         help="rates that are tried to tune a baseline",
     )
     parser.add_argument(
-        "--tasks", nargs="+", choices=list(SUITE), default=list(SUITE), help="which"
+        "--tasks", nargs="+", choices=[*SUITE, *LONG], help="which; default: all"
+    )
+    parser.add_argument(
+        "--long", action="store_true", help="8 to 10 times the updates, more tasks"
+    )
+    parser.add_argument(
+        "--baselines", action="store_true", help="tune those of --long: hours"
     )
 
 
@@ -177,11 +185,34 @@ def targets(arguments: argparse.Namespace) -> None:
         )
 
 
+def run_long(arguments: argparse.Namespace) -> None:
+    """Run the suite at practical length, or what it is compared with."""
+    names = arguments.tasks or list(LONG)
+    unknown = set(names) - set(LONG)
+    if unknown:
+        raise ValueError(f"--tasks must be of {list(LONG)}, got {sorted(unknown)}")
+
+    def report(text: str) -> None:
+        print(text, flush=True)
+
+    if arguments.baselines:
+        long_suite.run_baselines(arguments.out, names, report)
+    else:
+        long_suite.run_long(arguments.out, names, arguments.seeds, report)
+
+
 def run_suite(arguments: argparse.Namespace) -> None:
     """Run the suite; print a table per task."""
+    if arguments.long or arguments.baselines:
+        run_long(arguments)
+        return
+    names = arguments.tasks or list(SUITE)
+    unknown = set(names) - set(SUITE)
+    if unknown:
+        raise ValueError(f"--tasks must be of {list(SUITE)}, got {sorted(unknown)}")
     comparisons = suite.run_suite(
         arguments.out,
-        arguments.tasks,
+        names,
         arguments.seeds,
         arguments.trials,
         lambda text: print(text, flush=True),

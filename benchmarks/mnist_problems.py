@@ -52,13 +52,17 @@ def _noise(like: Arrays) -> Arrays:
     )
 
 
-def load_problem(name: str, data_dir: pathlib.Path | None = None) -> Problem:
+def load_problem(
+    name: str, data_dir: pathlib.Path | None = None, longer: int = 1
+) -> Problem:
     """Return 1 vs 4: a pass without repeats, judged by the share of test errors.
 
-    Related is 1 vs 3; unrelated are images of noise with any label.
+    Related is 1 vs 3; unrelated are images of noise with any label. A longer one goes
+    on from the beginning of the order.
     """
     digits = load_digits(data_dir)
     batch, horizon, every = _SETTINGS[name]
+    horizon, every = longer * horizon, longer * every
     pair = _pair(digits, 1, 4)
 
     def start(arrays: Arrays, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -66,7 +70,8 @@ def load_problem(name: str, data_dir: pathlib.Path | None = None) -> Problem:
         return CNN().init(key, arrays.train_images[:1]), order[: horizon * batch]
 
     def gradients(arrays: Arrays, params: Any, order: jax.Array, count: Any) -> Any:
-        chosen = jax.lax.dynamic_slice_in_dim(order, count * batch, batch)
+        begin = count * batch % len(order)
+        chosen = jax.lax.dynamic_slice_in_dim(order, begin, batch)
 
         def loss_fn(params: Any) -> jax.Array:
             return jnp.mean(
@@ -89,7 +94,7 @@ def load_problem(name: str, data_dir: pathlib.Path | None = None) -> Problem:
 
     return Problem(
         # Another name, so that runs on more digits do not pass for runs on fewer.
-        name if data_dir is None else f"{name} of all",
+        name + ", long" * (longer > 1) + " of all" * (data_dir is not None),
         pair,
         start,
         gradients,

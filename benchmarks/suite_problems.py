@@ -45,9 +45,16 @@ def squares(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean((outputs - targets) ** 2)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean of minus the log of what labels [...] are told, in nats."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses)
+
+
+def errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the share of labels that are not told; nan once nothing is finite."""
+    wrong = jnp.mean(jnp.argmax(logits, axis=-1) != labels)
+    return jnp.where(jnp.isfinite(logits).all(), wrong, jnp.nan)
 
 
 class Mlp(nn.Module):
@@ -103,8 +110,9 @@ def supervised(
     batch: int,
     horizon: int,
     every: int,
+    judge: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Problem:
-    """Return a problem of random batches, judged by the loss on what is held out."""
+    """Return a problem of random batches, judged on what is held out, by the loss."""
 
     def apply(params: Any, inputs: jax.Array) -> jax.Array:
         return jnp.asarray(network.apply(params, inputs))
@@ -124,7 +132,8 @@ def supervised(
 
     def measure(examples: Examples, params: Any, key: jax.Array) -> jax.Array:
         del key
-        return loss(apply(params, examples.judged_inputs), examples.judged_targets)
+        outputs = apply(params, examples.judged_inputs)
+        return (judge or loss)(outputs, examples.judged_targets)
 
     return Problem(name, examples, start, gradients, measure, horizon, every)
 
@@ -174,7 +183,8 @@ def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
 
 
 @functools.cache
-def _digits() -> Examples:
+def digits() -> Examples:
+    """Return ten digits: images in [0, 1] and labels."""
     digits = load_digits()
     return Examples(
         jnp.asarray(digits.train_images / 255.0, jnp.float32),
@@ -186,7 +196,7 @@ def _digits() -> Examples:
 
 def digit_classes(name: str, network: nn.Module) -> Problem:
     """Return ten digits for a network, in batches of 64."""
-    return supervised(name, network, _digits(), _cross_entropy, 64, 300, 10)
+    return supervised(name, network, digits(), cross_entropy, 64, 300, 10)
 
 
 def classes() -> Problem:
@@ -199,8 +209,8 @@ def residual() -> Problem:
     return digit_classes("residual", Residual())
 
 
-def language() -> Problem:
-    """Return the next byte of Python's sources; judged on the last tenth.
+def source_bytes(length: int) -> np.ndarray:
+    """Return Python's sources in rows of bytes [N, length + 1].
 
     Raises:
       ValueError: the bundled file is not the original.
@@ -212,13 +222,18 @@ def language() -> Problem:
             f"{SOURCES} is damaged: its MD5 is {digest}, not {_SOURCES_MD5}"
         )
     text = np.frombuffer(lzma.decompress(packed), np.uint8)
-    rows = text[: len(text) // (_CONTEXT + 1) * (_CONTEXT + 1)]
-    rows = rows.reshape(-1, _CONTEXT + 1)
+    rows = text[: len(text) // (length + 1) * (length + 1)]
+    return rows.reshape(-1, length + 1)
+
+
+def language() -> Problem:
+    """Return the next byte of Python's sources; judged on the last tenth."""
+    rows = source_bytes(_CONTEXT)
     split = len(rows) * 9 // 10
     train, judged = rows[:split], rows[split:][::24]
     arrays = (train[:, :-1], train[:, 1:], judged[:, :-1], judged[:, 1:])
     examples = Examples(*(jnp.asarray(one, jnp.int32) for one in arrays))
-    return supervised("language", Transformer(), examples, _cross_entropy, 8, 300, 10)
+    return supervised("language", Transformer(), examples, cross_entropy, 8, 300, 10)
 
 
 SUITE: dict[str, Callable[[], Problem]] = {
