@@ -17,11 +17,10 @@ import jax
 # Some tests shard parameters over a mesh of eight.
 jax.config.update("jax_num_cpu_devices", 8)
 # One program is compiled once, whichever test asks for it.
-if os.environ.get("NOCACHE") is None:
-    _COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-    jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+_COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True)

@@ -131,15 +131,22 @@ class Usual(NamedTuple):
 
     optimizer: optax.GradientTransformationExtraArgs
     update: Callable[..., Any]
-    donated: Callable[..., Any]  # a step that takes parameters and state with it
+    donated: Callable[..., Any]  # a step that takes parameters and state, once traced
 
 
 @functools.cache
 def usual(row):
     optimizer = row.make(0.01)
-    step = chex.assert_max_traces(make_step(optimizer, row.raw), n=1)
-    step = jax.jit(step, donate_argnums=(0, 1))
-    return Usual(optimizer, jax.jit(optimizer.update), step)
+    train = make_step(optimizer, row.raw)
+    traces = []
+
+    def step(params, state):
+        traces.append(params)
+        assert len(traces) == 1, "traced more than once"
+        return train(params, state)
+
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    return Usual(optimizer, jax.jit(optimizer.update), donated)
 
 
 quadratic_grad = jax.jit(jax.grad(quadratic))
@@ -261,8 +268,9 @@ def test_vmap_over_rates_equals_separate_runs(row):
         return run(row.make(rate), make_params(), steps=4, raw=row.raw)[0]
 
     together = jax.device_get(jax.jit(jax.vmap(train))(rates))
+    init = jax.jit(lambda rate: row.make(rate).init(make_params()))
     for i, rate in enumerate(rates):
-        state = row.make(rate).init(make_params())
+        state = init(rate)
         alone, _ = walk(row, make_params(), 4, state)
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
@@ -569,8 +577,9 @@ def test_sharded_parameters_give_the_same_numbers(row, size, spec, explicit):
     mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
     expected, memory = train_on_one_device(row, size)
+    whole = square(size)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(square(size), {"dense": sharding})
+        placed = jax.device_put(whole, {"dense": sharding})
         actual, sharded_memory, (before, after) = train_a_square(row, placed)
         assert before == after
         assert actual["dense"].sharding.is_equivalent_to(sharding, 2)
