@@ -225,7 +225,8 @@ def test_resampling_stays_within_the_rates_and_keeps_the_evidence(rates, num):
         np.array(rates),
         np.arange(1.0, len(rates) + 1),
     )
-    state = scale_by_memory(kernels=linspace_kernels(2.0, num)).init(jnp.ones(2))
+    optimizer = scale_by_memory(kernels=linspace_kernels(2.0, num))
+    state = jax.jit(optimizer.init)(np.ones(2, "f4"))
     new = adapt_memory({"params": old}, state)["params"]
     assert new.rates.shape == new.evidence_weight.shape == (num,)
     assert (new.rates >= min(rates) * 0.999).all()

@@ -126,6 +126,45 @@ def make_step(optimizer, raw=False, loss=quadratic):
     return step
 
 
+class Usual(NamedTuple):
+    """What most tests of a row share: compiled once, whatever they do with it."""
+
+    optimizer: optax.GradientTransformationExtraArgs
+    update: Callable[..., Any]
+    donated: Callable[..., Any]  # a step that takes parameters and state, once traced
+
+
+@functools.cache
+def usual(row):
+    optimizer = row.make(0.01)
+    train = make_step(optimizer, row.raw)
+    traces = []
+
+    def step(params, state):
+        traces.append(params)
+        assert len(traces) == 1, "traced more than once"
+        return train(params, state)
+
+    donated = jax.jit(step, donate_argnums=(0, 1))
+    return Usual(optimizer, jax.jit(optimizer.update), donated)
+
+
+quadratic_grad = jax.jit(jax.grad(quadratic))
+apply_updates = jax.jit(optax.apply_updates)
+
+
+def walk(row, params, steps=8, state=None, grad=quadratic_grad):
+    """Train in a Python loop; return parameters and state."""
+    optimizer, update, _ = usual(row)
+    state = optimizer.init(params) if state is None else state
+    for _ in range(steps):
+        grads = grad(params)
+        extra = {"grad": grads} if row.raw else {}
+        updates, state = update(grads, state, params, **extra)
+        params = apply_updates(params, updates)
+    return params, state
+
+
 def run(optimizer, params, steps=8, raw=False, loss=quadratic):
     """Train in one scan; return parameters and state."""
     step = make_step(optimizer, raw, loss)
@@ -146,9 +185,8 @@ def kinds(tree):
 
 def test_learns_and_moves_its_rates(row):
     params = make_params()
-    optimizer = row.make(0.01)
-    before = get_memory(optimizer.init(params))
-    trained, state = run(optimizer, params, steps=200, raw=row.raw)
+    before = get_memory(usual(row).optimizer.init(params))
+    trained, state = walk(row, params, steps=200)
     assert quadratic(trained) < 0.1 * quadratic(params)
     for label, memory in get_memory(state).items():
         assert jnp.max(jnp.abs(memory.rates - before[label].rates)) > 1e-3, label
@@ -168,22 +206,20 @@ def test_goes_down_the_rosenbrock_valley(name):
 
 
 def test_one_trace_and_a_state_of_stable_type(row):
-    optimizer = row.make(0.01)
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(make_step(optimizer, row.raw), n=1))
     params = make_params()
-    state = optimizer.init(params)
+    state = usual(row).optimizer.init(params)
     expected = kinds((params, state))
     for _ in range(3):
-        params, state = step(params, state)
+        # Which may be traced once, whatever the other tests do with it.
+        params, state = usual(row).donated(params, state)
         assert kinds((params, state)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes(row, dtype):
+    optimizer, update, _ = usual(row)
     with jax.enable_x64(dtype == "float64"):
         params = make_params(dtype)
-        optimizer = row.make(0.01)
         state = optimizer.init(params)
         precise = jnp.promote_types(dtype, jnp.float32)
         for kernels, rates, weight, rms in get_memory(state).values():
@@ -191,7 +227,6 @@ def test_dtypes(row, dtype):
             assert rms.dtype == bool
         grads = jax.grad(quadratic)(params)
         extra = {"grad": grads} if row.raw else {}
-        update = jax.jit(optimizer.update)
         updates, after = update(grads, state, params, **extra)
         chex.assert_trees_all_equal_dtypes(updates, params)
         assert kinds(after) == kinds(state)
@@ -211,58 +246,50 @@ def test_updates_take_the_dtype_that_comes_in():
 
 
 def test_scan_equals_a_python_loop(row):
-    optimizer = row.make(0.01)
-    params = make_params()
-    state = optimizer.init(params)
-    step = jax.jit(make_step(optimizer, row.raw))
-    for _ in range(4):
-        params, state = step(params, state)
-    assert_close((params, state), run(optimizer, make_params(), 4, row.raw))
+    scanned = run(usual(row).optimizer, make_params(), 4, row.raw)
+    assert_close(walk(row, make_params(), 4), scanned)
 
 
 def test_vmap_over_seeds_equals_separate_runs(row):
-    optimizer = row.make(0.01)
-    shifts = jnp.array([0.0, 0.3, -0.5])
-    starts = jax.vmap(lambda shift: jax.tree.map(lambda x: x + shift, make_params()))(
-        shifts
-    )
-    train = jax.jit(functools.partial(run, optimizer, steps=4, raw=row.raw))
-    together = jax.vmap(train)(starts)
-    for i in range(len(shifts)):
-        alone = train(jax.tree.map(lambda x, i=i: x[i], starts))
+    shifts = np.float32([0.0, 0.3, -0.5])
+    ones = [jax.tree.map(lambda x, by=by: x + by, make_params()) for by in shifts]
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ones)
+    train = functools.partial(run, usual(row).optimizer, steps=4, raw=row.raw)
+    together = jax.device_get(jax.jit(jax.vmap(train))(starts))
+    for i, start in enumerate(ones):
+        alone = walk(row, start, 4)
         assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
 def test_vmap_over_rates_equals_separate_runs(row):
     rates = jnp.array([1e-3, 1e-2, 0.1])
 
-    @jax.jit
     def train(rate):
         return run(row.make(rate), make_params(), steps=4, raw=row.raw)[0]
 
-    together = jax.vmap(train)(rates)
+    together = jax.device_get(jax.jit(jax.vmap(train))(rates))
+    init = jax.jit(lambda rate: row.make(rate).init(make_params()))
     for i, rate in enumerate(rates):
-        assert_close(jax.tree.map(lambda x, i=i: x[i], together), train(rate))
+        state = init(rate)
+        alone, _ = walk(row, make_params(), 4, state)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], together), alone)
 
 
 def test_donated_steps(row):
-    optimizer = row.make(0.01)
-    step = jax.jit(make_step(optimizer, row.raw), donate_argnums=(0, 1))
     params = make_params()
-    state = optimizer.init(params)
+    state = usual(row).optimizer.init(params)
     for _ in range(3):
-        params, state = step(params, state)
-    assert_close((params, state), run(optimizer, make_params(), 3, row.raw))
+        params, state = usual(row).donated(params, state)
+    assert_close((params, state), walk(row, make_params(), 3))
 
 
 def test_a_donated_step_leaves_the_callers_gradient_alive(row):
-    optimizer = row.make(0.01)
-    grads = make_params()
+    optimizer, grads = usual(row).optimizer, make_params()
     extra = {"grad": grads} if row.raw else {}
     _, state = optimizer.update(grads, optimizer.init(grads), grads, **extra)  # no jit
     others = jax.tree.map(lambda x: x + 1, grads)
-    extra = {"grad": others} if row.raw else {}
-    jax.jit(optimizer.update, donate_argnums=1)(others, state, others, **extra)
+    usual(row).donated(others, state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(others))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(grads))
 
 
@@ -280,9 +307,13 @@ def test_a_donated_step_leaves_the_callers_memory_alive(transfer):
 def test_inject_hyperparams(row):
     injected = optax.inject_hyperparams(row.make)(0.01)
     params, state = run(injected, make_params(), raw=row.raw)
-    assert_close(
-        (params, state.inner_state), run(row.make(0.01), make_params(), raw=row.raw)
-    )
+    assert_close((params, state.inner_state), walk(row, make_params()))
+
+
+@functools.cache
+def halved(name):
+    """What an alias learns with a factor of a half."""
+    return run(ALIASES[name](0.5, initial=0.01), make_params())
 
 
 @pytest.mark.parametrize("name", ALIASES)
@@ -291,7 +322,7 @@ def test_inject_hyperparams_of_an_alias(name):
         learning_rate=lambda count: 0.5 + 0.0 * count, initial=0.01
     )
     params, state = run(injected, make_params())
-    expected = run(ALIASES[name](0.5, initial=0.01), make_params())
+    expected = halved(name)
     # Injected decays are float32 numbers: Adam corrects its bias less exactly.
     assert_close((params, state.inner_state), expected, rtol=1e-3, atol=1e-5)
 
@@ -314,7 +345,7 @@ def test_inject_hyperparams_with_bfloat16_parameters():
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_schedule_multiplies_the_learned_rates(name):
-    constant = run(ALIASES[name](0.5, initial=0.01), make_params())[0]
+    constant = halved(name)[0]
     scheduled = run(ALIASES[name](lambda _: 0.5, initial=0.01), make_params())[0]
     assert_close(constant, scheduled)
 
@@ -338,7 +369,7 @@ def test_partition_equals_the_parts(row):
     def flat(params):  # below every clip: a global norm would see all parts
         return 0.05 * quadratic(params)
 
-    whole = run(row.make(0.01), make_params(), raw=row.raw, loss=flat)[0]
+    whole, _ = walk(row, make_params(), grad=jax.grad(flat))
     optimizer = optax.partition(
         {"memory": row.make(0.01), "frozen": optax.set_to_zero()},
         {"dense": "memory", "scale": "frozen"},
@@ -361,28 +392,29 @@ def test_multi_steps_updates_once_per_accumulation(row):
     for _ in range(4):
         updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
-    plain = row.make(0.01)
-    expected, plain_state = make_params(), plain.init(make_params())
-    for _ in range(2):
-        updates, plain_state = plain.update(grads, plain_state, expected)
-        expected = optax.apply_updates(expected, updates)
+    expected, plain_state = walk(row, make_params(), 2, grad=lambda _: grads)
     assert_close(params, expected)
     assert_close(get_memory(state), get_memory(plain_state))
 
 
 def test_apply_if_finite_skips_a_bad_step(row):
     optimizer = optax.apply_if_finite(row.make(0.01), max_consecutive_errors=3)
-    step = jax.jit(make_step(optimizer, row.raw))
+    update = jax.jit(optimizer.update)
+
+    def step(grads, state):
+        extra = {"grad": grads} if row.raw else {}
+        return update(grads, state, params, **extra)
+
     params, state = make_params(), optimizer.init(make_params())
-    params, state = step(params, state)
+    updates, state = step(quadratic_grad(params), state)
+    params = apply_updates(params, updates)
     bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-    extra = {"grad": bad} if row.raw else {}
-    updates, skipped = optimizer.update(bad, state, params, **extra)
+    updates, skipped = step(bad, state)
     assert_close(updates, optax.tree.zeros_like(params))
     assert_close(get_memory(skipped), get_memory(state))
-    params, state = step(params, skipped)
-    expected, _ = run(row.make(0.01), make_params(), 2, row.raw)
-    assert_close(params, expected)
+    updates, _ = step(quadratic_grad(params), skipped)
+    expected, _ = walk(row, make_params(), 2)
+    assert_close(apply_updates(params, updates), expected)
 
 
 def test_unknown_extra_arguments_are_accepted(row):
@@ -392,11 +424,11 @@ def test_unknown_extra_arguments_are_accepted(row):
 
 
 def test_parameters_are_not_needed(row):
-    optimizer = row.make(0.01)
+    optimizer, update, _ = usual(row)
     grads = make_params()
     state = optimizer.init(grads)
-    with_params, _ = optimizer.update(grads, state, grads)
-    without, _ = optimizer.update(grads, state)
+    with_params, _ = update(grads, state, grads)
+    without, _ = update(grads, state)
     assert_close(with_params, without)
 
 
@@ -445,6 +477,12 @@ BASES = {
 }
 
 
+@functools.cache
+def plain(base):
+    """Where a base optimizer arrives without a memory."""
+    return run(optax.chain(BASES[base], optax.scale(0.03)), make_params())[0]
+
+
 @pytest.mark.parametrize("group_by", ["layer", "tensor", "all"])
 @pytest.mark.parametrize("base", BASES)
 def test_a_memory_that_does_not_move_is_the_base_optimizer(base, group_by):
@@ -454,8 +492,7 @@ def test_a_memory_that_does_not_move_is_the_base_optimizer(base, group_by):
         memory_optimizer=optax.sgd(0.0),
         group_by=group_by,
     )
-    plain = optax.chain(BASES[base], optax.scale(0.03))
-    assert_close(run(still, make_params())[0], run(plain, make_params())[0], rtol=1e-6)
+    assert_close(run(still, make_params())[0], plain(base), rtol=1e-6)
 
 
 def test_inner_sees_parameters_and_extra_arguments():
@@ -502,6 +539,31 @@ def test_a_memory_optimizer_that_keeps_its_parameters_can_be_donated():
     step(params, optimizer.init(params))
 
 
+def square(size):
+    return {"dense": jnp.linspace(-1.0, 1.5, size**2).reshape(size, size)}
+
+
+def train_a_square(row, params):
+    """Train on a parabola; return parameters, memories and the kinds of states."""
+    optimizer = optax.with_extra_args_support(row.make(0.01))
+    state = jax.jit(optimizer.init)(params)
+    before = kinds(state)
+
+    def step(_, carry):
+        params, state = carry
+        extra = {"grad": params} if row.raw else {}
+        updates, state = optimizer.update(params, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.jit(lambda c: jax.lax.fori_loop(0, 4, step, c))((params, state))
+    return params, get_memory(state), (before, kinds(state))
+
+
+@functools.cache
+def train_on_one_device(row, size):
+    return jax.device_get(train_a_square(row, square(size))[:2])
+
+
 @pytest.mark.parametrize(
     ("size", "spec", "explicit"),
     [
@@ -514,33 +576,15 @@ def test_sharded_parameters_give_the_same_numbers(row, size, spec, explicit):
     kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-    whole = {"dense": jnp.linspace(-1.0, 1.5, size**2).reshape(size, size)}
-    optimizer = optax.with_extra_args_support(row.make(0.01))
-
-    def train(params):
-        state = jax.jit(optimizer.init)(params)
-        before = kinds(state)
-
-        def step(_, carry):
-            params, state = carry
-            extra = {"grad": params} if row.raw else {}
-            updates, state = optimizer.update(params, state, params, **extra)
-            return optax.apply_updates(params, updates), state
-
-        params, state = jax.jit(lambda c: jax.lax.fori_loop(0, 4, step, c))(
-            (params, state)
-        )
-        return params, get_memory(state), (before, kinds(state))
-
-    expected, memory, _ = train(whole)
+    expected, memory = train_on_one_device(row, size)
+    whole = square(size)
     with jax.set_mesh(mesh):
-        actual, sharded_memory, (before, after) = train(
-            jax.tree.map(lambda x: jax.device_put(x, sharding), whole)
-        )
+        placed = jax.device_put(whole, {"dense": sharding})
+        actual, sharded_memory, (before, after) = train_a_square(row, placed)
         assert before == after
         assert actual["dense"].sharding.is_equivalent_to(sharding, 2)
-    assert_close(jax.device_get(actual), jax.device_get(expected))
-    assert_close(jax.device_get(sharded_memory), jax.device_get(memory), rtol=1e-4)
+    assert_close(jax.device_get(actual), expected)
+    assert_close(jax.device_get(sharded_memory), memory, rtol=1e-4)
 
 
 def test_map_params_sees_what_is_shaped_like_parameters_and_nothing_else(row):
@@ -673,7 +717,7 @@ def test_a_state_of_the_first_release_is_refused():
 
 def test_the_result_does_not_depend_on_the_x64_flag(row):
     params = make_params()
-    expected = run(row.make(0.01), params, raw=row.raw)
+    expected = walk(row, params)
     with jax.enable_x64(True):
         actual = run(row.make(0.01), params, raw=row.raw)
         assert kinds(actual) == kinds(expected)

@@ -41,10 +41,10 @@ STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def learned(optimizer, steps=4):
-    state = optimizer.init(PARAMS)
+    state, update = optimizer.init(PARAMS), jax.jit(optimizer.update)
     for step in range(steps):
         grads = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), PARAMS)
-        _, state = optimizer.update(grads, state, PARAMS)
+        _, state = update(grads, state, PARAMS)
     return get_memory(state)
 
 

@@ -38,10 +38,10 @@ WRAPPERS = {
 
 def learned(optimizer, params=PARAMS, steps=4):
     """Return the state after a few steps in which most rates move."""
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(steps):
         updates = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), params)
-        _, state = optimizer.update(updates, state, params)
+        _, state = update(updates, state, params)
     return state
 
 
@@ -195,9 +195,10 @@ def test_flax_nnx_optimizer(group_by, expected):
 def test_states_of_a_vmap_are_transferred_together():
     optimizer = paper_sgd(initial=0.01)
     params = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
-    fresh = jax.vmap(optimizer.init)(params)
-    _, state = jax.vmap(optimizer.update)(params, fresh)
-    _, state = jax.vmap(optimizer.update)(params, state)
+    fresh = jax.jit(jax.vmap(optimizer.init))(params)
+    update = jax.jit(jax.vmap(optimizer.update))
+    _, state = update(params, fresh)
+    _, state = update(params, state)
     memory = get_memory(state)
     assert memory["a"].rates.shape == (2, 20)
     chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
