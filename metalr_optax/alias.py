@@ -119,7 +119,7 @@ def memory_sgd(
     check_number("momentum", momentum, 0.0, 1.0, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.momentum(momentum, nesterov, size)
-    settings = initial, kernels, group_by, rate_bounds
+    settings = initial, kernels, group_by, rate_bounds, None
     return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
 
 
@@ -127,37 +127,38 @@ def memory_adam(
     learning_rate: optax.ScalarOrSchedule = 1.0,
     *,
     b1: float = 0.9,
-    b2: float = 0.999,
+    b2: float = 0.99,
     eps: float = 1e-8,
     eps_root: float = 0.0,
     mu_dtype: Any = None,
     nesterov: bool = False,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
-    clip_norm: float | None = 1.0,
+    clip_norm: float | None = None,
     weight_decay: float = 0.0,
     mask: Mask | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
+    largest_step: float | None = 0.1,
     evidence_sample: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam, its rates learned on the way.
 
     .. math::
-      g &\leftarrow g \cdot \min(1, \text{clip\_norm} / \lVert g \rVert) \\
       d &= \hat m / (\sqrt{\hat v} + \epsilon) \\
       x &\leftarrow x - \text{learning\_rate} \cdot
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     As :func:`memory_sgd`, with directions of Adam. The evidence about them is the
     gradient of the next step, because directions of Adam agree with each other even in
-    pure noise.
-    The paper's own rule is :func:`paper_adam`.
+    pure noise. The paper's own rule is :func:`paper_adam`.
 
     Args:
       learning_rate: see :func:`memory_sgd`.
       b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment.
+      b2: decay of Adam's second moment. Gradients shrink while a task is learned, and
+        with 0.999, Adam's own default, steps are those of gradients a thousand updates
+        ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
       eps_root: added to the second moment, as in ``optax.adam``.
       mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
@@ -168,11 +169,18 @@ def memory_adam(
         repairs; the memory climbs higher by itself where it can.
       kernels: where the local models are, in root mean squares of a tensor; default
         ``linspace_kernels(1.0, num=1)``.
-      clip_norm: see :func:`memory_sgd`, as all that follow.
+      clip_norm: largest norm of a gradient; default None. Steps of Adam do not grow
+        with a gradient, and where every gradient is above the norm a clip takes from
+        each another part: an agent that Adam teaches at any rate from .001 to .03 fails
+        with it.
       weight_decay: AdamW's.
       mask: what decays.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
+      largest_step: a memory raises no rate above this times the root mean square of
+        its parameters at ``init``, because gradients that agree do not say when a step
+        has become too large for the layer; None for no such ceiling. Parameters that
+        are all zero have that of the whole tree.
       evidence_sample: how many coordinates of a large tensor give evidence, see
         :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
         largest tensor for all.
@@ -214,13 +222,17 @@ def memory_adam(
     require(fits, "initial", allowed, initial)
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
-    settings = initial, kernels, group_by, rate_bounds
+    if largest_step is not None:
+        check_number("largest_step", largest_step)
+    settings = initial, kernels, group_by, rate_bounds, largest_step
     return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
 
 
 def _ready(
     base: bases.Base,
-    settings: tuple[Initial, Kernels | None, GroupBy, tuple[float, float]],
+    settings: tuple[
+        Initial, Kernels | None, GroupBy, tuple[float, float], float | None
+    ],
     learning_rate: optax.ScalarOrSchedule,
     clip_norm: float | None,
     weight_decay: float,
@@ -240,7 +252,7 @@ def _ready(
             f"climb against it; a rate to start from is initial={learning_rate}",
             stacklevel=3,
         )
-    initial, kernels, group_by, rate_bounds = settings
+    initial, kernels, group_by, rate_bounds, largest_step = settings
     if kernels is None and not isinstance(initial, Memory | Mapping):
         kernels = _KERNELS
     memories = Settings(
@@ -253,6 +265,7 @@ def _ready(
         "rms",
         clip_norm,
         decay,
+        largest_step,
     )
     link = scale_base(base, memories)
     return optax.chain(link, optax.scale_by_learning_rate(learning_rate))

@@ -19,6 +19,10 @@ _AVERAGE_DECAY = 0.8
 _PEAK_DECAY = 0.99
 # At most this much higher in one step: an outlier must not stop all learning.
 _PEAK_GROWTH = 2.0
+# What is inconsistent is forgotten by so much in a step when evidence agrees fully, ...
+_FORGOTTEN = 0.1
+# ... and by next to nothing when it agrees by half: noise must not undo its own count.
+_FORGOTTEN_POWER = 8
 # A local model that few coordinates use shares this much of everyone's activity, so
 # that they do not decide alone.
 _SHARED = 1e-3
@@ -28,17 +32,17 @@ class AgreementStepsState(NamedTuple):
     """State of :func:`agreement_steps`, of rates [L, M] of L memories.
 
     Attributes:
-      history: [L, 2 M + 2], one array, because every array of a state costs time in
+      history: [L, 3 M + 2], one array, because every array of a state costs time in
         every call: steps since there was evidence for the first time, the largest
         activity of the recent past, and [M] each the running means of the relative
-        evidence and of its square.
+        evidence and of its square and the amount of inconsistent evidence.
     """
 
     history: Any
 
 
 def agreement_steps(
-    step: jax.typing.ArrayLike = 0.5,
+    step: jax.typing.ArrayLike = 0.5, gain: jax.typing.ArrayLike | None = 2.0
 ) -> optax.GradientTransformationExtraArgs:
     r"""Multiply learning rates by how far gradients agreed, relative to the past.
 
@@ -51,8 +55,9 @@ def agreement_steps(
       e_m &= \frac{u_m}{b_m + 0.001 \sum_k b_k}
         \cdot \min(\textstyle\sum_k b_k / n, 1) \\
       k_m &= \mathrm{mean}(e_m)^2 / \mathrm{mean}(e_m^2) \\
-      v_m &\leftarrow v_m \exp\big(\text{step} \cdot \tanh(e_m / 0.3)
-        \cdot (0.2 + 0.8\, k_m)\big)
+      N_m &\leftarrow (N_m + 1 - k_m) (1 - 0.1\, k_m^8) \\
+      v_m &\leftarrow v_m \exp\big(\min(\text{step}, \text{gain} / N_m)
+        \cdot \tanh(e_m / 0.3) \cdot (0.2 + 0.8\, k_m)\big)
 
     The first factor of :math:`e_m` is an agreement in [-1, 1] that no scale of
     gradients changes. The second lets evidence from gradients that have all but
@@ -61,8 +66,17 @@ def agreement_steps(
     start, as Adam's are) keeps noise from moving rates at full speed. The first
     activity is the first :math:`n`. Sums that overflow are no evidence.
 
+    :math:`N_m` is how much inconsistent evidence there was. Near the noise floor a
+    gradient disagrees a little with the last step at any rate; steps of a constant size
+    follow that down for ever, and a long run ends with rates of nothing. Steps that
+    fall like 1 / N settle instead, as in stochastic approximation. Evidence that agrees
+    does not count, so a rate climbs as far as it has to; evidence that begins to agree
+    again, as after a change of the task, makes the rule forget what it had settled on.
+
     Args:
       step: largest change of the logarithm of a rate in one step, positive.
+      gain: the same times the inconsistent evidence so far, positive; None for steps
+        that do not fall.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. It receives :math:`-u` as a
@@ -71,8 +85,8 @@ def agreement_steps(
       nothing of each other. Trees of such arrays, and of [M], work too.
 
     Raises:
-      ValueError: at construction, a step that is not positive and finite; at
-        ``update``, no rates or no activity.
+      ValueError: at construction, a step that is not positive and finite or a gain that
+        is not positive; at ``update``, no rates or no activity.
 
     Examples:
       Gradients that all agree raise a rate by a factor of almost e for a step of 1;
@@ -99,10 +113,12 @@ def agreement_steps(
       :func:`metalr_optax.raw_product`.
     """
     check_number("step", step)
+    if gain is not None:
+        check_number("gain", gain)
 
     def init_fn(params: optax.Params) -> AgreementStepsState:
         def zeros(rates: jax.Array) -> jax.Array:
-            return jnp.zeros((*rates.shape[:-1], 2 + 2 * rates.shape[-1]), rates.dtype)
+            return jnp.zeros((*rates.shape[:-1], 2 + 3 * rates.shape[-1]), rates.dtype)
 
         return AgreementStepsState(jax.tree.map(zeros, params))
 
@@ -116,14 +132,21 @@ def agreement_steps(
 
         def change(minus_u, activity, history, rates):
             num = rates.shape[-1]
-            count, peak, mean, square = jnp.split(history, [1, 2, 2 + num], axis=-1)
+            places = [1, 2, 2 + num, 2 + 2 * num]
+            count, peak, mean, square, doubt = jnp.split(history, places, axis=-1)
             peak = _new_peak(peak, activity)
             count += (peak > 0).astype(count.dtype)
             e = _relative(minus_u, activity, peak)
             mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
             square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
-            power = step * jnp.tanh(e / _SATURATION) * _trust(mean, square, count)
-            history = jnp.concatenate([count, peak, mean, square], axis=-1)
+            consistency = _consistency(mean, square, count)
+            doubt += jnp.where(e != 0, 1 - consistency, 0)
+            doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
+            trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
+            power = step * trust * jnp.tanh(e / _SATURATION)
+            if gain is not None:
+                power *= gain / jnp.maximum(gain, step * doubt)
+            history = jnp.concatenate([count, peak, mean, square, doubt], axis=-1)
             return rates * jnp.expm1(power).astype(rates.dtype), history
 
         both = jax.tree.map(change, updates, activity, state.history, params)
@@ -151,8 +174,7 @@ def _relative(minus_u: jax.Array, activity: jax.Array, peak: jax.Array) -> jax.A
     return jnp.where(usable, -minus_u / jnp.where(usable, share, 1) * size, 0)
 
 
-def _trust(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:
-    """Return which part of a step to take, by the consistency of the evidence."""
+def _consistency(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:
+    """Return how far the evidence of about five steps agrees with itself, in [0, 1]."""
     corrected = mean / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1))
-    consistency = mean * corrected / jnp.where(square > 0, square, 1)
-    return _INCONSISTENT + (1 - _INCONSISTENT) * jnp.minimum(consistency, 1)
+    return jnp.minimum(mean * corrected / jnp.where(square > 0, square, 1), 1)

@@ -19,6 +19,7 @@ class Diagnostics(NamedTuple):
       out_of_range_fraction: [L], of the coordinates that the evidence is about.
       start: [L], mean rate at the start.
       highest: [L], highest mean rate so far.
+      ceiling: [L], no rate is raised above it; the largest number where there is none.
     """
 
     agreement_fraction: Any
@@ -27,10 +28,11 @@ class Diagnostics(NamedTuple):
     out_of_range_fraction: Any
     start: Any
     highest: Any
+    ceiling: Any
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 6].
+    """L memories of M local models; packed, one array [L, 4 M + 7].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -40,7 +42,7 @@ class Table(NamedTuple):
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
       widths: [L, M], of kernels.
-      diagnostics: [L, 6].
+      diagnostics: [L, 7].
     """
 
     rates: Any
@@ -61,7 +63,9 @@ def pack(table: Table) -> jax.Array:
     return jnp.concatenate(table, axis=-1)
 
 
-def from_memories(memories: Sequence[Memory], dtype: Any) -> Table:
+def from_memories(
+    memories: Sequence[Memory], dtype: Any, ceiling: jax.Array | None = None
+) -> Table:
     """Return the table of new memories, in the order of rows."""
 
     def column(arrays: Sequence[Any]) -> jax.Array:
@@ -74,7 +78,10 @@ def from_memories(memories: Sequence[Memory], dtype: Any) -> Table:
     )
     start = mean_rate(rates, weight)
     zero = jnp.zeros_like(start)
-    diagnostics = Diagnostics(zero + 0.5, zero, zero, zero, start, start)
+    if ceiling is None:
+        # Not infinity, which states do not survive that are blended with zero.
+        ceiling = jnp.full_like(start, jnp.finfo(dtype).max)
+    diagnostics = Diagnostics(zero + 0.5, zero, zero, zero, start, start, ceiling)
     return Table(
         rates,
         weight,

@@ -138,7 +138,8 @@ def _fill(
     for row, (label, one) in enumerate(chosen.items()):
         _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
     _check_shared(table, chosen)
-    array = pack(from_memories(list(chosen.values()), table.rates.dtype))
+    ceiling = table.diagnostics[..., -1]
+    array = pack(from_memories(list(chosen.values()), table.rates.dtype, ceiling))
     # Flax NNX keeps every array of an optimizer in a variable: fill that.
     structure = jax.tree.structure(state.table)
     return state._replace(table=jax.tree.unflatten(structure, [array]))

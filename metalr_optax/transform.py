@@ -37,7 +37,7 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 6], rates, evidence
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 7], rates, evidence
         weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
@@ -63,6 +63,8 @@ class Settings(NamedTuple):
     clip_norm: Any = None
     # Of weights, which are scaled by the mean rate of their memory.
     decay: optax.GradientTransformation | None = None
+    # Of the root mean square of the parameters at the start, in one step.
+    largest_step: Any = None
 
 
 def scale_by_memory(
@@ -157,7 +159,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 6 and
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 7 and
     the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -317,7 +319,8 @@ def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
     for memory in memories:
         checks.check_kernels(memory.kernels, dtype)
     # Without a label there is one memory all the same, of which no row is kept.
-    table = pack(from_memories(memories, dtype))[: len(labels)]
+    ceiling = _ceiling(settings, labels, params, dtype)
+    table = pack(from_memories(memories, dtype, ceiling))[: len(labels)]
     rows = {label: jnp.array(row, jnp.int32) for row, label in enumerate(labels)}
     # A copy: some optimizers keep the parameters that they start with.
     rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
@@ -325,6 +328,26 @@ def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
     return ScaleByMemoryState(
         not_params(rows), tables, rule_state, link.base.init(params)
     )
+
+
+def _ceiling(
+    settings: Settings, labels: Sequence[str], params: optax.Params, dtype: Any
+) -> jax.Array | None:
+    """Return the largest rate [L] that the parameters of each memory bear."""
+    leaves = jax.tree.leaves(params)
+    if settings.largest_step is None or not leaves:
+        return None
+    squares = [jnp.sum(jnp.square(jnp.asarray(leaf, dtype))) for leaf in leaves]
+    sizes = jnp.array([leaf.size for leaf in leaves], dtype)
+    which = labels_of(params, settings.group_by)
+    belongs = jnp.array([[one == label for one in which] for label in labels], dtype)
+    means = belongs @ jnp.stack(squares) / jnp.maximum(belongs @ sizes, 1)
+    # What starts at zero, such as biases of their own, moves like all others.
+    everything = sum(squares) / jnp.maximum(jnp.sum(sizes), 1)
+    sizes = jnp.sqrt(jnp.where(means > 0, means, everything))
+    known = (sizes > 0) & jnp.isfinite(sizes)
+    ceiling = jnp.where(known, settings.largest_step * sizes, jnp.finfo(dtype).max)
+    return ceiling.astype(dtype)
 
 
 def _update(link, updates, state, params=None, **extra_args):
@@ -409,12 +432,15 @@ def _correct(
         -evidence.u, state.memory_optimizer_state, table.rates, **extra
     )
     rates: Any = optax.apply_updates(table.rates, steps)
+    low, high = _bounds(settings, table)
+    most = jnp.asarray(settings.rate_bounds[1], high.dtype)
     size = jnp.abs(evidence.u)
     total = jnp.sum(size, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
     shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
     table = table._replace(
-        rates=jnp.clip(rates, *_bounds(settings, table)),
+        # What starts above its ceiling stays there, or falls.
+        rates=jnp.clip(rates, low, jnp.maximum(high, jnp.minimum(table.rates, most))),
         evidence_weight=table.evidence_weight + shares,
     )
     return table, rule_state
@@ -440,6 +466,7 @@ def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
         evidence.outside,
         old.start,
         jnp.maximum(old.highest, means),
+        old.ceiling,
     )
     return table._replace(diagnostics=jnp.stack(new, axis=-1))
 
@@ -469,8 +496,10 @@ def _finish(
     return jax.tree.map(lambda one, like: one.astype(like.dtype), tree, updates)
 
 
-def _bounds(settings: Settings, table: Table) -> list[jax.Array]:
-    return [jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds]
+def _bounds(settings: Settings, table: Table) -> tuple[jax.Array, jax.Array]:
+    """Return the smallest rate [] and the largest [L, 1] of each memory."""
+    low, high = (jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds)
+    return low, jnp.minimum(high, table.diagnostics[..., -1:])
 
 
 def _row(array: jax.Array, row: jax.Array) -> jax.Array:
