@@ -8,23 +8,16 @@ from typing import NoReturn
 
 import numpy as np
 
-from benchmarks import (
-    mnist_report,
-    report,
-    sampling,
-    speed_report,
-    suite,
-    suite_report,
-    sweep,
-    transfer,
-)
-from benchmarks.cost import read_costs
-from benchmarks.experiments import EXPERIMENTS, run_experiment
+from benchmarks.experiments import sampling, suite, transfer
+from benchmarks.experiments.paper import EXPERIMENTS, run_experiment
+from benchmarks.experiments.sequence import TASKS, run_all
+from benchmarks.experiments.speed import make_cases, run_case
+from benchmarks.harness import sweep
+from benchmarks.harness.costs import read_costs
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
-from benchmarks.mnist import TASKS, run_all
-from benchmarks.mnist_data import load_digits
-from benchmarks.speed import make_cases, run_case
-from benchmarks.suite_problems import SUITE
+from benchmarks.problems.digits import load_digits
+from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import library_tables, page, sequence_report, speed_report
 
 
 class Parser(argparse.ArgumentParser):
@@ -188,7 +181,7 @@ def run_suite(arguments: argparse.Namespace) -> None:
     )
     costs = read_costs(arguments.out / f"{suite.STEM}_cost.csv")
     for comparison in comparisons:
-        print(f"\n{suite_report.format_suite(comparison, costs)}", flush=True)
+        print(f"\n{library_tables.format_suite(comparison, costs)}", flush=True)
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
@@ -213,9 +206,9 @@ def run_sampling(arguments: argparse.Namespace) -> None:
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
-    report.draw_all()
-    report.PAGE.write_text(report.make_page())
-    print(f"Wrote {report.PAGE} and pictures in {report.RESULTS}.")
+    page.draw_all()
+    page.PAGE.write_text(page.make_page())
+    print(f"Wrote {page.PAGE} and pictures in {page.RESULTS}.")
 
 
 def mnist(arguments: argparse.Namespace) -> None:
@@ -239,9 +232,9 @@ def mnist(arguments: argparse.Namespace) -> None:
             flush=True,
         )
     rows, picture = arguments.out / "mnist.csv", arguments.out / "mnist.png"
-    mnist_report.write_rows(runs, rows)
-    mnist_report.draw(runs, picture)
-    print(f"\n{mnist_report.format_table(runs)}\n\nWrote {rows} and {picture}.\n")
+    sequence_report.write_rows(runs, rows)
+    sequence_report.draw(runs, picture)
+    print(f"\n{sequence_report.format_table(runs)}\n\nWrote {rows} and {picture}.\n")
     compare(arguments)
 
 

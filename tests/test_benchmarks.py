@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import mnist_data, mnist_report, speed, speed_report
 from benchmarks.__main__ import main
-from benchmarks.controls import averaged, shuffled
-from benchmarks.mnist import (
+from benchmarks.experiments import speed
+from benchmarks.experiments.sequence import (
     MODELS,
     Run,
     fresh_memory,
@@ -20,11 +19,14 @@ from benchmarks.mnist import (
     train_base,
     train_run,
 )
+from benchmarks.harness.controls import averaged, shuffled
+from benchmarks.problems.digits import SUBSET, load_digits
+from benchmarks.reporting import sequence_report, speed_report
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return mnist_data.load_digits()
+    return load_digits()
 
 
 def test_the_bundled_digits_are_balanced(digits):
@@ -32,7 +34,7 @@ def test_the_bundled_digits_are_balanced(digits):
     assert digits.test_images.shape == (2_000, 28, 28)
     assert np.bincount(digits.train_labels).tolist() == [1000] * 10
     assert np.bincount(digits.test_labels).tolist() == [200] * 10
-    assert mnist_data.SUBSET.stat().st_size < 3e6
+    assert SUBSET.stat().st_size < 3e6
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +101,22 @@ RUNS = [
 
 
 def test_a_miss_counts_as_one_more_than_the_horizon():
-    assert mnist_report.updates_to_goal(RUNS[1]).tolist() == [5, 5]
-    assert mnist_report.updates_to_goal(RUNS[2]).tolist() == [2, 5]
+    assert sequence_report.updates_to_goal(RUNS[1]).tolist() == [5, 5]
+    assert sequence_report.updates_to_goal(RUNS[2]).tolist() == [2, 5]
 
 
 def test_the_table_shows_misses_and_the_papers_figure():
-    *_, sgd, new = mnist_report.format_table(RUNS).splitlines()
+    *_, sgd, new = sequence_report.format_table(RUNS).splitlines()
     assert sgd.split()[-4:] == ["5.0", "5.0", "2", "24.7"]
     assert new.split()[-5:] == ["0.01", "3.5", "3.5", "1", "14.6"]
 
 
 def test_rows_hold_every_number(tmp_path):
     path = tmp_path / "mnist.csv"
-    mnist_report.write_rows(RUNS, path)
+    sequence_report.write_rows(RUNS, path)
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == mnist_report.COLUMNS
+    assert tuple(rows[0]) == sequence_report.COLUMNS
     assert len(rows) == 3 * 2 * 4
     assert rows[0]["meta_rate"] == ""
     assert rows[-1] == {
@@ -131,8 +133,8 @@ def test_rows_hold_every_number(tmp_path):
 
 def test_rows_can_be_read_back(tmp_path):
     path = tmp_path / "mnist.csv"
-    mnist_report.write_rows(RUNS, path)
-    for run, again in zip(RUNS, mnist_report.read_rows(path), strict=True):
+    sequence_report.write_rows(RUNS, path)
+    for run, again in zip(RUNS, sequence_report.read_rows(path), strict=True):
         assert again[:3] == run[:3]
         np.testing.assert_allclose(again.accuracies, run.accuracies)
         np.testing.assert_allclose(again.losses, run.losses)
@@ -187,7 +189,7 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     settings = {(row["task"], row["method"], row["meta_rate"]) for row in rows}
     assert len(rows) == len(settings) * 2 * 2
     for meta_rate in ("0.1", "0.01", "0.001"):
-        for method in mnist_report.LEGEND:
+        for method in sequence_report.LEGEND:
             rate = "" if method in ("sgd", "adam") else meta_rate
             assert ("1 vs 4", method, rate) in settings
         assert ("1 vs 2", "new", meta_rate) in settings
@@ -242,5 +244,5 @@ def test_the_command_itself_ends_with_a_status():
 def test_damaged_files_are_refused_by_path(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as refusal:
-        mnist_data.load_digits(tmp_path)
+        load_digits(tmp_path)
     assert str(tmp_path / name) in str(refusal.value)

@@ -10,14 +10,27 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import comparison, methods, peers, report, runs, sweep, verdicts
+from benchmarks import methods, peers
 from benchmarks.__main__ import main
-from benchmarks.comparison import Comparison, Outcome
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.problem import Problem, make_runner
-from benchmarks.runs import TUNING_SEED, Key
+from benchmarks.experiments.paper import EXPERIMENTS
+from benchmarks.harness import sweep
+from benchmarks.harness.store import (
+    COLUMNS,
+    TUNING_SEED,
+    Key,
+    append_runs,
+    final,
+    mend,
+    read_runs,
+    read_setting,
+    updates_to,
+    write_setting,
+)
+from benchmarks.problems.problem import Problem, make_runner
+from benchmarks.reporting import page, statistics, verdicts
+from benchmarks.reporting.statistics import Comparison, Outcome
 
-METHOD = comparison.METHOD
+METHOD = statistics.METHOD
 CURVATURES = jnp.array([1.0, 0.2, 3.0])
 
 
@@ -171,7 +184,7 @@ def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch
     assert starts == {"fresh", *verdicts.STARTS}
     settings = methods.sample_settings(METHOD["sgd"], 5)
     trials = {key.setting for key in whole.runs if key.seed == TUNING_SEED}
-    assert {runs.write_setting(one) for one in settings} <= trials
+    assert {write_setting(one) for one in settings} <= trials
     assert all(key.seed in (0, 1, 2, TUNING_SEED) for key in whole.runs)
 
     # Cut off in the middle of a line, as by a kill.
@@ -180,7 +193,7 @@ def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch
     cut.write_text(text[: 2 * len(text) // 3 - 5])
     again, _ = _sweep(cut)
     assert again.runs.keys() == whole.runs.keys()
-    for key, curve in runs.read_runs(cut).items():
+    for key, curve in read_runs(cut).items():
         np.testing.assert_allclose(curve, whole.runs[key], rtol=2e-3)
 
     def no_more(*arguments):
@@ -206,7 +219,7 @@ def test_reloaded_and_control_memories_start_differently(tmp_path):
 
 def test_runs_of_another_length_are_refused(tmp_path):
     path = tmp_path / "runs.csv"
-    runs.append_runs(path, {Key("bowl", "sgd", "fresh", "rate=1", 0): np.ones(3)})
+    append_runs(path, {Key("bowl", "sgd", "fresh", "rate=1", 0): np.ones(3)})
     with pytest.raises(ValueError, match=r"runs.csv holds .* 3 measures, not 10"):
         _sweep(path)
 
@@ -219,14 +232,14 @@ def test_the_best_trial_is_first_at_the_target_then_lowest():
     curves[3, 2:] = 0.4  # there after 6
     curves[4, 2:] = 0.3  # as soon, and lower
     rows = {
-        Key("bowl", "sgd", "fresh", runs.write_setting(one), TUNING_SEED): curve
+        Key("bowl", "sgd", "fresh", write_setting(one), TUNING_SEED): curve
         for one, curve in zip(settings, curves, strict=True)
     }
     best = [sweep.best_trial(rows, problem, method, n, 0.5) for n in (1, 3, 4, 5)]
     assert best == [settings[0], settings[1], settings[3], settings[4]]
     assert sweep.trials_done(rows, problem, method) == 5
     # What diverges comes last, however early it was at the target.
-    key = Key("bowl", "sgd", "fresh", runs.write_setting(settings[4]), TUNING_SEED)
+    key = Key("bowl", "sgd", "fresh", write_setting(settings[4]), TUNING_SEED)
     rows[key][-1] = np.nan
     assert sweep.best_trial(rows, problem, method, 5, 0.5) == settings[3]
 
@@ -238,7 +251,7 @@ def test_a_closed_store_keeps_what_is_done_and_stops(tmp_path):
     with pytest.raises(concurrent.futures.CancelledError):
         store.add({key: np.array([1.23456789])})
     # What a sweep chooses by is what the file says.
-    assert store.runs[key] == runs.read_runs(store.path)[key] == 1.235
+    assert store.runs[key] == read_runs(store.path)[key] == 1.235
 
 
 def test_one_that_fails_ends_the_sweep(tmp_path, monkeypatch):
@@ -257,40 +270,40 @@ def test_rows_come_back_and_half_a_line_is_left_out(tmp_path):
     path = tmp_path / "runs.csv"
     key = Key("mnist, one", "adam", "fresh", "rate=0.001", 7)
     other = key._replace(seed=8)
-    runs.append_runs(path, {key: np.array([1.0, np.nan, np.inf, 1.2345678e-7])})
-    runs.append_runs(path, {other: np.array([2.0])})
-    back = runs.read_runs(path)
+    append_runs(path, {key: np.array([1.0, np.nan, np.inf, 1.2345678e-7])})
+    append_runs(path, {other: np.array([2.0])})
+    back = read_runs(path)
     np.testing.assert_array_equal(back[key], [1.0, np.nan, np.inf, 1.235e-7])
     assert list(back) == [key, other]
 
     path.write_bytes(path.read_bytes()[:-2])
-    assert list(runs.read_runs(path)) == [key]
-    runs.mend(path)
-    runs.append_runs(path, {other: np.array([3.0])})
-    assert runs.read_runs(path)[other].tolist() == [3.0]
-    assert runs.read_runs(tmp_path / "none.csv") == {}
+    assert list(read_runs(path)) == [key]
+    mend(path)
+    append_runs(path, {other: np.array([3.0])})
+    assert read_runs(path)[other].tolist() == [3.0]
+    assert read_runs(tmp_path / "none.csv") == {}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("a,b\n", "does not begin with the columns problem, method"),
-        (",".join(runs.COLUMNS) + "\na,b,c,d,zero,1 2\n", "line 2"),
-        (",".join(runs.COLUMNS) + "\na,b\n", "line 2"),
+        (",".join(COLUMNS) + "\na,b,c,d,zero,1 2\n", "line 2"),
+        (",".join(COLUMNS) + "\na,b\n", "line 2"),
     ],
 )
 def test_other_files_are_refused_by_path(tmp_path, content, message):
     path = tmp_path / "runs.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match=message) as refusal:
-        runs.read_runs(path)
+        read_runs(path)
     assert str(path) in str(refusal.value)
 
 
 def test_settings_come_back():
     for method in methods.METHODS:
         for setting in methods.sample_settings(method, 20):
-            assert runs.read_setting(runs.write_setting(setting)) == setting
+            assert read_setting(write_setting(setting)) == setting
 
 
 # Statistics
@@ -303,26 +316,26 @@ def _outcome(updates):
 
 def test_never_is_a_value_of_quartiles():
     inf = np.inf
-    assert comparison.quartiles(np.array([4.0, 1.0, 3.0, 2.0])) == (1.5, 2.5, 3.5)
-    assert comparison.quartiles(np.array([1.0, 2.0, inf, inf])) == (1.5, inf, inf)
-    assert comparison.quartiles(np.array([5.0, 1.0, inf]))[1] == 5.0
+    assert statistics.quartiles(np.array([4.0, 1.0, 3.0, 2.0])) == (1.5, 2.5, 3.5)
+    assert statistics.quartiles(np.array([1.0, 2.0, inf, inf])) == (1.5, inf, inf)
+    assert statistics.quartiles(np.array([5.0, 1.0, inf]))[1] == 5.0
 
 
 def test_a_sign_test_leaves_ties_out():
     one, other = _outcome([1, 2, 3, 4, 5, 6, 7]), _outcome([2, 3, 4, 5, 6, np.inf, 7])
-    test = comparison.sign_test(one, other)
+    test = statistics.sign_test(one, other)
     assert test[:3] == (6, 0, 1)
     assert test.p == pytest.approx(2 * 0.5**6)
-    assert comparison.sign_test(one, one).p == 1.0
+    assert statistics.sign_test(one, one).p == 1.0
 
 
 def test_updates_and_ends():
     curve = np.array([9.0, 3.0, 0.5, 2.0, 1.0, 4.0, 3.0])
-    assert runs.updates_to(curve, 0.5, every=10) == 30
-    assert runs.updates_to(curve, 0.4, every=10) == np.inf
-    assert runs.final(curve) == 2.0
-    assert runs.final(np.array([1.0, np.nan])) == np.inf
-    assert runs.updates_to(np.array([np.nan, 0.1]), 0.5, every=1) == 2
+    assert updates_to(curve, 0.5, every=10) == 30
+    assert updates_to(curve, 0.4, every=10) == np.inf
+    assert final(curve) == 2.0
+    assert final(np.array([1.0, np.nan])) == np.inf
+    assert updates_to(np.array([np.nan, 0.1]), 0.5, every=1) == 2
 
 
 def test_verdicts_follow_the_rows(tmp_path):
@@ -331,7 +344,7 @@ def test_verdicts_follow_the_rows(tmp_path):
     seeds = range(10)
 
     def put(method, start, updates):
-        setting = runs.write_setting(METHOD[method].default)
+        setting = write_setting(METHOD[method].default)
         for seed in seeds:
             curve = np.where(np.arange(10) >= updates // 2 - 1, 0.1, 1.0)
             store.runs[Key("bowl", method, start, setting, seed)] = curve
@@ -362,7 +375,7 @@ def test_verdicts_follow_the_rows(tmp_path):
 
 
 def test_the_page_says_what_the_raw_rows_say():
-    assert report.make_page() == report.PAGE.read_text()
+    assert page.make_page() == page.PAGE.read_text()
 
 
 def test_targets_follow_from_the_committed_rows(tmp_path):
@@ -371,7 +384,7 @@ def test_targets_follow_from_the_committed_rows(tmp_path):
     checked = 0
     for experiment in EXPERIMENTS.values():
         path = tmp_path / "rows.csv"
-        shutil.copy(report.RESULTS / f"{experiment.stem}.csv", path)
+        shutil.copy(page.RESULTS / f"{experiment.stem}.csv", path)
         size = path.stat().st_size
         for problem in experiment.load(None):
             row = rows[problem.name]

@@ -8,24 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (
-    headlines,
-    report,
-    suite,
-    suite_picture,
-    suite_report,
-    sweep,
-    transfer,
-)
 from benchmarks.__main__ import main
-from benchmarks.comparison import METHOD, Comparison, Outcome
-from benchmarks.cost import Cost
-from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments import suite, transfer
+from benchmarks.experiments.paper import EXPERIMENTS
+from benchmarks.experiments.speed import Measurement
+from benchmarks.harness import sweep
+from benchmarks.harness.costs import Cost
+from benchmarks.harness.store import TUNING_SEED, Key, write_setting
 from benchmarks.methods import sample_settings
-from benchmarks.problem import Problem
-from benchmarks.runs import TUNING_SEED, Key, write_setting
-from benchmarks.speed import Measurement
-from benchmarks.suite_problems import SUITE
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import headlines, library_figures, library_tables, page
+from benchmarks.reporting.statistics import METHOD, Comparison, Outcome
 from metalr_optax import adapt_memory, get_memory, memory_sgd
 
 SEEDS = range(10)
@@ -74,7 +68,7 @@ def bowl():
 
 
 def test_starts_stand_over_what_was_tuned(bowl):
-    adam, sgd = suite_report.format_starts([bowl]).split("\n\n")
+    adam, sgd = library_tables.format_starts([bowl]).split("\n\n")
     assert adam.splitlines()[2:] == [
         "| bowl | 0.50 | 1.00 | 1.50 | never / 2 | 0 of 40 |",
         "| *tasks of at most 1* | 1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | |",
@@ -91,7 +85,7 @@ def test_starts_stand_over_what_was_tuned(bowl):
 def test_a_start_that_is_not_all_there_is_left_out(bowl):
     missing = Key("bowl", "memory_adam", "fresh", "rate=0.001", 3)
     del bowl.runs[missing]
-    assert "bowl" not in suite_report.format_starts([bowl]).split("\n\n")[0]
+    assert "bowl" not in library_tables.format_starts([bowl]).split("\n\n")[0]
 
 
 def test_headlines_count_tasks_and_failures(bowl):
@@ -125,16 +119,16 @@ def test_pairs_are_compared_seed_by_seed(bowl):
     ends = [0.1] * 9 + [0.9]
     _put(bowl.runs, ADAM.method, 1e-3, [[end] * 8 for end in [0.2] * 10])
     _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in ends])
-    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    row = library_tables.format_pairs([bowl]).splitlines()[-1]
     assert row == "| bowl |  | **0.50 (9 : 1)** |  |  |"
     _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in [0.1] * 8 + [0.9] * 2])
-    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    row = library_tables.format_pairs([bowl]).splitlines()[-1]
     assert row == "| bowl |  | 0.50 (8 : 2) |  |  |"
 
 
 def test_a_task_shows_every_start_and_what_it_costs(bowl):
     costs = [Cost("bowl", "memory_adam", 0.25, 12.0), Cost("other", "adam", 9.0, 8.0)]
-    lines = suite_report.format_suite(bowl, costs).splitlines()
+    lines = library_tables.format_suite(bowl, costs).splitlines()
     assert lines[0] == "**bowl**: target 1, 10 seeds, 8 updates"
     assert len(lines) == 4 + len(ADAM.starts) + len(SGD.starts) + 2
     assert (
@@ -145,7 +139,7 @@ def test_a_task_shows_every_start_and_what_it_costs(bowl):
 
 
 def test_a_profile_is_over_the_best_one(bowl):
-    over = suite_report.profile([bowl, bowl])
+    over = library_tables.profile([bowl, bowl])
     np.testing.assert_allclose(over["memory_adam"], 1.5)
     np.testing.assert_allclose(over["adam"], 1.0)
     assert np.isinf([over["sgd"], over["prodigy"], over["memory_sgd"]]).all()
@@ -153,15 +147,15 @@ def test_a_profile_is_over_the_best_one(bowl):
 
 def test_starts_are_drawn_as_they_ended(bowl, tmp_path):
     (setting,) = sample_settings(METHOD["adam"], 1)
-    trials = suite_picture.trial_ends(bowl, "adam")
+    trials = library_figures.trial_ends(bowl, "adam")
     assert list(trials.items()) == [(pytest.approx(setting["rate"]), 0.5)]
     _put(bowl.runs, SGD.method, 1e-3, [[end] * 8 for end in range(1, 11)])
-    ends = suite_picture.start_ends(bowl, "memory_sgd")
+    ends = library_figures.start_ends(bowl, "memory_sgd")
     assert tuple(ends) == SGD.starts
     assert ends[1e-3] == (3.5, 5.5, 7.5)
     assert ends[1e-1] == (np.inf, np.inf, np.inf)
     _tune(bowl.runs, "momentum", _falling(0, 1e6))
-    suite_picture.draw_starts([bowl], tmp_path / "starts.png")
+    library_figures.draw_starts([bowl], tmp_path / "starts.png")
     assert (tmp_path / "starts.png").stat().st_size > 10_000
 
 
@@ -170,7 +164,7 @@ def test_starts_are_drawn_as_they_ended(bowl, tmp_path):
     [(1.0, 4.0, "0.25"), (np.inf, 4.0, "never / 4"), (2.0, np.inf, "2 / never")],
 )
 def test_a_ratio_of_what_never_happened_shows_both(one, other, text):
-    assert suite_report.ratio(one, other) == text
+    assert library_tables.ratio(one, other) == text
 
 
 def test_ruined_is_ten_times_the_end_of_tuned_sgd():
@@ -178,7 +172,7 @@ def test_ruined_is_ten_times_the_end_of_tuned_sgd():
         return Outcome("", np.ones((1, 1)), np.ones(1), np.array(values))
 
     tuned = ends(1.0, 1.0, 50.0)
-    assert suite_report.ruined(ends(9.9, 10.1, np.inf, np.nan), tuned) == 3
+    assert library_tables.ruined(ends(9.9, 10.1, np.inf, np.nan), tuned) == 3
 
 
 @pytest.mark.parametrize("one", suite.OURS, ids=lambda one: one.method.name)
@@ -194,7 +188,7 @@ def test_targets_of_the_suite_follow_from_its_rows(tmp_path):
     with open(sweep.TARGETS, newline="") as file:
         rows = {row["problem"]: row for row in csv.DictReader(file)}
     path = tmp_path / "suite.csv"
-    shutil.copy(report.RESULTS / path.name, path)
+    shutil.copy(page.RESULTS / path.name, path)
     size = path.stat().st_size
     elsewhere = {
         one.name for name in EXPERIMENTS for one in EXPERIMENTS[name].load(None)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.controls import averaged, shuffled
-from benchmarks.mnist_data import Digits
+from benchmarks.harness.controls import averaged, shuffled
+from benchmarks.problems.digits import Digits
 from metalr_optax import (
     Memory,
     get_memory,

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import gan, mnist_problems, rnn, rosenbrock
-from benchmarks.mnist_data import load_digits
-from benchmarks.problem import Problem
+from benchmarks.problems import digit_pairs, gan, robot, rosenbrock
+from benchmarks.problems.digits import load_digits
+from benchmarks.problems.problem import Problem
 
-SOURCES = pathlib.Path(__file__).parent / "data" / "python_stdlib.xz"
+SOURCES = pathlib.Path(__file__).parents[1] / "data" / "python_stdlib.xz"
 _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
 _CONTEXT = 64  # bytes that a language model sees
@@ -228,8 +228,8 @@ SUITE: dict[str, Callable[[], Problem]] = {
     "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
     "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
     "classes": classes,
-    mnist_problems.ONLINE: lambda: mnist_problems.load_problem(mnist_problems.ONLINE),
-    rnn.CHANGE: lambda: rnn.load_problem(rnn.CHANGE),
+    digit_pairs.ONLINE: lambda: digit_pairs.load_problem(digit_pairs.ONLINE),
+    robot.CHANGE: lambda: robot.load_problem(robot.CHANGE),
     gan.NAME: gan.load_problem,
     "language": language,
     "residual": residual,

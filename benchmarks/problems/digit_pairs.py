@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.mnist import CNN
-from benchmarks.mnist_data import Digits, load_digits
-from benchmarks.problem import Problem
+from benchmarks.experiments.sequence import CNN
+from benchmarks.problems.digits import Digits, load_digits
+from benchmarks.problems.problem import Problem
 
 BATCHES, ONLINE = "mnist batches", "mnist online"
 _SETTINGS = {BATCHES: (64, 25, 1), ONLINE: (1, 1000, 20)}  # batch, horizon, every

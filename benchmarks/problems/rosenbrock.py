@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.problem import Problem
+from benchmarks.problems.problem import Problem
 from metalr_optax import clipped_product, get_memory, linspace_kernels, paper_sgd
 
 NAME = "rosenbrock"

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.mnist_data import load_digits
-from benchmarks.problem import Problem
+from benchmarks.problems.digits import load_digits
+from benchmarks.problems.problem import Problem
 
 NAME = "gan"
 LATENT = 16

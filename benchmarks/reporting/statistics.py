@@ -6,10 +6,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from benchmarks.harness.store import (
+    TUNING_SEED,
+    Runs,
+    final,
+    find,
+    updates_to,
+    write_setting,
+)
+from benchmarks.harness.sweep import BUDGETS, best_trial, trials_done
 from benchmarks.methods import METHODS, Method
-from benchmarks.problem import Problem
-from benchmarks.runs import TUNING_SEED, Runs, final, find, updates_to, write_setting
-from benchmarks.sweep import BUDGETS, best_trial, trials_done
+from benchmarks.problems.problem import Problem
 
 METHOD = {method.name: method for method in METHODS}
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.harness.rows import write_csv
 from benchmarks.methods import Method
-from benchmarks.problem import Problem
-from benchmarks.rows import write_csv
+from benchmarks.problems.problem import Problem
 
 _UPDATES = 20  # in one call, so that calling costs nothing
 _ROUNDS = 7

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.comparison import (
+from benchmarks.harness.costs import Cost
+from benchmarks.harness.store import read_setting
+from benchmarks.harness.sweep import BUDGETS
+from benchmarks.methods import LABELS, METHODS, WITH_MEMORY, Method, sample_settings
+from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
     fixed,
@@ -14,10 +18,6 @@ from benchmarks.comparison import (
     transferred,
     tuned,
 )
-from benchmarks.cost import Cost
-from benchmarks.methods import LABELS, METHODS, WITH_MEMORY, Method, sample_settings
-from benchmarks.runs import read_setting
-from benchmarks.sweep import BUDGETS
 
 STARTS = {
     "reloaded": "reloaded, learning on",

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from benchmarks.harness.store import final, find, read_runs, write_setting
+from benchmarks.harness.sweep import Store, Trainer, in_threads
 from benchmarks.methods import Method
-from benchmarks.problem import Problem
-from benchmarks.runs import final, find, read_runs, write_setting
-from benchmarks.suite_problems import (
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import (
     SUITE,
     Examples,
     Mlp,
@@ -29,7 +30,6 @@ from benchmarks.suite_problems import (
     squares,
     supervised,
 )
-from benchmarks.sweep import Store, Trainer, in_threads
 from metalr_optax import memory_adam, memory_sgd
 
 STEM = "sampling"

@@ -7,7 +7,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from benchmarks.rosenbrock import BOUND, MODELS, Descent, rosenbrock
+from benchmarks.problems.rosenbrock import BOUND, MODELS, Descent, rosenbrock
 
 
 def draw_descent(descent: Descent, path: pathlib.Path) -> None:

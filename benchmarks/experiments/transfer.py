@@ -18,23 +18,23 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from benchmarks.comparison import (
+from benchmarks.experiments.suite import OURS, VARIANTS, Variant
+from benchmarks.harness.controls import averaged
+from benchmarks.harness.store import read_runs, write_setting
+from benchmarks.harness.sweep import Store, Trainer, in_threads, load_targets, sweep
+from benchmarks.methods import BASELINES, LABELS, METHODS
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import Mlp, digit_classes
+from benchmarks.reporting.library_tables import ratio
+from benchmarks.reporting.paper_tables import format_updates
+from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
     median,
     most_tuned,
     sign_test,
 )
-from benchmarks.comparison import outcome as find_outcome
-from benchmarks.comparison_report import format_updates
-from benchmarks.controls import averaged
-from benchmarks.methods import BASELINES, LABELS, METHODS
-from benchmarks.problem import Problem
-from benchmarks.runs import read_runs, write_setting
-from benchmarks.suite import OURS, VARIANTS, Variant
-from benchmarks.suite_problems import Mlp, digit_classes
-from benchmarks.suite_report import ratio
-from benchmarks.sweep import Store, Trainer, in_threads, load_targets, sweep
+from benchmarks.reporting.statistics import outcome as find_outcome
 from metalr_optax import adapt_memory, match_labels
 
 STEM = "transfer"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SUBSET = pathlib.Path(__file__).parent / "data" / "mnist_subset.npz"
+SUBSET = pathlib.Path(__file__).parents[1] / "data" / "mnist_subset.npz"
 _SUBSET_MD5 = "a9c7fd39008c5ff73deac1c3ceae247c"
 
 # Original file -> MD5 of its unpacked bytes.

@@ -14,13 +14,9 @@ from typing import NamedTuple
 
 import optax
 
-from benchmarks.comparison import METHOD, Comparison, Outcome, fixed, most_tuned
-from benchmarks.comparison import outcome as find_outcome
-from benchmarks.cost import measure_costs, write_costs
-from benchmarks.methods import BASELINES, LABELS, METHODS, Method
-from benchmarks.runs import read_runs, write_setting
-from benchmarks.suite_problems import SUITE
-from benchmarks.sweep import (
+from benchmarks.harness.costs import measure_costs, write_costs
+from benchmarks.harness.store import read_runs, write_setting
+from benchmarks.harness.sweep import (
     Store,
     Trainer,
     in_threads,
@@ -28,6 +24,16 @@ from benchmarks.sweep import (
     sweep,
     trials_done,
 )
+from benchmarks.methods import BASELINES, LABELS, METHODS, Method
+from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting.statistics import (
+    METHOD,
+    Comparison,
+    Outcome,
+    fixed,
+    most_tuned,
+)
+from benchmarks.reporting.statistics import outcome as find_outcome
 from metalr_optax import logspace_kernels, memory_adam, memory_sgd
 
 STARTS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

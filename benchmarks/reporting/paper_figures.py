@@ -8,7 +8,9 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from benchmarks.comparison import (
+from benchmarks.harness.sweep import BUDGETS
+from benchmarks.methods import LABELS, METHODS
+from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
     fixed,
@@ -17,8 +19,6 @@ from benchmarks.comparison import (
     transferred,
     tuned,
 )
-from benchmarks.methods import LABELS, METHODS
-from benchmarks.sweep import BUDGETS
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 COLORS = {

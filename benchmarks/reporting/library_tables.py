@@ -7,7 +7,16 @@ from typing import NamedTuple
 import matplotlib.figure
 import numpy as np
 
-from benchmarks.comparison import (
+from benchmarks.experiments.suite import OURS, VARIANTS, Variant, from_start, rows_of
+from benchmarks.harness.costs import Cost
+from benchmarks.methods import LABELS
+from benchmarks.reporting.paper_figures import COLORS
+from benchmarks.reporting.paper_tables import (
+    format_measure,
+    format_number,
+    format_updates,
+)
+from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
     fixed,
@@ -15,11 +24,6 @@ from benchmarks.comparison import (
     most_tuned,
     paired_test,
 )
-from benchmarks.comparison_picture import COLORS
-from benchmarks.comparison_report import format_measure, format_number, format_updates
-from benchmarks.cost import Cost
-from benchmarks.methods import LABELS
-from benchmarks.suite import OURS, VARIANTS, Variant, from_start, rows_of
 
 _BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
 # What changes one thing, and what it is changed from.

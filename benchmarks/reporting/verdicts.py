@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from benchmarks.comparison import (
+from benchmarks.methods import BASELINES, LABELS
+from benchmarks.reporting.paper_tables import STARTS, format_measure, format_number
+from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
     best_of,
@@ -12,8 +14,6 @@ from benchmarks.comparison import (
     sign_test,
     transferred,
 )
-from benchmarks.comparison_report import STARTS, format_measure, format_number
-from benchmarks.methods import BASELINES, LABELS
 
 OURS = ("paper_sgd", "paper_adam")
 _SIGNIFICANT = 0.05

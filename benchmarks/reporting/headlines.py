@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks import suite_report
-from benchmarks.comparison import Comparison, paired_test
-from benchmarks.speed_report import Measurement
-from benchmarks.suite import OURS, STARTS, VARIANTS, from_start
-from benchmarks.transfer import over_fresh
+from benchmarks.experiments.suite import OURS, STARTS, VARIANTS, from_start
+from benchmarks.experiments.transfer import over_fresh
+from benchmarks.reporting import library_tables
+from benchmarks.reporting.speed_report import Measurement
+from benchmarks.reporting.statistics import Comparison, paired_test
 
 _SIGNIFICANT = 0.05
 _LANDSCAPES = (("memory_sgd_m21", "memory_sgd"), ("memory_adam_m21", "memory_adam"))
@@ -16,7 +16,7 @@ _LANDSCAPES = (("memory_sgd_m21", "memory_sgd"), ("memory_adam_m21", "memory_ada
 
 def format_starts(tasks: Sequence[Comparison]) -> str:
     """Return on how many tasks a default does as well as what is tuned per task."""
-    adam, sgd = suite_report.MEASURES
+    adam, sgd = library_tables.MEASURES
     heads = " | ".join(f"{start:g}" for start in STARTS)
     lines = [f"| from a rate of | {heads} |", "|---|" + "---|" * len(STARTS)]
     for measure, bound, said in (
@@ -29,7 +29,7 @@ def format_starts(tasks: Sequence[Comparison]) -> str:
         (sgd, 1.0, "`memory_sgd` ends as low as tuned SGD, or lower"),
         (sgd, 1.05, "`memory_sgd` ends within 5 % of it, or lower"),
     ):
-        cells = suite_report.count_within(tasks, measure, bound)
+        cells = library_tables.count_within(tasks, measure, bound)
         cells += ["refused"] * (len(STARTS) - len(cells))
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -80,11 +80,11 @@ def _failures(tasks: Sequence[Comparison]) -> tuple[int, int, str]:
     for comparison in tasks:
         name = comparison.problem.name
         for one in OURS:
-            ruined, number = suite_report.count_ruined(comparison, one)
+            ruined, number = library_tables.count_ruined(comparison, one)
             runs += number
             if ruined:
                 lost[name] = lost.get(name, 0) + ruined
-            for found in suite_report.from_starts(comparison, one) or ():
+            for found in library_tables.from_starts(comparison, one) or ():
                 diverged += int((~np.isfinite(found.curves)).any(axis=1).sum())
     return runs, diverged, ", ".join(f"{n} on {name}" for name, n in lost.items())
 

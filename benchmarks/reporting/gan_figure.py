@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from benchmarks.comparison import METHOD, Comparison, fixed, most_tuned
-from benchmarks.gan import generate
-from benchmarks.problem import make_runner
-from benchmarks.runs import read_setting
+from benchmarks.harness.store import read_setting
+from benchmarks.problems.gan import generate
+from benchmarks.problems.problem import make_runner
+from benchmarks.reporting.statistics import METHOD, Comparison, fixed, most_tuned
 
 _ROWS, _COLUMNS = 8, 8
 

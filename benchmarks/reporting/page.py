@@ -2,31 +2,28 @@
 
 import pathlib
 
-from benchmarks import (
-    comparison_picture,
-    comparison_report,
-    findings,
-    mnist,
-    mnist_report,
-    sampling,
-    speed_report,
-    suite,
-    suite_picture,
-    suite_report,
-    transfer,
-    verdicts,
-)
-from benchmarks.comparison import Comparison
-from benchmarks.cost import read_costs
-from benchmarks.experiments import (
+from benchmarks.experiments import sampling, sequence, suite, transfer
+from benchmarks.experiments.paper import (
     EXPERIMENTS,
     describe,
     load_comparisons,
     load_costs,
 )
-from benchmarks.sweep import TARGETS
+from benchmarks.harness.costs import read_costs
+from benchmarks.harness.sweep import TARGETS
+from benchmarks.reporting import (
+    findings,
+    library_figures,
+    library_tables,
+    paper_figures,
+    paper_tables,
+    sequence_report,
+    speed_report,
+    verdicts,
+)
+from benchmarks.reporting.statistics import Comparison
 
-FOLDER = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
 PAGE = FOLDER / "README.md"
 
@@ -36,7 +33,7 @@ def _suite_section() -> str:
     comparisons = suite.load_suite(RESULTS)
     costs = read_costs(RESULTS / f"{suite.STEM}_cost.csv")
     _, _, text = str(suite.__doc__).partition("\n\n")
-    tables = "\n\n".join(suite_report.format_suite(one, costs) for one in comparisons)
+    tables = "\n\n".join(library_tables.format_suite(one, costs) for one in comparisons)
     return "\n\n".join(
         [
             "## One default, nothing tuned",
@@ -49,13 +46,13 @@ def _suite_section() -> str:
             "Above: ends over the rate at the start, as multiples of the best end on "
             "that\ntask. Ours: median and quartiles of the seeds; Adam and momentum: "
             "one run, a\ntrial, at each of 20 rates.",
-            suite_report.format_starts(comparisons),
+            library_tables.format_starts(comparisons),
             "![On which share of tasks a method is within a factor of the best]"
             "(results/suite.png)",
             findings.SUITE_FOUND,
             "Ends from .001, seed by seed; bold: two-sided sign test, p < .05. The two "
             "columns to the right judge a sample instead of all coordinates.",
-            suite_report.format_pairs(comparisons),
+            library_tables.format_pairs(comparisons),
             f"<details><summary>All methods on all tasks</summary>\n\n{tables}\n\n"
             "</details>",
         ]
@@ -107,22 +104,22 @@ def _section(name: str, comparisons: list[Comparison]) -> str:
         parts.append(text)
         parts.append(
             "<details><summary>Spaces and settings</summary>\n\n"
-            f"{comparison_report.format_settings(comparison)}\n\n</details>"
+            f"{paper_tables.format_settings(comparison)}\n\n</details>"
         )
     return "\n\n".join(parts)
 
 
 def _pairs() -> str:
     """Return the section on the paper's figure 1."""
-    title, _, text = str(mnist.__doc__).partition("\n\n")
-    runs = mnist_report.read_rows(RESULTS / "mnist.csv")
+    title, _, text = str(sequence.__doc__).partition("\n\n")
+    runs = sequence_report.read_rows(RESULTS / "mnist.csv")
     return "\n\n".join(
         [
             f"## {title.rstrip('.')} (the paper's figure 1)",
             text.strip(),
             "![Test accuracy on three tasks, updates to 98 %](results/mnist.png)",
             "```bash\npython -m benchmarks mnist\n```",
-            f"```text\n{mnist_report.format_table(runs)}\n```",
+            f"```text\n{sequence_report.format_table(runs)}\n```",
             findings.MNIST_FOUND.strip(),
         ]
     )
@@ -199,14 +196,14 @@ def draw_all() -> None:
     """Draw the pictures of all comparisons again."""
     for name, comparisons in load_all().items():
         experiment = EXPERIMENTS[name]
-        comparison_picture.draw(
+        paper_figures.draw(
             comparisons, experiment.measured, RESULTS / f"{experiment.stem}.png"
         )
         if experiment.own_picture:
             experiment.draw(comparisons, RESULTS / experiment.own_picture)
     tasks = suite.load_suite(RESULTS)
-    suite_report.draw_profile(tasks, RESULTS / "suite.png")
-    suite_picture.draw_starts(tasks, RESULTS / "suite_starts.png")
-    mnist_report.draw(
-        mnist_report.read_rows(RESULTS / "mnist.csv"), RESULTS / "mnist.png"
+    library_tables.draw_profile(tasks, RESULTS / "suite.png")
+    library_figures.draw_starts(tasks, RESULTS / "suite_starts.png")
+    sequence_report.draw(
+        sequence_report.read_rows(RESULTS / "mnist.csv"), RESULTS / "mnist.png"
     )

@@ -6,8 +6,8 @@ import pathlib
 import matplotlib.figure
 import numpy as np
 
-from benchmarks.mnist import META_RATES, TASKS, Run
-from benchmarks.rows import write_csv
+from benchmarks.experiments.sequence import META_RATES, TASKS, Run
+from benchmarks.harness.rows import write_csv
 
 GOAL = 0.98
 COLUMNS = (

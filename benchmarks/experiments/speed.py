@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from benchmarks.mnist import CNN
+from benchmarks.experiments.sequence import CNN
 from metalr_optax import (
     Kernels,
     linspace_kernels,

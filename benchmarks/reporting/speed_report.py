@@ -5,8 +5,8 @@ import pathlib
 
 import matplotlib.figure
 
-from benchmarks.rows import write_csv
-from benchmarks.speed import VARIANTS, Measurement
+from benchmarks.experiments.speed import VARIANTS, Measurement
+from benchmarks.harness.rows import write_csv
 
 # Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
 COLORS = {

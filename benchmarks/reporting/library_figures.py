@@ -7,10 +7,10 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from benchmarks.comparison import Comparison, quartiles
-from benchmarks.comparison_picture import COLORS
-from benchmarks.runs import TUNING_SEED, final, read_setting
-from benchmarks.suite import OURS, from_start
+from benchmarks.experiments.suite import OURS, from_start
+from benchmarks.harness.store import TUNING_SEED, final, read_setting
+from benchmarks.reporting.paper_figures import COLORS
+from benchmarks.reporting.statistics import Comparison, quartiles
 
 _BASELINES = {"adam": ("Adam", "--", "o"), "momentum": ("SGD, momentum .9", ":", "s")}
 _OURS = {"memory_adam": "#E69F00", "memory_sgd": "#009E73"}

@@ -5,23 +5,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from benchmarks import (
-    comparison_picture,
-    comparison_report,
-    gan,
-    gan_report,
-    mnist_problems,
-    rnn,
-    rosenbrock,
-    rosenbrock_report,
+from benchmarks.harness.costs import Cost, measure_costs, read_costs, write_costs
+from benchmarks.harness.store import read_runs
+from benchmarks.harness.sweep import Store, load_targets, sweep
+from benchmarks.methods import Method
+from benchmarks.problems import digit_pairs, gan, robot, rosenbrock
+from benchmarks.problems.problem import Problem
+from benchmarks.reporting import (
+    gan_figure,
+    paper_figures,
+    paper_tables,
+    rosenbrock_figure,
     verdicts,
 )
-from benchmarks.comparison import Comparison, lowest_end
-from benchmarks.cost import Cost, measure_costs, read_costs, write_costs
-from benchmarks.methods import Method
-from benchmarks.problem import Problem
-from benchmarks.runs import read_runs
-from benchmarks.sweep import Store, load_targets, sweep
+from benchmarks.reporting.statistics import Comparison, lowest_end
 
 
 def _draw_nothing(comparisons: list[Comparison], path: pathlib.Path) -> None:
@@ -42,32 +39,32 @@ class Experiment(NamedTuple):
 
 
 def _draw_digits(comparisons: list[Comparison], path: pathlib.Path) -> None:
-    gan_report.draw_digits(comparisons[0], path)
+    gan_figure.draw_digits(comparisons[0], path)
 
 
 def _draw_descent(comparisons: list[Comparison], path: pathlib.Path) -> None:
     del comparisons
-    rosenbrock_report.draw_descent(rosenbrock.descend(), path)
+    rosenbrock_figure.draw_descent(rosenbrock.descend(), path)
 
 
 EXPERIMENTS = {
     "mnist": Experiment(
-        str(mnist_problems.__doc__),
+        str(digit_pairs.__doc__),
         "mnist_tuned",
         lambda folder: [
-            mnist_problems.load_problem(name, folder)
-            for name in (mnist_problems.BATCHES, mnist_problems.ONLINE)
+            digit_pairs.load_problem(name, folder)
+            for name in (digit_pairs.BATCHES, digit_pairs.ONLINE)
         ],
         ("share of test errors", "share of test errors"),
         (None, None),
     ),
     "rnn": Experiment(
-        str(rnn.__doc__),
+        str(robot.__doc__),
         "rnn",
-        lambda _: [rnn.load_problem(name) for name in (rnn.ABSOLUTE, rnn.CHANGE)],
+        lambda _: [robot.load_problem(name) for name in (robot.ABSOLUTE, robot.CHANGE)],
         ("NMSE of the next state", "NMSE of the change of qd"),
         (0.37, None),
-        yardsticks=lambda problem: rnn.simple_scores(problem.data),
+        yardsticks=lambda problem: robot.simple_scores(problem.data),
     ),
     "gan": Experiment(
         str(gan.__doc__),
@@ -115,9 +112,7 @@ def run_experiment(
     progress("timing all methods")
     costs = _update_costs(experiment, out, problems, methods)
     comparisons = load_comparisons(experiment, out, problems)
-    comparison_picture.draw(
-        comparisons, experiment.measured, out / f"{experiment.stem}.png"
-    )
+    paper_figures.draw(comparisons, experiment.measured, out / f"{experiment.stem}.png")
     experiment.draw(comparisons, out / experiment.own_picture)
     for text in describe(experiment, comparisons, costs):
         report(f"\n{text}")
@@ -180,7 +175,7 @@ def _describe(
         f"Updates to a target of {comparison.target:.4g} or less within "
         f"{problem.horizon}, measured every {problem.every}; {count} seeds: median "
         "[quartiles], runs that missed.",
-        comparison_report.format_table(comparison, costs),
+        paper_tables.format_table(comparison, costs),
     ]
     scores = experiment.yardsticks(problem)
     if scores:
@@ -192,7 +187,7 @@ def _describe(
     if problem.related is not None:
         parts += [
             "With a memory learned on the related task, at the fixed setting:",
-            comparison_report.format_transfer(comparison),
+            paper_tables.format_transfer(comparison),
         ]
     sentences = verdicts.verdicts(comparison, paper)
     parts.append("\n".join(f"- {sentence}" for sentence in sentences))

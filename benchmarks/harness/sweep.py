@@ -19,10 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.controls import averaged, shuffled
-from benchmarks.methods import BASELINES, METHODS, Method, sample_settings
-from benchmarks.problem import Problem, make_runner
-from benchmarks.runs import (
+from benchmarks.harness.controls import averaged, shuffled
+from benchmarks.harness.store import (
     TUNING_SEED,
     Key,
     Runs,
@@ -34,8 +32,10 @@ from benchmarks.runs import (
     updates_to,
     write_setting,
 )
+from benchmarks.methods import BASELINES, METHODS, Method, sample_settings
+from benchmarks.problems.problem import Problem, make_runner
 
-TARGETS = pathlib.Path(__file__).parent / "targets.csv"
+TARGETS = pathlib.Path(__file__).parents[1] / "targets.csv"
 BUDGETS = (1, 5, 20)
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
 _CHUNK = 5  # most runs in one call: rows are on the disk after each
