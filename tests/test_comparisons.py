@@ -14,10 +14,12 @@ from benchmarks import methods, peers
 from benchmarks.__main__ import main
 from benchmarks.experiments.paper import EXPERIMENTS
 from benchmarks.harness import sweep
+from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     COLUMNS,
     TUNING_SEED,
     Key,
+    Store,
     append_runs,
     final,
     mend,
@@ -26,11 +28,12 @@ from benchmarks.harness.store import (
     updates_to,
     write_setting,
 )
-from benchmarks.problems.problem import Problem, make_runner
+from benchmarks.methods import METHODS
+from benchmarks.problems.problem import Problem
 from benchmarks.reporting import page, statistics, verdicts
+from benchmarks.reporting.paper_tables import START_LABELS
 from benchmarks.reporting.statistics import Comparison, Outcome
 
-METHOD = statistics.METHOD
 CURVATURES = jnp.array([1.0, 0.2, 3.0])
 
 
@@ -66,7 +69,7 @@ def targets(tmp_path, monkeypatch):
 # The sampler
 
 
-@pytest.mark.parametrize("method", methods.METHODS, ids=lambda one: one.name)
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda one: one.name)
 def test_trials_begin_in_the_middle_and_stay_in_the_space(method):
     settings = methods.sample_settings(method, 20)
     for number, (name, (low, high)) in enumerate(method.space.items()):
@@ -84,7 +87,7 @@ def test_trials_begin_in_the_middle_and_stay_in_the_space(method):
 
 
 def test_methods_of_one_number_share_the_sampler():
-    sgd, adam = (methods.sample_settings(METHOD[name], 20) for name in ("sgd", "adam"))
+    sgd, adam = (methods.sample_settings(METHODS[name], 20) for name in ("sgd", "adam"))
     for one, other in zip(sgd, adam, strict=True):
         share = np.log(one["rate"] / 1e-4) / 5
         assert share == pytest.approx(np.log(other["rate"] / 1e-5) / 4, abs=1e-3)
@@ -127,7 +130,7 @@ def test_hypergradient_by_hand():
 
 @pytest.mark.parametrize("name", ["momentum", "schedule_free"])
 def test_a_run_is_plain_training(name):
-    problem, method = _problem(), METHOD[name]
+    problem, method = _problem(), METHODS[name]
     curves, params, _ = make_runner(problem, method)(
         problem.data, jnp.array([[0.1], [0.1]]), jnp.array([3, 4]), None
     )
@@ -152,10 +155,10 @@ def test_a_run_is_plain_training(name):
 
 def test_a_still_memory_is_sgd_and_a_given_one_is_used():
     problem = _problem()
-    runner = make_runner(problem, METHOD["paper_sgd"])
+    runner = make_runner(problem, METHODS["paper_sgd"])
     seeds = jnp.arange(2)
     still = jnp.array([[0.1, 0.0]] * 2)
-    sgd = make_runner(problem, METHOD["sgd"])(
+    sgd = make_runner(problem, METHODS["sgd"])(
         problem.data, jnp.array([[0.1]] * 2), seeds, None
     )[0]
     curves, _, memory = runner(problem.data, still, seeds, None)
@@ -169,10 +172,10 @@ def test_a_still_memory_is_sgd_and_a_given_one_is_used():
 
 
 def _sweep(path, names=("sgd", "paper_sgd"), seeds=3, trials=5):
-    store = sweep.Store(path)
+    store = Store(path)
     said = []
-    sweep.sweep(
-        _problem(), store, [METHOD[name] for name in names], seeds, trials, said.append
+    sweep.run_sweep(
+        _problem(), store, [METHODS[name] for name in names], seeds, trials, said.append
     )
     return store, said
 
@@ -181,8 +184,8 @@ def test_a_sweep_runs_every_class_and_goes_on_where_it_was(tmp_path, monkeypatch
     whole, said = _sweep(tmp_path / "runs.csv")
     assert len(said) == 2
     starts = {key.start for key in whole.runs if key.method == "paper_sgd"}
-    assert starts == {"fresh", *verdicts.STARTS}
-    settings = methods.sample_settings(METHOD["sgd"], 5)
+    assert starts == {"fresh", *START_LABELS}
+    settings = methods.sample_settings(METHODS["sgd"], 5)
     trials = {key.setting for key in whole.runs if key.seed == TUNING_SEED}
     assert {write_setting(one) for one in settings} <= trials
     assert all(key.seed in (0, 1, 2, TUNING_SEED) for key in whole.runs)
@@ -210,7 +213,7 @@ def test_reloaded_and_control_memories_start_differently(tmp_path):
         for key, curve in store.runs.items()
         if key.seed == 0 and key.start != "fresh"
     }
-    assert len({tuple(curve) for curve in curves.values()}) == len(verdicts.STARTS)
+    assert len({tuple(curve) for curve in curves.values()}) == len(START_LABELS)
     still = {key.start for key in store.runs if key.setting.endswith("meta=0")}
     assert still == {"frozen", "constant"}
     # Where a memory comes from, no comparison has been.
@@ -225,7 +228,7 @@ def test_runs_of_another_length_are_refused(tmp_path):
 
 
 def test_the_best_trial_is_first_at_the_target_then_lowest():
-    problem, method = _problem(), METHOD["sgd"]
+    problem, method = _problem(), METHODS["sgd"]
     settings = methods.sample_settings(method, 5)
     curves = np.full((5, 10), 9.0)
     curves[1, 4] = 0.5  # there after 10 updates
@@ -245,7 +248,7 @@ def test_the_best_trial_is_first_at_the_target_then_lowest():
 
 
 def test_a_closed_store_keeps_what_is_done_and_stops(tmp_path):
-    store = sweep.Store(tmp_path / "runs.csv")
+    store = Store(tmp_path / "runs.csv")
     store.close()
     key = Key("bowl", "sgd", "fresh", "rate=1", 0)
     with pytest.raises(concurrent.futures.CancelledError):
@@ -301,7 +304,7 @@ def test_other_files_are_refused_by_path(tmp_path, content, message):
 
 
 def test_settings_come_back():
-    for method in methods.METHODS:
+    for method in METHODS.values():
         for setting in methods.sample_settings(method, 20):
             assert read_setting(write_setting(setting)) == setting
 
@@ -344,7 +347,7 @@ def test_verdicts_follow_the_rows(tmp_path):
     seeds = range(10)
 
     def put(method, start, updates):
-        setting = write_setting(METHOD[method].default)
+        setting = write_setting(METHODS[method].default)
         for seed in seeds:
             curve = np.where(np.arange(10) >= updates // 2 - 1, 0.1, 1.0)
             store.runs[Key("bowl", method, start, setting, seed)] = curve
@@ -354,7 +357,7 @@ def test_verdicts_follow_the_rows(tmp_path):
     put("paper_sgd_m1", "fresh", 4)
     put("paper_sgd", "reloaded", 8)
     whole = Comparison(_problem(), 0.5, store.runs)
-    said = "\n".join(verdicts.verdicts(whole, 0.3))
+    said = "\n".join(verdicts.say_all(whole, 0.3))
     assert "Adam at 0.001 (the paper: 0.3 times): 4 updates against 10, 0.40" in said
     assert "**the memory is faster** (10 seeds better, 0 worse, 0 equal" in said
     assert "M=20 beside M=1, paper_sgd, fixed: 4 updates against 4, 1.00" in said
@@ -389,7 +392,7 @@ def test_targets_follow_from_the_committed_rows(tmp_path):
         for problem in experiment.load(None):
             row = rows[problem.name]
             if not row["source"].startswith("paper"):
-                target, source = sweep.baseline_target(problem, sweep.Store(path))
+                target, source = sweep.baseline_target(problem, Store(path))
                 assert float(row["target"]) == pytest.approx(target, rel=1e-3)
                 assert row["source"] == source
                 assert path.stat().st_size == size, "something had to be run"

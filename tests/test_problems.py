@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.problems import digit_pairs, gan, robot, rosenbrock, tasks
+from benchmarks.experiments.paper import descend
+from benchmarks.problems import digits, gan, robot, tasks
 from benchmarks.problems.robot import AHEAD, WINDOW
+from benchmarks.problems.tasks import rosenbrock_height
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +60,16 @@ def test_targets_are_the_next_state_and_the_change_over_20_ms(recordings):
     absolute = robot.absolute_arrays(recordings[:2])
     states = recordings[1].states
     np.testing.assert_array_equal(absolute.inputs[4740:, :14], states[:-1])
-    np.testing.assert_array_equal(absolute.targets[4740:], states[1:])
+    np.testing.assert_array_equal(absolute.labels[4740:], states[1:])
 
     change = robot.change_arrays(recordings[:1])
     states = recordings[0].states
-    targets = np.asarray(change.targets)[: len(states) - AHEAD]
+    targets = np.asarray(change.labels)[: len(states) - AHEAD]
     changes = states[AHEAD:] - states[:-AHEAD]
     for column in (0, 9):
         assert np.corrcoef(targets[:, column], changes[:, column])[0, 1] > 0.9999
     rows = np.unique(np.asarray(change.train)[:, None] + np.arange(WINDOW))
-    np.testing.assert_allclose(np.asarray(change.targets)[rows].std(0), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(change.labels)[rows].std(0), 1.0, rtol=1e-3)
     np.testing.assert_allclose(np.asarray(change.inputs)[rows].mean(0), 0, atol=1e-3)
 
 
@@ -85,7 +87,7 @@ def test_an_lstm_is_judged_by_the_nmse(recordings):
     params, key = problem.start(arrays, jax.random.key(0))
     silent = jax.tree.map(jnp.zeros_like, params)
     index = np.asarray(arrays.judged)[:, None] + np.arange(WINDOW)
-    targets = np.asarray(arrays.targets)
+    targets = np.asarray(arrays.labels)
     expected = np.mean((targets[index] ** 2).mean((0, 1)) / targets.var(0))
     measured = problem.measure(arrays, silent, key)
     assert float(measured) == pytest.approx(expected, rel=1e-3)
@@ -99,7 +101,7 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
     game = game._replace(balance=jnp.float32(0.5))
 
     def reconstruction(discriminator, drawn):
-        again = gan.Discriminator().apply(discriminator, drawn)
+        again = gan.DISCRIMINATOR.apply(discriminator, drawn)
         return jnp.mean((drawn - again) ** 2)
 
     image_key, latent_key = jax.random.split(jax.random.fold_in(game.key, 3))
@@ -142,18 +144,18 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
 
 
 def test_rosenbrock_is_the_one_of_the_notebook():
-    descent = rosenbrock.descend()
+    descent = descend()
     np.testing.assert_array_equal(descent.points[0], [1.5, -0.5])
     assert descent.losses[0] == 756.5
     np.testing.assert_array_equal(descent.rates[0], np.float32(1e-3))
     # Clipped at 10, with the base rate: the first step is 0.01 on either axis.
     np.testing.assert_allclose(descent.points[1], [1.49, -0.49], rtol=1e-6)
     assert descent.losses.min() < 0.1
-    assert rosenbrock.rosenbrock(1.0, 1.0) == 0.0
+    assert rosenbrock_height(1.0, 1.0) == 0.0
 
 
 def test_digits_come_once_and_errors_are_counted():
-    problem = digit_pairs.load_problem(digit_pairs.ONLINE)
+    problem = digits.load_pair(digits.ONLINE)
     params, order = problem.start(problem.data, jax.random.key(1))
     assert len(set(np.asarray(order).tolist())) == 1000
     assert np.bincount(problem.data.test_labels).tolist() == [200, 200]
@@ -183,13 +185,13 @@ def test_the_quadratic_has_the_stated_condition_and_height():
 def test_noise_of_a_teacher_is_on_what_is_trained_on_only():
     clean, noisy = (tasks.teacher("", noise).data for noise in (0.0, 0.5))
     np.testing.assert_array_equal(clean.inputs, noisy.inputs)
-    np.testing.assert_array_equal(clean.judged_targets, noisy.judged_targets)
-    assert np.std(noisy.targets - clean.targets) == pytest.approx(0.5, rel=0.02)
+    np.testing.assert_array_equal(clean.judged_labels, noisy.judged_labels)
+    assert np.std(noisy.labels - clean.labels) == pytest.approx(0.5, rel=0.02)
 
 
 def test_the_language_is_source_code_and_the_next_byte_the_target():
     data = tasks.language().data
-    np.testing.assert_array_equal(data.inputs[:, 1:], data.targets[:, :-1])
+    np.testing.assert_array_equal(data.inputs[:, 1:], data.labels[:, :-1])
     text = bytes(np.asarray(data.inputs, np.uint8).ravel())
     assert text.startswith(b'"""Stuff to parse AIFF-C and AIFF files.')
     assert len(data.inputs) > 10_000

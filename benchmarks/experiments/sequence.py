@@ -1,74 +1,43 @@
-"""The paper's first experiment: a CNN learns pairs of digits, one after the other.
+"""The paper's first experiment: a CNN learns pairs of digits, one after the other."""
 
-Tasks: 1 vs 2, 1 vs 3, 1 vs 4. A new memory starts every task from the base rate, a
-reloaded one goes on from the task before. Everything is paired: in one task, one seed
-has the same initial network and the same batches under every method.
-"""
-
+import csv
 import functools
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from benchmarks.harness.controls import averaged, shuffled
-from benchmarks.problems.digits import Digits
-from metalr_optax import (
-    Memory,
-    get_memory,
-    linspace_kernels,
-    scale_by_memory,
-    set_memory,
+from benchmarks.harness.runner import make_runner
+from benchmarks.harness.store import write_csv
+from benchmarks.harness.sweep import averaged, in_threads, shuffled
+from benchmarks.methods import METHODS
+from benchmarks.problems.digits import (
+    Digits,
+    TwoDigits,
+    batch_loss,
+    count_errors,
+    select_two,
 )
+from benchmarks.problems.networks import LeNet
+from benchmarks.problems.problem import Problem
+from metalr_optax import Memory
 
 TASKS = ((1, 2), (1, 3), (1, 4))
 META_RATES = (0.1, 0.01, 0.001)
 BASE_RATE = 1e-3
-BOUND = 2.0
-MODELS = 20
-
-
-class CNN(nn.Module):
-    """The authors' small LeNet: conv 5x5x8, max-pool, dense 128, 2 outputs."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Return logits [B, 2] for images [B, 28, 28] in [0, 1]."""
-        # A convolution as patches times a kernel: many networks at once, as under
-        # vmap, make of nn.Conv a grouped convolution, which is slow on a CPU.
-        patches = jax.lax.conv_general_dilated_patches(
-            images[..., None],
-            (5, 5),
-            (1, 1),
-            "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        features = nn.Dense(8, name="Conv_0")(patches)
-        pooled = features.reshape(-1, 12, 2, 12, 2, 8).max((2, 4))
-        hidden = nn.relu(nn.Dense(128)(nn.relu(pooled).reshape(-1, 12 * 12 * 8)))
-        return nn.Dense(2)(hidden)
-
-
-class TaskArrays(NamedTuple):
-    """Two digits to tell apart: images in [0, 1], labels 0 and 1."""
-
-    train_images: jax.Array
-    train_labels: jax.Array
-    test_images: jax.Array
-    test_labels: jax.Array
-    batches: jax.Array  # [seeds, horizon, batch size], indices of training images
-    params: Any  # initial networks, [seeds, ...]
-
-
-class Task(NamedTuple):
-    """A task and its name in the results."""
-
-    name: str
-    arrays: TaskArrays
+COLUMNS = (
+    "task",
+    "method",
+    "meta_rate",
+    "seed",
+    "update",
+    "test_accuracy",
+    "train_loss",
+)
+Memories = dict[str, Memory]  # with a leading [seeds]
 
 
 class Run(NamedTuple):
@@ -81,124 +50,62 @@ class Run(NamedTuple):
     losses: np.ndarray  # [seeds, horizon], on the batch, before the update
 
 
+class Lesson(NamedTuple):
+    """Two digits, and what a seed begins with and sees."""
+
+    two: TwoDigits
+    batches: jax.Array  # [horizon, batch size], indices of training images
+    params: Any  # the network at the start
+
+
+class Task(NamedTuple):
+    """Two digits to tell apart, a lesson for every seed."""
+
+    name: str
+    lessons: list[Lesson]
+
+
 def make_task(
     digits: Digits, pair: tuple[int, int], seeds: int, horizon: int, batch_size: int
 ) -> Task:
     """Select two digits; draw a network and an order of the images for every seed."""
-
-    def select(images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        chosen = np.isin(labels, pair)
-        return (
-            jnp.asarray(images[chosen] / 255.0, jnp.float32),
-            jnp.asarray(labels[chosen] == pair[1], jnp.int32),
-        )
-
-    train = select(digits.train_images, digits.train_labels)
-    test = select(digits.test_images, digits.test_labels)
-    available, needed = len(train[1]), horizon * batch_size
+    two = select_two(digits, *pair)
+    available, needed = len(two.train_labels), horizon * batch_size
     if needed > available:
         raise ValueError(
             f"a horizon of {horizon} updates of {batch_size} images needs {needed} "
             f"images, but there are {available} of the digits {pair[0]} and {pair[1]}"
         )
-    orders = [
-        np.random.default_rng([seed, *pair]).permutation(available)[:needed]
-        for seed in range(seeds)
-    ]
-    keys = jax.vmap(lambda seed: jax.random.key(100 * seed + pair[1]))(
-        jnp.arange(seeds)
-    )
-    arrays = TaskArrays(
-        *train,
-        *test,
-        batches=jnp.asarray(orders).reshape(seeds, horizon, batch_size),
-        params=jax.vmap(lambda key: CNN().init(key, train[0][:1]))(keys),
-    )
-    return Task(f"{pair[0]} vs {pair[1]}", arrays)
+    init = jax.jit(lambda key: LeNet().init(key, two.train_images[:1]))
+
+    def draw(seed: int) -> Lesson:
+        order = np.random.default_rng([seed, *pair]).permutation(available)[:needed]
+        batches = jnp.asarray(order).reshape(horizon, batch_size)
+        return Lesson(two, batches, init(jax.random.key(100 * seed + pair[1])))
+
+    return Task(f"{pair[0]} vs {pair[1]}", [draw(seed) for seed in range(seeds)])
 
 
-def make_optimizer(
-    meta_rate: float | jax.Array, num: int
-) -> optax.GradientTransformationExtraArgs:
-    """The paper's rule: clip, a memory of `num` local models, a step downhill."""
-    return optax.chain(
-        optax.clip(BOUND),
-        scale_by_memory(
-            BASE_RATE,
-            kernels=linspace_kernels(BOUND, num),
-            memory_optimizer=optax.adam(meta_rate),
-        ),
-        optax.scale(-1.0),
-    )
+@functools.cache
+def _make_runner(method: str, horizon: int) -> Callable[..., Any]:
+    """Return the runner of a lesson; it measures test errors and the batch's loss."""
 
+    def start(lesson: Lesson, key: jax.Array) -> Any:
+        del key  # what differs between seeds is in the lesson
+        return lesson.params, jnp.zeros(())
 
-def train(
-    optimizer: optax.GradientTransformation, task: TaskArrays, states: optax.OptState
-) -> tuple[jax.Array, jax.Array, optax.OptState]:
-    """Train the networks of all seeds; return hits, losses and last states.
-
-    Hits [seeds, horizon] are test images told right after an update, losses
-    [seeds, horizon] are those of the batch before it.
-    """
-
-    def logits(params: Any, images: jax.Array) -> jax.Array:
-        return jnp.asarray(CNN().apply(params, images))
-
-    def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, images), labels
+    def gradients(lesson: Lesson, params: Any, loss: Any, count: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(batch_loss)(
+            params, lesson.two, lesson.batches[count]
         )
-        return jnp.mean(losses)
+        return grads, loss
 
-    def step(params: Any, state: optax.OptState, batch: jax.Array) -> Any:
-        loss, grads = jax.value_and_grad(loss_fn)(
-            params, task.train_images[batch], task.train_labels[batch]
-        )
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+    def measure(lesson: Lesson, params: Any, loss: jax.Array) -> jax.Array:
+        # A count, not a share: 0.98 as a float32 quotient may fall short of 98 %.
+        return jnp.stack([count_errors(params, lesson.two), loss])
 
-    def test(params: Any) -> jax.Array:
-        predicted = jnp.argmax(logits(params, task.test_images), axis=-1)
-        # A count, not a mean: 0.98 as a float32 quotient may fall short of 98 %.
-        return jnp.sum(predicted == task.test_labels)
-
-    def update(carry: Any, batch: jax.Array) -> Any:
-        params, state = carry
-        params, state, loss = jax.vmap(step)(params, state, batch)
-        # One network at a time: products batched over networks are slow on a CPU.
-        return (params, state), (jax.lax.map(test, params), loss)
-
-    (_, states), (hits, losses) = jax.lax.scan(
-        update, (task.params, states), jnp.swapaxes(task.batches, 0, 1)
-    )
-    return hits.T, losses.T, states
-
-
-@functools.partial(jax.jit, static_argnames="name")
-def train_base(name: str, task: TaskArrays) -> tuple[jax.Array, jax.Array]:
-    """Train with plain SGD or Adam at the base rate; return hits and losses."""
-    optimizer = {"sgd": optax.sgd, "adam": optax.adam}[name](BASE_RATE)
-    return train(optimizer, task, jax.vmap(optimizer.init)(task.params))[:2]
-
-
-@functools.partial(jax.jit, static_argnames="num")
-def fresh_memory(task: TaskArrays, num: int) -> dict[str, Memory]:
-    """Return the memory of every seed before anything was learned."""
-    return get_memory(jax.vmap(make_optimizer(0.0, num).init)(task.params))
-
-
-@functools.partial(jax.jit, static_argnames="num")
-def train_memory(
-    task: TaskArrays,
-    memory: dict[str, Memory],
-    meta_rate: float | jax.Array,
-    num: int,
-) -> tuple[jax.Array, jax.Array, dict[str, Memory]]:
-    """Train from a memory; return hits, losses and the memory at the end."""
-    optimizer = make_optimizer(meta_rate, num)
-    states = set_memory(jax.vmap(optimizer.init)(task.params), memory)
-    hits, losses, states = train(optimizer, task, states)
-    return hits, losses, get_memory(states)
+    problem = Problem("mnist pairs", None, start, gradients, measure, horizon, every=1)
+    return make_runner(problem, METHODS[method])
 
 
 def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterator[Run]:
@@ -209,8 +116,8 @@ def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterat
     """
     tasks = [make_task(digits, pair, seeds, horizon, batch_size) for pair in TASKS]
     for task in tasks:
-        for method in ("sgd", "adam"):
-            yield make_run(task, method, None, *train_base(method, task.arrays))
+        for name in ("sgd", "adam"):
+            yield train_run(task, name, None, method=name)[0]
     for meta_rate in META_RATES:
         yield from run_memory(tasks, meta_rate)
         yield from run_single(tasks, meta_rate)
@@ -232,37 +139,80 @@ def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
 
 def run_single(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
     """Yield the control with one local model per layer: its runs on the last task."""
-    _, memory = train_run(tasks[0], "new_m1", meta_rate, num=1)
+    single = "paper_sgd_m1"
+    _, memory = train_run(tasks[0], "new_m1", meta_rate, method=single)
     for task in tasks[1:-1]:
-        _, memory = train_run(task, "reloaded_m1", meta_rate, memory, num=1)
-    yield train_run(tasks[-1], "new_m1", meta_rate, num=1)[0]
-    yield train_run(tasks[-1], "reloaded_m1", meta_rate, memory, num=1)[0]
+        _, memory = train_run(task, "reloaded_m1", meta_rate, memory, method=single)
+    yield train_run(tasks[-1], "new_m1", meta_rate, method=single)[0]
+    yield train_run(tasks[-1], "reloaded_m1", meta_rate, memory, method=single)[0]
 
 
 def train_run(
     task: Task,
-    method: str,
-    meta_rate: float,
-    memory: dict[str, Memory] | None = None,
+    label: str,
+    meta_rate: float | None,
+    memory: Memories | None = None,
     *,
     step: float | None = None,
-    num: int = MODELS,
-) -> tuple[Run, dict[str, Memory]]:
+    method: str = "paper_sgd",
+) -> tuple[Run, Memories]:
     """Train from a memory, or from a fresh one; return the run and what it learned.
 
     The memory steps with the meta rate, or with `step` where a control keeps it still.
     """
-    if memory is None:
-        memory = fresh_memory(task.arrays, num)
-    hits, losses, memory = train_memory(
-        task.arrays, memory, meta_rate if step is None else step, num
+    horizon = len(task.lessons[0].batches)
+    runner = _make_runner(method, horizon)
+    rates = (BASE_RATE, meta_rate if step is None else step)
+    setting = jnp.array([[rate for rate in rates if rate is not None]])
+
+    def train(seed: int) -> Any:
+        given = jax.tree.map(lambda leaf: leaf[seed : seed + 1], memory)
+        lesson, no_key = task.lessons[seed], jnp.zeros(1, int)
+        curve, _, learned = runner(lesson, setting, no_key, given)
+        return jax.tree.map(np.asarray, (curve, learned))
+
+    parts = in_threads(train, range(len(task.lessons)))
+    curves, learned = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    images = len(task.lessons[0].two.test_labels)
+    accuracies = (images - curves[..., 0]) / images
+    return Run(task.name, label, meta_rate, accuracies, curves[..., 1]), learned
+
+
+def write_rows(runs: list[Run], path: pathlib.Path) -> None:
+    """Write one row per task, method, meta rate, seed and update."""
+    write_csv(
+        path,
+        COLUMNS,
+        (
+            (
+                run.task,
+                run.method,
+                "" if run.meta_rate is None else run.meta_rate,
+                seed,
+                update + 1,
+                f"{accuracy:.5g}",
+                f"{run.losses[seed, update]:.5g}",
+            )
+            for run in runs
+            for (seed, update), accuracy in np.ndenumerate(run.accuracies)
+        ),
     )
-    return make_run(task, method, meta_rate, hits, losses), memory
 
 
-def make_run(
-    task: Task, method: str, meta_rate: float | None, hits: jax.Array, losses: jax.Array
-) -> Run:
-    """Return hits among the test images as accuracies."""
-    accuracies = np.asarray(hits) / len(task.arrays.test_labels)
-    return Run(task.name, method, meta_rate, accuracies, np.asarray(losses))
+def read_rows(path: pathlib.Path) -> list[Run]:
+    """Read back what `write_rows` wrote."""
+    grouped: dict[tuple, list[dict[str, str]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            key = row["task"], row["method"], row["meta_rate"]
+            grouped.setdefault(key, []).append(row)
+    runs = []
+    for (task, method, meta_rate), rows in grouped.items():
+        shape = int(rows[-1]["seed"]) + 1, int(rows[-1]["update"])
+        accuracies = np.array([float(row["test_accuracy"]) for row in rows])
+        losses = np.array([float(row["train_loss"]) for row in rows])
+        rate = float(meta_rate) if meta_rate else None
+        runs.append(
+            Run(task, method, rate, accuracies.reshape(shape), losses.reshape(shape))
+        )
+    return runs

@@ -4,19 +4,22 @@ Every case alternates between all methods, round after round, so that a slow mom
 the machine falls on all of them; what counts are medians and ratios.
 """
 
+import csv
 import math
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from optax import contrib
 
-from benchmarks.experiments.sequence import CNN
+from benchmarks.harness.store import write_csv
+from benchmarks.problems.networks import LeNet, Transformer
+from benchmarks.problems.problem import cross_entropy
 from metalr_optax import (
     Kernels,
     linspace_kernels,
@@ -84,7 +87,7 @@ def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 _CLIP = optax.clip_by_global_norm(1.0)
-METHODS: dict[str, Make] = {
+OPTIMIZERS: dict[str, Make] = {
     "adam": lambda _: optax.adam(1e-3),
     "sgd": lambda _: optax.sgd(1e-3),
     "momentum": lambda _: optax.sgd(1e-3, momentum=0.9),
@@ -110,43 +113,25 @@ METHODS: dict[str, Make] = {
 }
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
 CLIPPED = ("clip + adam", 0), ("clip + momentum", 0)
-_SETTLING = [(name, 1) for name in METHODS if name.startswith("memory")]
+_NEW = [(name, 1) for name in OPTIMIZERS if name.startswith("memory")]
 _PAPERS = [
-    (name, 20) for name in METHODS if name.startswith("paper") and "one by" not in name
+    (name, 20)
+    for name in OPTIMIZERS
+    if name.startswith("paper") and "one by" not in name
 ]
-VARIANTS = [*_SETTLING, *_PAPERS]
-PEERS = [(name, 0) for name in METHODS if not name.startswith(("memory", "paper"))]
+MEMORIES = [*_NEW, *_PAPERS]
+OTHERS = [(name, 0) for name in OPTIMIZERS if not name.startswith(("memory", "paper"))]
 _LOGGED = [("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20)]
-METHODS |= {
-    f"{name}, logged": lambda num, name=name: logged(METHODS[name](num))
+OPTIMIZERS |= {
+    f"{name}, logged": lambda num, name=name: logged(OPTIMIZERS[name](num))
     for name, _ in _LOGGED
 }
-
-
-class Transformer(nn.Module):
-    """A small decoder over bytes."""
-
-    width: int = 128
-    layers: int = 4
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Map tokens [..., length] to logits [..., length, 256]."""
-        x: Any = nn.Embed(256, self.width)(tokens)
-        x += self.param("position", nn.initializers.normal(0.02), x.shape[-2:])
-        mask = nn.make_causal_mask(tokens)
-        for _ in range(self.layers):
-            x += nn.SelfAttention(4)(nn.LayerNorm()(x), mask)
-            x += nn.Dense(self.width)(
-                nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
-            )
-        return nn.Dense(256)(nn.LayerNorm()(x))
 
 
 def make_cases(sizes: list[int]) -> Iterator[Case]:
     """Yield the cases: by size, by M, by number of leaves, and in training."""
     for size in sizes:
-        methods = [*PEERS, *VARIANTS]
+        methods = [*OTHERS, *MEMORIES]
         if size <= 10**6:
             methods.append(("paper_sgd, one by one", 20))
         if size > 10**7:
@@ -186,11 +171,11 @@ def cnn() -> tuple[Any, Callable[[Any], Any]]:
     """Return the parameters and the gradient of the network of the MNIST pairs."""
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 28, 28)), "f4")
     labels = jnp.arange(64) % 2
-    model = CNN()
+    model = LeNet()
 
     def loss(params: Any) -> jax.Array:
         logits: Any = model.apply(params, images)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return cross_entropy(logits, labels)
 
     return model.init(jax.random.key(0), images), jax.jit(jax.grad(loss))
 
@@ -198,13 +183,11 @@ def cnn() -> tuple[Any, Callable[[Any], Any]]:
 def transformer() -> tuple[Any, Callable[[Any], Any]]:
     """Return the parameters and the gradient of a small transformer."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 129)))
-    model = Transformer()
+    model = Transformer(width=128, layers=4)
 
     def loss(params: Any) -> jax.Array:
         logits: Any = model.apply(params, tokens[:, :-1])
-        return jnp.mean(
-            optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        )
+        return cross_entropy(logits, tokens[:, 1:])
 
     return model.init(jax.random.key(0), tokens[:, :-1]), jax.jit(jax.grad(loss))
 
@@ -215,7 +198,7 @@ def training_case(
     """Return the case of a model, whose gradient is timed along with the updates."""
     also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
     return Case(
-        name, params, [ADAM, *CLIPPED, *VARIANTS, *also_logged], rounds, gradient
+        name, params, [ADAM, *CLIPPED, *MEMORIES, *also_logged], rounds, gradient
     )
 
 
@@ -224,7 +207,7 @@ def run_case(case: Case) -> Iterator[Measurement]:
     size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     gradients = _draw_gradients(case.params)
     steps = {
-        method: _compile(METHODS[method[0]](method[1]), case.params, gradients)
+        method: _compile(OPTIMIZERS[method[0]](method[1]), case.params, gradients)
         for method in case.methods
     }
     repeats = max(1, min(5, 10**6 // size))
@@ -305,3 +288,25 @@ def _time(function: Callable[[], Any], repeats: int) -> float:
         result = function()
     jax.block_until_ready(result)
     return (time.perf_counter() - start) / repeats
+
+
+def write_rows(measurements: list[Measurement], path: pathlib.Path) -> None:
+    """Write one row per case and method."""
+    write_csv(
+        path,
+        Measurement._fields,
+        (
+            [f"{value:.4g}" if isinstance(value, float) else value for value in one]
+            for one in measurements
+        ),
+    )
+
+
+def read_rows(path: pathlib.Path) -> list[Measurement]:
+    """Read back what `write_rows` wrote."""
+    types = Measurement.__annotations__
+    with open(path, newline="") as file:
+        return [
+            Measurement(**{key: types[key](value) for key, value in row.items()})
+            for row in csv.DictReader(file)
+        ]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from benchmarks.harness.rows import write_csv
+from benchmarks.harness.runner import make_update
+from benchmarks.harness.store import write_csv
 from benchmarks.methods import Method
 from benchmarks.problems.problem import Problem
 
@@ -51,12 +51,7 @@ def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float
 
     @jax.jit
     def call(data: Any, params: Any, extra: Any, state: Any) -> Any:
-        def update(carry: Any, count: jax.Array) -> Any:
-            params, extra, state = carry
-            gradients, extra = problem.gradients(data, params, extra, count)
-            updates, state = optimizer.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), extra, state), None
-
+        update = make_update(problem, optimizer, data)
         carry = params, extra, state
         return jax.lax.scan(update, carry, jnp.arange(_UPDATES))[0]
 

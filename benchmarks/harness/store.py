@@ -1,10 +1,13 @@
-"""Raw rows of comparisons: one line a run, appended as soon as it is done."""
+"""Raw rows on disk: one line a run, appended as soon as it is done."""
 
+import concurrent.futures
 import csv
 import io
 import os
 import pathlib
-from typing import NamedTuple
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,6 +90,43 @@ def read_runs(path: pathlib.Path) -> Runs:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
     return runs
+
+
+class Store:
+    """Runs that are done, in memory and on the disk; safe to use from threads."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        mend(path)
+        self.path = path
+        self.runs = read_runs(path)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add(self, runs: Runs) -> None:
+        """Keep runs; raises CancelledError, when they are kept, once it is closed."""
+        # What is chosen now must be what is chosen from the file later.
+        runs = {key: rounded(curve) for key, curve in runs.items()}
+        with self._lock:
+            append_runs(self.path, runs)
+            self.runs.update(runs)
+        if self._closed:
+            raise concurrent.futures.CancelledError
+
+    def close(self) -> None:
+        """Let whoever adds runs stop after the next ones."""
+        self._closed = True
+
+
+def write_csv(
+    path: pathlib.Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]
+) -> None:
+    """Write rows of another kind, in a file that is only there once it is whole."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    unfinished.replace(path)
 
 
 def updates_to(curve: np.ndarray, target: float, every: int) -> float:

@@ -11,59 +11,31 @@ import concurrent.futures
 import csv
 import os
 import pathlib
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness.controls import averaged, shuffled
+from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     TUNING_SEED,
     Key,
     Runs,
-    append_runs,
+    Store,
     final,
-    mend,
-    read_runs,
-    rounded,
     updates_to,
     write_setting,
 )
 from benchmarks.methods import BASELINES, METHODS, Method, sample_settings
-from benchmarks.problems.problem import Problem, make_runner
+from benchmarks.problems.problem import Problem
+from metalr_optax import Memory
 
 TARGETS = pathlib.Path(__file__).parents[1] / "targets.csv"
 BUDGETS = (1, 5, 20)
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
 _CHUNK = 5  # most runs in one call: rows are on the disk after each
-
-
-class Store:
-    """Runs that are done, in memory and on the disk; safe to use from threads."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        mend(path)
-        self.path = path
-        self.runs = read_runs(path)
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def add(self, runs: Runs) -> None:
-        """Keep runs; raises CancelledError, when they are kept, once it is closed."""
-        # What is chosen now must be what is chosen from the file later.
-        runs = {key: rounded(curve) for key, curve in runs.items()}
-        with self._lock:
-            append_runs(self.path, runs)
-            self.runs.update(runs)
-        if self._closed:
-            raise concurrent.futures.CancelledError
-
-    def close(self) -> None:
-        """Let whoever adds runs stop after the next ones."""
-        self._closed = True
 
 
 def load_targets() -> dict[str, float]:
@@ -101,6 +73,27 @@ def trials_done(runs: Runs, problem: Problem, method: Method) -> int:
         if Key(problem.name, method.name, "fresh", text, TUNING_SEED) not in runs:
             return number
     return most
+
+
+def averaged(memory: Mapping[str, Memory]) -> dict[str, Memory]:
+    """Return every local model of a layer at the mean rate of the layer."""
+    return {
+        label: one._replace(
+            rates=np.broadcast_to(
+                np.mean(one.rates, axis=-1, keepdims=True), one.rates.shape
+            )
+        )
+        for label, one in memory.items()
+    }
+
+
+def shuffled(memory: Mapping[str, Memory]) -> dict[str, Memory]:
+    """Return the same rates in a random order within each layer."""
+    rng = np.random.default_rng(0)
+    return {
+        label: one._replace(rates=rng.permuted(one.rates, axis=-1))
+        for label, one in memory.items()
+    }
 
 
 class Trainer:
@@ -155,7 +148,7 @@ class Trainer:
             parts.append(self.call(data, setting, sources, None)[2])
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
-    def transfer(self, seeds: int) -> None:
+    def run_reloaded(self, seeds: int) -> None:
         """Run reloaded memories and their controls at the fixed setting."""
         setting = self.method.default
         still = {**setting, "meta": 0.0}
@@ -185,13 +178,13 @@ class Trainer:
             self.run(pairs, start, memories[start])
 
 
-def sweep(
+def run_sweep(
     problem: Problem,
     store: Store,
     methods: Sequence[Method],
     seeds: int,
     trials: int,
-    report: Callable[[str], None],
+    say: Callable[[str], None],
 ) -> None:
     """Run methods: one fixed setting, trials, the best ones, transfers.
 
@@ -212,24 +205,24 @@ def sweep(
         for one in chosen.values():
             trainer.run([(one, seed) for seed in range(seeds)])
         if method.has_memory and problem.related is not None:
-            trainer.transfer(seeds)
+            trainer.run_reloaded(seeds)
         text = list(chosen)[-1]
-        report(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
+        say(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
     in_threads(run, methods, store)
 
 
 def in_threads(
-    run: Callable[[Any], None], methods: Sequence[Any], store: Store
-) -> None:
-    """Run methods side by side, one a core: neither JAX nor XLA holds the lock."""
+    run: Callable[[Any], Any], items: Iterable[Any], store: Store | None = None
+) -> list[Any]:
+    """Run things side by side, one a core: neither JAX nor XLA holds the lock."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for result in pool.map(run, methods):
-                del result
+            return list(pool.map(run, items))
         except BaseException:
             # Interrupted, or one failed: the others end after the runs at hand.
-            store.close()
+            if store is not None:
+                store.close()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -272,8 +265,7 @@ def baseline_target(
         ]
         finals[method.name, text] = np.array([store.runs[key] for key in keys])
 
-    baselines = [method for method in METHODS if method.name in BASELINES]
-    in_threads(run, baselines, store)
+    in_threads(run, [METHODS[name] for name in BASELINES], store)
     (name, text), curves = min(
         finals.items(), key=lambda item: np.median([final(one) for one in item[1]])
     )

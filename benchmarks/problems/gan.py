@@ -1,14 +1,4 @@
-"""BEGAN on MNIST digits (the paper's figure 2, right).
-
-Generator and discriminator are dense, and small enough for two cores: 16 numbers in
-[-1, 1] to 128 ELU to 28 x 28 sigmoid; the discriminator is an autoencoder, 784 - 128 -
-16 - 128 - 784. L(x) is the mean squared error of its reconstruction. It descends
-L(x) - k L(G(z)), the generator L(G(z)), and k keeps L(G(z)) at gamma L(x), gamma = 0.7.
-Batches of 16 of the digits 5 to 9; a memory comes from the digits 0 to 4, the unrelated
-one from noise. The measure is BEGAN's own, L(x) + |gamma L(x) - L(G(z))|, on held-out
-images and fixed z. It does not see how varied the generated digits are: the picture
-shows them. A mean over pixels has small gradients: tuned SGD goes beyond a rate of 2,
-and the rates of a memory at its fixed setting come to rest at their bound, 1.
+"""BEGAN on MNIST digits: two dense players, in balance.
 
 Source: Berthelot, Schumm, Metz, "BEGAN: Boundary Equilibrium Generative Adversarial
 Networks", 2017 (arXiv 1703.10717).
@@ -22,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.problems.digits import load_digits
-from benchmarks.problems.problem import Problem
+from benchmarks.problems.networks import Autoencoder, Mlp
+from benchmarks.problems.problem import Problem, squared_error
 
 NAME = "gan"
 LATENT = 16
@@ -30,26 +21,9 @@ HIDDEN = 128
 BATCH = 16
 GAMMA = 0.7  # how varied, against how sharp
 BALANCE_RATE = 0.05
-
-
-class Generator(nn.Module):
-    """Draws images."""
-
-    @nn.compact
-    def __call__(self, latents: jax.Array) -> jax.Array:
-        """Return images [B, 784] in [0, 1] for latents [B, 16]."""
-        hidden = nn.elu(nn.Dense(HIDDEN)(latents))
-        return nn.sigmoid(nn.Dense(784)(hidden))
-
-
-class Discriminator(nn.Module):
-    """Reconstructs images through a narrow middle."""
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Return images [B, 784] in [0, 1] for images [B, 784]."""
-        middle = nn.Dense(LATENT)(nn.elu(nn.Dense(HIDDEN)(images)))
-        return nn.sigmoid(nn.Dense(784)(nn.elu(nn.Dense(HIDDEN)(middle))))
+_PIXELS = 28 * 28
+_GENERATOR = Mlp((HIDDEN, _PIXELS), nn.elu)
+DISCRIMINATOR = Autoencoder(HIDDEN, LATENT)
 
 
 class Arrays(NamedTuple):
@@ -68,20 +42,20 @@ class Game(NamedTuple):
 
 
 def generate(params: Any, latents: jax.Array) -> jax.Array:
-    """Return images [B, 784]."""
-    return jnp.asarray(Generator().apply(params["generator"], latents))
+    """Return images [B, 784] in [0, 1] for latents [B, 16]."""
+    return nn.sigmoid(jnp.asarray(_GENERATOR.apply(params["generator"], latents)))
 
 
 def _reconstruction(discriminator: Any, images: jax.Array) -> jax.Array:
-    again = jnp.asarray(Discriminator().apply(discriminator, images))
-    return jnp.mean((images - again) ** 2)
+    again = jnp.asarray(DISCRIMINATOR.apply(discriminator, images))
+    return squared_error(again, images)
 
 
 def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, Game]:
     keys = jax.random.split(key)
     params = {
-        "generator": Generator().init(keys[0], arrays.latents[:1]),
-        "discriminator": Discriminator().init(keys[1], arrays.train[:1]),
+        "generator": _GENERATOR.init(keys[0], arrays.latents[:1]),
+        "discriminator": DISCRIMINATOR.init(keys[1], arrays.train[:1]),
     }
     return params, Game(key, jnp.zeros(()))
 
@@ -124,8 +98,8 @@ def make_arrays(train: np.ndarray, judged: np.ndarray) -> Arrays:
     """Return images [N, 28, 28] in [0, 1] flat, with fixed latents to judge."""
     latents = np.random.default_rng(0).uniform(-1.0, 1.0, (len(judged), LATENT))
     return Arrays(
-        jnp.asarray(train.reshape(-1, 784), jnp.float32),
-        jnp.asarray(judged.reshape(-1, 784), jnp.float32),
+        jnp.asarray(train.reshape(-1, _PIXELS), jnp.float32),
+        jnp.asarray(judged.reshape(-1, _PIXELS), jnp.float32),
         jnp.asarray(latents, jnp.float32),
     )
 

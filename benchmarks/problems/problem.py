@@ -1,14 +1,12 @@
-"""A learning problem, and one compiled program that trains it many times."""
+"""What a learning problem is; most are a network, examples and a loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-
-from benchmarks.methods import Method
-from metalr_optax import get_memory, set_memory
 
 
 class Problem(NamedTuple):
@@ -30,41 +28,55 @@ class Problem(NamedTuple):
     unrelated: Any = None  # data of a task unlike it, for a control
 
 
-def make_runner(problem: Problem, method: Method) -> Callable[..., Any]:
-    """Return a compiled function that trains once for every setting and seed.
+class Examples(NamedTuple):
+    """What a network is trained and judged on."""
 
-    It takes the problem's data, settings [R, H], seeds [R] and memories (a tree with a
-    leading R, or None) and returns measures [R, horizon / every], the parameters and
-    the memories at the end. One run after the other: products batched over networks
-    are slow on a CPU. It compiles once, whatever the settings.
-    """
+    inputs: jax.Array  # [N, ...]
+    labels: jax.Array  # [N, ...], what it is to say
+    judged_inputs: jax.Array  # [J, ...]
+    judged_labels: jax.Array  # [J, ...]
 
-    def train(data: Any, setting: jax.Array, seed: jax.Array, memory: Any) -> Any:
-        params, extra = problem.start(data, jax.random.key(seed))
-        optimizer = method.make(*setting)
-        state = optimizer.init(params)
-        if memory is not None:
-            state = set_memory(state, memory)
 
-        def update(carry: Any, count: jax.Array) -> Any:
-            params, extra, state = carry
-            gradients, extra = problem.gradients(data, params, extra, count)
-            updates, state = optimizer.update(gradients, state, params)
-            return (optax.apply_updates(params, updates), extra, state), None
+def squared_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean of squared errors."""
+    return jnp.mean((outputs - labels) ** 2)
 
-        def stretch(carry: Any, counts: jax.Array) -> Any:
-            carry, _ = jax.lax.scan(update, carry, counts)
-            params, extra, state = carry
-            return carry, problem.measure(data, method.judged(state, params), extra)
 
-        counts = jnp.arange(problem.horizon).reshape(-1, problem.every)
-        (params, _, state), curve = jax.lax.scan(
-            stretch, (params, extra, state), counts
-        )
-        learned = get_memory(state) if method.has_memory else {}
-        return curve, method.judged(state, params), learned
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the mean of what each label costs in nats."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses)
 
-    def run(data: Any, settings: Any, seeds: Any, memories: Any) -> Any:
-        return jax.lax.map(lambda one: train(data, *one), (settings, seeds, memories))
 
-    return jax.jit(run)
+def supervised(
+    name: str,
+    network: nn.Module,
+    examples: Examples,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    batch: int,
+    horizon: int,
+    every: int,
+) -> Problem:
+    """Return a problem of random batches, judged by the loss on what is held out."""
+
+    def apply(params: Any, inputs: jax.Array) -> jax.Array:
+        return jnp.asarray(network.apply(params, inputs))
+
+    def start(examples: Examples, key: jax.Array) -> tuple[Any, jax.Array]:
+        return network.init(key, examples.inputs[:1]), key
+
+    def gradients(examples: Examples, params: Any, key: jax.Array, count: Any) -> Any:
+        batch_key = jax.random.fold_in(key, count)
+        chosen = jax.random.randint(batch_key, (batch,), 0, len(examples.inputs))
+        inputs, labels = examples.inputs[chosen], examples.labels[chosen]
+
+        def loss_fn(params: Any) -> jax.Array:
+            return loss(apply(params, inputs), labels)
+
+        return jax.grad(loss_fn)(params), key
+
+    def measure(examples: Examples, params: Any, key: jax.Array) -> jax.Array:
+        del key
+        return loss(apply(params, examples.judged_inputs), examples.judged_labels)
+
+    return Problem(name, examples, start, gradients, measure, horizon, every)

@@ -1,29 +1,16 @@
-"""Forward dynamics of a real 7-DoF arm by an LSTM (the paper's figure 2, left).
-
-Real recordings at 1 kHz, subsequences of 128 steps, 8 to a batch, 32 LSTM cells.
-
-- *rnn absolute* is the paper's form: from (q, qd, tau) in the units of the recording
-  the network predicts the next (q, qd), judged by the NMSE on what it is trained on. To
-  repeat the state scores 1e-6 on q and 2e-4 on qd, so this is a race of optimizers and
-  no model worth having.
-- *rnn change* is one that is worth something: the change of (q, qd) over 20 ms, all
-  standardised, judged by the NMSE of the change of qd on stretches of time held out.
-
-Both are learned on recording 0; a memory comes from recording 1, the unrelated one from
-noise.
-"""
+"""Recordings of a real robot arm, how they are split, and what is to be predicted."""
 
 import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.problems.problem import Problem
+from benchmarks.problems.networks import Lstm
+from benchmarks.problems.problem import Problem, squared_error
 
 RECORDINGS = pathlib.Path(__file__).parents[1] / "data" / "kinova_gen3_1khz.npz"
 _MD5 = "559155e2ca0d71abaeef0281ed04d090"
@@ -35,6 +22,7 @@ _PERIOD, _TRAIN, _GAP = 800, 396, 128
 BATCH = 8
 STATES = 14
 ABSOLUTE, CHANGE = "rnn absolute", "rnn change"
+_NETWORK = Lstm(cells=32, width=STATES)
 
 
 class Recording(NamedTuple):
@@ -73,7 +61,7 @@ def load_recordings() -> list[Recording]:
 def split(lengths: Sequence[int]) -> Windows:
     """Split joined recordings into stretches to train on and windows held out.
 
-    What a window to train on touches, its targets included, is at least 128 samples
+    What a window to train on touches, its labels included, is at least 128 samples
     away from what a held-out one touches. The stretches begin at the same time in every
     recording, so that two runs of one command lie on the same side.
     """
@@ -90,39 +78,29 @@ def split(lengths: Sequence[int]) -> Windows:
     return Windows(np.concatenate(train), np.array(held_out))
 
 
-class LSTM(nn.Module):
-    """32 LSTM cells and a linear layer."""
-
-    @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Return [B, T, 14] for inputs [B, T, 21]."""
-        hidden = nn.RNN(nn.OptimizedLSTMCell(32, name="LSTM"))(inputs)
-        return nn.Dense(STATES)(hidden)
-
-
 class Arrays(NamedTuple):
     """Samples in the order of time, and where windows may begin."""
 
     inputs: jax.Array  # [T, 21]
-    targets: jax.Array  # [T, 14]
-    variances: jax.Array  # [J] of the targets that are judged
+    labels: jax.Array  # [T, 14]
+    variances: jax.Array  # [J] of the labels that are judged
     train: jax.Array  # first samples of windows to train on
     judged: jax.Array  # first samples of windows to judge on
-    columns: jax.Array  # [J] which targets are judged
+    columns: jax.Array  # [J] which labels are judged
 
 
 def absolute_arrays(recordings: Sequence[Recording]) -> Arrays:
-    """Return the next state as the target, in the units of the recordings."""
-    inputs, targets, train, judged = [], [], [], []
+    """Return the next state as the label, in the units of the recordings."""
+    inputs, labels, train, judged = [], [], [], []
     offset = 0
     for states, torques in recordings:
         inputs.append(np.concatenate([states, torques], axis=1)[:-1])
-        targets.append(states[1:])
+        labels.append(states[1:])
         length = len(states) - 1
         train.append(offset + np.arange(length - WINDOW + 1))
         judged.append(offset + np.arange(0, length - WINDOW + 1, WINDOW))
         offset += length
-    joined = np.concatenate(targets)
+    joined = np.concatenate(labels)
     return Arrays(
         jnp.asarray(np.concatenate(inputs)),
         jnp.asarray(joined),
@@ -146,12 +124,12 @@ def change_arrays(recordings: Sequence[Recording]) -> Arrays:
     rows = np.unique(windows.train[:, None] + np.arange(WINDOW))
     held_out = (windows.held_out[:, None] + np.arange(WINDOW)).ravel()
     inputs = (inputs - inputs[rows].mean(0)) / inputs[rows].std(0)
-    targets = (changes - changes[rows].mean(0)) / changes[rows].std(0)
+    labels = (changes - changes[rows].mean(0)) / changes[rows].std(0)
     speeds = np.arange(7, STATES)
     return Arrays(
         jnp.asarray(inputs, jnp.float32),
-        jnp.asarray(targets, jnp.float32),
-        jnp.asarray(targets[held_out][:, speeds].var(axis=0), jnp.float32),
+        jnp.asarray(labels, jnp.float32),
+        jnp.asarray(labels[held_out][:, speeds].var(axis=0), jnp.float32),
         jnp.asarray(windows.train),
         jnp.asarray(windows.held_out),
         jnp.asarray(speeds),
@@ -161,44 +139,44 @@ def change_arrays(recordings: Sequence[Recording]) -> Arrays:
 def noise_arrays(like: Arrays) -> Arrays:
     """Return an unrelated task: noise of the same shapes and sizes, order destroyed."""
     rng = np.random.default_rng(0)
-    inputs, targets = (
+    inputs, labels = (
         jnp.asarray(
             rng.normal(np.mean(array, axis=0), np.std(array, axis=0), array.shape),
             jnp.float32,
         )
-        for array in (np.asarray(like.inputs), np.asarray(like.targets))
+        for array in (np.asarray(like.inputs), np.asarray(like.labels))
     )
-    return like._replace(inputs=inputs, targets=targets)
+    return like._replace(inputs=inputs, labels=labels)
 
 
 def _predict(params: Any, inputs: jax.Array) -> jax.Array:
-    return jnp.asarray(LSTM().apply(params, inputs))
+    return jnp.asarray(_NETWORK.apply(params, inputs))
 
 
 def _window(arrays: Arrays, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
     index = begins[:, None] + jnp.arange(WINDOW)[None]
-    return arrays.inputs[index], arrays.targets[index]
+    return arrays.inputs[index], arrays.labels[index]
 
 
 def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, jax.Array]:
-    return LSTM().init(key, arrays.inputs[None, :1]), key
+    return _NETWORK.init(key, arrays.inputs[None, :1]), key
 
 
 def _gradients(arrays: Arrays, params: Any, key: jax.Array, count: jax.Array) -> Any:
     begins = jax.random.choice(jax.random.fold_in(key, count), arrays.train, (BATCH,))
-    inputs, targets = _window(arrays, begins)
+    inputs, labels = _window(arrays, begins)
 
     def loss_fn(params: Any) -> jax.Array:
-        return jnp.mean((_predict(params, inputs) - targets) ** 2)
+        return squared_error(_predict(params, inputs), labels)
 
     return jax.grad(loss_fn)(params), key
 
 
 def _measure(arrays: Arrays, params: Any, key: jax.Array) -> jax.Array:
-    """Return the NMSE: squared errors over the variance, mean of the judged targets."""
+    """Return the NMSE: squared errors over the variance, mean of the judged labels."""
     del key
-    inputs, targets = _window(arrays, arrays.judged)
-    squares = jnp.mean((_predict(params, inputs) - targets) ** 2, axis=(0, 1))
+    inputs, labels = _window(arrays, arrays.judged)
+    squares = jnp.mean((_predict(params, inputs) - labels) ** 2, axis=(0, 1))
     return jnp.mean(squares[arrays.columns] / arrays.variances)
 
 
@@ -231,7 +209,7 @@ def simple_scores(arrays: Arrays, penalty: float = 1e-3) -> dict[str, float]:
 
     No change: the next state is this state, or the change of state is its mean.
     """
-    inputs, targets = (np.asarray(array, np.float64) for array in arrays[:2])
+    inputs, labels = (np.asarray(array, np.float64) for array in arrays[:2])
     rows = np.unique(np.asarray(arrays.train)[:, None] + np.arange(WINDOW))
     judged = (np.asarray(arrays.judged)[:, None] + np.arange(WINDOW)).ravel()
     columns = np.asarray(arrays.columns)
@@ -245,10 +223,10 @@ def simple_scores(arrays: Arrays, penalty: float = 1e-3) -> dict[str, float]:
     gram = features[rows].T @ features[rows] / len(rows)
     weights = np.linalg.solve(
         gram + penalty * np.eye(len(gram)),
-        features[rows].T @ targets[rows] / len(rows),
+        features[rows].T @ labels[rows] / len(rows),
     )
     still = 0.0 if len(columns) < STATES else inputs[judged, :STATES]
     return {
-        "no change": score(targets[judged] - still),
-        "ridge": score(targets[judged] - features[judged] @ weights),
+        "no change": score(labels[judged] - still),
+        "ridge": score(labels[judged] - features[judged] @ weights),
     }

@@ -1,4 +1,4 @@
-"""Learning problems that differ, beside the paper's own.
+"""The tasks of the suite: learning problems that differ, and the paper's own.
 
 Full batch: a rotated quadratic and Rosenbrock. Regression: a tanh teacher, without and
 with noise on its labels. Classes: ten digits, batches of 64, and a deep residual
@@ -13,120 +13,30 @@ import hashlib
 import lzma
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from benchmarks.problems import digit_pairs, gan, robot, rosenbrock
-from benchmarks.problems.digits import load_digits
-from benchmarks.problems.problem import Problem
+from benchmarks.problems import gan, robot
+from benchmarks.problems.digits import ONLINE, load_digits, load_pair
+from benchmarks.problems.networks import Bag, Mlp, Residual, Transformer
+from benchmarks.problems.problem import (
+    Examples,
+    Problem,
+    cross_entropy,
+    squared_error,
+    supervised,
+)
 
 SOURCES = pathlib.Path(__file__).parents[1] / "data" / "python_stdlib.xz"
 _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
 _CONTEXT = 64  # bytes that a language model sees
-
-
-class Examples(NamedTuple):
-    """What a network is trained and judged on."""
-
-    inputs: jax.Array  # [N, ...]
-    targets: jax.Array  # [N, ...]
-    judged_inputs: jax.Array  # [J, ...]
-    judged_targets: jax.Array  # [J, ...]
-
-
-def squares(outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """Return the mean of squared errors."""
-    return jnp.mean((outputs - targets) ** 2)
-
-
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.mean(losses)
-
-
-class Mlp(nn.Module):
-    """Dense layers of the given widths."""
-
-    widths: tuple[int, ...]
-    activation: Callable[[jax.Array], jax.Array]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return [B, widths[-1]] for x [B, ...]."""
-        x = x.reshape(len(x), -1)
-        for width in self.widths[:-1]:
-            x = self.activation(nn.Dense(width)(x))
-        return nn.Dense(self.widths[-1])(x)
-
-
-class Residual(nn.Module):
-    """Eight residual blocks, each with a normalisation and two dense layers."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return logits [B, 10] for images x [B, 28, 28]."""
-        x = nn.Dense(64)(x.reshape(len(x), -1))
-        for _ in range(8):
-            x += nn.Dense(64)(nn.relu(nn.Dense(64)(nn.LayerNorm()(x))))
-        return nn.Dense(10)(nn.LayerNorm()(x))
-
-
-class Transformer(nn.Module):
-    """Two layers of a language model over bytes, about 280,000 parameters."""
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Return logits [B, T, 256] for bytes [B, T]."""
-        width = 96
-        x: Any = nn.Embed(256, width)(tokens)
-        shape = (1, *x.shape[-2:])
-        x += self.param("position", nn.initializers.normal(0.02), shape)
-        mask = nn.make_causal_mask(tokens)
-        for _ in range(2):
-            attend = nn.MultiHeadDotProductAttention(num_heads=4)
-            x += attend(nn.LayerNorm()(x), mask=mask)
-            x += nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(nn.LayerNorm()(x))))
-        return nn.Dense(256)(nn.LayerNorm()(x))
-
-
-def supervised(
-    name: str,
-    network: nn.Module,
-    examples: Examples,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
-    batch: int,
-    horizon: int,
-    every: int,
-) -> Problem:
-    """Return a problem of random batches, judged by the loss on what is held out."""
-
-    def apply(params: Any, inputs: jax.Array) -> jax.Array:
-        return jnp.asarray(network.apply(params, inputs))
-
-    def start(examples: Examples, key: jax.Array) -> tuple[Any, jax.Array]:
-        return network.init(key, examples.inputs[:1]), key
-
-    def gradients(examples: Examples, params: Any, key: jax.Array, count: Any) -> Any:
-        batch_key = jax.random.fold_in(key, count)
-        chosen = jax.random.randint(batch_key, (batch,), 0, len(examples.inputs))
-        inputs, targets = examples.inputs[chosen], examples.targets[chosen]
-
-        def loss_fn(params: Any) -> jax.Array:
-            return loss(apply(params, inputs), targets)
-
-        return jax.grad(loss_fn)(params), key
-
-    def measure(examples: Examples, params: Any, key: jax.Array) -> jax.Array:
-        del key
-        return loss(apply(params, examples.judged_inputs), examples.judged_targets)
-
-    return Problem(name, examples, start, gradients, measure, horizon, every)
+_TOKENS, _LENGTH = 2**14, 16  # of the embedding, of a bag of them
+ROSENBROCK, START = "rosenbrock", (1.5, -0.5)
 
 
 def quadratic() -> Problem:
@@ -154,6 +64,34 @@ def quadratic() -> Problem:
     return Problem("quadratic", matrix, start, gradients, measure, 300, 5)
 
 
+def rosenbrock_height(x1: jax.typing.ArrayLike, x2: jax.typing.ArrayLike) -> jax.Array:
+    """Return the height of the surface; its lowest point is (1, 1)."""
+    return (1.0 - jnp.asarray(x1)) ** 2 + 100.0 * (x2 - jnp.asarray(x1) ** 2) ** 2
+
+
+def _valley(params: dict[str, jax.Array]) -> jax.Array:
+    return rosenbrock_height(params["x1"], params["x2"])
+
+
+def rosenbrock() -> Problem:
+    """Return the descent into the valley, from near the notebook's start."""
+
+    def start(data: None, key: jax.Array) -> tuple[Any, tuple]:
+        del data
+        x1, x2 = jnp.array(START) + 0.1 * jax.random.normal(key, (2,))
+        return {"x1": x1, "x2": x2}, ()
+
+    def gradients(data: None, params: Any, extra: Any, count: jax.Array) -> Any:
+        del data, count
+        return jax.grad(_valley)(params), extra
+
+    def measure(data: None, params: Any, extra: Any) -> jax.Array:
+        del data, extra
+        return _valley(params)
+
+    return Problem(ROSENBROCK, None, start, gradients, measure, 100, every=2)
+
+
 def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
     """Return the regression on a tanh network 12-24-4, outputs of variance 1.
 
@@ -163,14 +101,14 @@ def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
     rng = np.random.default_rng(0)
     hidden, output = rng.normal(size=(12, 24)) / np.sqrt(12), rng.normal(size=(24, 4))
     inputs = rng.normal(size=(5000, 12))
-    targets = np.tanh(2.0 * inputs @ hidden) @ output
-    targets = (targets - targets.mean(0)) / targets.std(0)
-    noisy = targets + noise * rng.normal(size=targets.shape)
+    labels = np.tanh(2.0 * inputs @ hidden) @ output
+    labels = (labels - labels.mean(0)) / labels.std(0)
+    noisy = labels + noise * rng.normal(size=labels.shape)
     inputs = inputs * np.geomspace(1.0 / spread, spread, 12)
-    arrays = (inputs[:4000], noisy[:4000], inputs[4000:], targets[4000:])
+    arrays = (inputs[:4000], noisy[:4000], inputs[4000:], labels[4000:])
     examples = Examples(*(jnp.asarray(one, jnp.float32) for one in arrays))
     network = Mlp((48, 48, 4), nn.tanh)
-    return supervised(name, network, examples, squares, 64, 400, 10)
+    return supervised(name, network, examples, squared_error, 64, 400, 10)
 
 
 @functools.cache
@@ -186,7 +124,7 @@ def _digits() -> Examples:
 
 def digit_classes(name: str, network: nn.Module) -> Problem:
     """Return ten digits for a network, in batches of 64."""
-    return supervised(name, network, _digits(), _cross_entropy, 64, 300, 10)
+    return supervised(name, network, _digits(), cross_entropy, 64, 300, 10)
 
 
 def classes() -> Problem:
@@ -218,19 +156,44 @@ def language() -> Problem:
     train, judged = rows[:split], rows[split:][::24]
     arrays = (train[:, :-1], train[:, 1:], judged[:, :-1], judged[:, 1:])
     examples = Examples(*(jnp.asarray(one, jnp.int32) for one in arrays))
-    return supervised("language", Transformer(), examples, _cross_entropy, 8, 300, 10)
+    network = Transformer(width=96, layers=2)  # about 280,000 parameters
+    return supervised("language", network, examples, cross_entropy, 8, 300, 10)
+
+
+def zipf() -> Problem:
+    """Return the regression on a teacher's embedding of tokens, k-th as often as 1/k.
+
+    Which row of the embedding a token has says nothing about its frequency.
+    """
+    rng = np.random.default_rng(0)
+    odds = 1.0 / np.arange(1, _TOKENS + 1)
+    ranks = rng.choice(_TOKENS, size=(9000, _LENGTH), p=odds / odds.sum())
+    tokens = rng.permutation(_TOKENS)[ranks]
+    labels = rng.normal(size=(_TOKENS, 4))[tokens].mean(axis=1)
+    labels = (labels - labels.mean(0)) / labels.std(0)
+    x, y = jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.float32)
+    examples = Examples(x[:8000], y[:8000], x[8000:], y[8000:])
+    network = Bag(_TOKENS, 64)
+    return supervised("zipf embedding", network, examples, squared_error, 64, 300, 10)
+
+
+def wide() -> Problem:
+    """Return ten digits for dense layers of 1.1 and 1.4 million weights."""
+    return digit_classes("wide classes", Mlp((1408, 1024, 10), nn.relu))
 
 
 SUITE: dict[str, Callable[[], Problem]] = {
     "quadratic": quadratic,
-    rosenbrock.NAME: rosenbrock.load_problem,
+    ROSENBROCK: rosenbrock,
     "teacher": lambda: teacher("teacher"),
     "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
     "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
     "classes": classes,
-    digit_pairs.ONLINE: lambda: digit_pairs.load_problem(digit_pairs.ONLINE),
+    ONLINE: lambda: load_pair(ONLINE),
     robot.CHANGE: lambda: robot.load_problem(robot.CHANGE),
     gan.NAME: gan.load_problem,
     "language": language,
     "residual": residual,
 }
+# Each has a tensor above a million numbers.
+LARGE: dict[str, Callable[[], Problem]] = {"wide classes": wide, "zipf embedding": zipf}

@@ -4,22 +4,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.experiments.suite import OURS, STARTS, VARIANTS, from_start
-from benchmarks.experiments.transfer import over_fresh
-from benchmarks.reporting import library_tables
-from benchmarks.reporting.speed_report import Measurement
+from benchmarks.experiments.speed import Measurement
+from benchmarks.methods import BASE_RATES, OURS, OURS_BY_NAME
+from benchmarks.reporting.library_tables import (
+    SCORES,
+    count_ruined,
+    count_within,
+    from_rate,
+    from_rates,
+    over_fresh,
+)
 from benchmarks.reporting.statistics import Comparison, paired_test
 
 _SIGNIFICANT = 0.05
 _LANDSCAPES = (("memory_sgd_m21", "memory_sgd"), ("memory_adam_m21", "memory_adam"))
 
 
-def format_starts(tasks: Sequence[Comparison]) -> str:
+def format_headlines(tasks: Sequence[Comparison]) -> str:
     """Return on how many tasks a default does as well as what is tuned per task."""
-    adam, sgd = library_tables.MEASURES
-    heads = " | ".join(f"{start:g}" for start in STARTS)
-    lines = [f"| from a rate of | {heads} |", "|---|" + "---|" * len(STARTS)]
-    for measure, bound, said in (
+    adam, sgd = SCORES
+    heads = " | ".join(f"{rate:g}" for rate in BASE_RATES)
+    lines = [f"| from a rate of | {heads} |", "|---|" + "---|" * len(BASE_RATES)]
+    for score, bound, said in (
         (
             adam,
             1.0,
@@ -29,8 +35,8 @@ def format_starts(tasks: Sequence[Comparison]) -> str:
         (sgd, 1.0, "`memory_sgd` ends as low as tuned SGD, or lower"),
         (sgd, 1.05, "`memory_sgd` ends within 5 % of it, or lower"),
     ):
-        cells = library_tables.count_within(tasks, measure, bound)
-        cells += ["refused"] * (len(STARTS) - len(cells))
+        cells = count_within(tasks, score, bound)
+        cells += ["refused"] * (len(BASE_RATES) - len(cells))
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -80,24 +86,25 @@ def _failures(tasks: Sequence[Comparison]) -> tuple[int, int, str]:
     for comparison in tasks:
         name = comparison.problem.name
         for one in OURS:
-            ruined, number = library_tables.count_ruined(comparison, one)
+            lost_here, number = count_ruined(comparison, one)
             runs += number
-            if ruined:
-                lost[name] = lost.get(name, 0) + ruined
-            for found in library_tables.from_starts(comparison, one) or ():
+            if lost_here:
+                lost[name] = lost.get(name, 0) + lost_here
+            for found in from_rates(comparison, one) or ():
                 diverged += int((~np.isfinite(found.curves)).any(axis=1).sum())
     return runs, diverged, ", ".join(f"{n} on {name}" for name, n in lost.items())
 
 
 def _landscapes(tasks: Sequence[Comparison]) -> str:
     """Say on how many tasks twenty-one local models end lower or higher than one."""
-    variants = {one.method.name: one for one in (*OURS, *VARIANTS)}
     counted = {}
     for many, single in _LANDSCAPES:
         lower = higher = 0
         for comparison in tasks:
-            pair = [from_start(comparison, variants[n], 1e-3) for n in (many, single)]
-            one, other = pair
+            one, other = (
+                from_rate(comparison, OURS_BY_NAME[name], 1e-3)
+                for name in (many, single)
+            )
             if one is None or other is None:
                 continue
             test = paired_test(one.finals, other.finals)

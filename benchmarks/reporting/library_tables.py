@@ -1,16 +1,27 @@
-"""What came out of the suite, as Markdown and one picture."""
+"""Tables of what the library's own optimizers do: suite, transfer, samples, speed."""
 
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import matplotlib.figure
 import numpy as np
 
-from benchmarks.experiments.suite import OURS, VARIANTS, Variant, from_start, rows_of
+from benchmarks.experiments import sampling, suite, transfer
+from benchmarks.experiments.speed import Measurement
 from benchmarks.harness.costs import Cost
-from benchmarks.methods import LABELS
-from benchmarks.reporting.paper_figures import COLORS
+from benchmarks.harness.store import final, find, read_runs, write_setting
+from benchmarks.harness.sweep import trials_done
+from benchmarks.methods import (
+    BASELINES,
+    LABELS,
+    METHODS,
+    OURS,
+    OURS_BY_NAME,
+    VARIANTS,
+    Variant,
+    plain,
+)
+from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting.paper_tables import (
     format_measure,
     format_number,
@@ -19,13 +30,17 @@ from benchmarks.reporting.paper_tables import (
 from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
+    find_outcome,
     fixed,
+    load_comparisons,
     median,
     most_tuned,
     paired_test,
+    ratio_of_ends,
+    sign_test,
 )
 
-_BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
+_USUAL = transfer.FRESH[-1]  # the base rate that all is beside
 # What changes one thing, and what it is changed from.
 _PAIRS = (
     ("memory_sgd_m21", "memory_sgd"),
@@ -33,19 +48,34 @@ _PAIRS = (
     ("memory_sgd_m21_sampled", "memory_sgd_m21"),
     ("memory_adam_sampled", "memory_adam"),
 )
-_PROFILED = {
-    "memory_adam": "#E69F00",
-    "memory_sgd": "#009E73",
-    "adam": COLORS["adam"],
-    "momentum": COLORS["momentum"],
-    "sgd": COLORS["sgd"],
-    "prodigy": COLORS["prodigy"],
-    "mechanize": "#56B4E9",
-    "paper_adam": "#D55E00",
-}
+SPEED_HEADER = (
+    f"{'case':<28}{'parameters':>11}{'leaves':>7}  {'method':<23}{'M':>5}{'ms':>9}"
+    f"{'x Adam':>8}{'x clip':>8}{'% step':>8}{'state':>7}{'leaves':>7}{'temp':>7}"
+    f"{'compile':>9}"
+)
 
 
-def format_suite(comparison: Comparison, costs: Sequence[Cost]) -> str:
+class Row(NamedTuple):
+    """How one base rate, or one method, did on a problem."""
+
+    label: str
+    method: str
+    found: Outcome
+
+
+def load_suite(folder: pathlib.Path) -> list[Comparison]:
+    """Return what `suite.csv` in a folder knows of every task."""
+    path = folder / f"{suite.STEM}.csv"
+    return load_comparisons(path, [load() for load in SUITE.values()])
+
+
+def load_transfer(folder: pathlib.Path) -> list[Comparison]:
+    """Return what `transfer.csv` in a folder knows of every larger network."""
+    path = folder / f"{transfer.STEM}.csv"
+    return load_comparisons(path, [one.large for one in transfer.load_growths()])
+
+
+def format_task(comparison: Comparison, costs: Sequence[Cost]) -> str:
     """Return the table of one problem."""
     adam, sgd = (most_tuned(comparison, name) for name in ("adam", "sgd"))
     cost = {one.method: one for one in costs if one.problem == comparison.problem.name}
@@ -87,7 +117,7 @@ def ratio(one: float, other: float) -> str:
     return f"{format_number(one)} / {format_number(other)}"
 
 
-class Measure(NamedTuple):
+class Score(NamedTuple):
     """What one of our optimizers is measured by, over a baseline tuned per task."""
 
     one: Variant
@@ -97,15 +127,15 @@ class Measure(NamedTuple):
     bounds: tuple[float, float]  # on how many tasks is it at most that?
 
 
-MEASURES = (
-    Measure(
+SCORES = (
+    Score(
         OURS[0],
         "updates to the target, over tuned Adam",
         "adam",
         lambda found: median(found.updates),
         (1.0, 1.5),
     ),
-    Measure(
+    Score(
         OURS[1],
         "end, over tuned SGD",
         "sgd",
@@ -115,65 +145,66 @@ MEASURES = (
 )
 
 
-def format_starts(comparisons: Sequence[Comparison]) -> str:
+def format_base_rates(comparisons: Sequence[Comparison]) -> str:
     """Return both optimizers from every base rate, over the tuned baseline."""
-    return "\n\n".join(_starts(comparisons, measure) for measure in MEASURES)
+    return "\n\n".join(_format_score(comparisons, score) for score in SCORES)
 
 
-def _starts(comparisons: Sequence[Comparison], measure: Measure) -> str:
-    one, value = measure.one, measure.value
-    heads = " | ".join(f"from {start:g}" for start in one.starts)
-    lines = [f"| {one.label}: {measure.what} | {heads} | ruined |"]
-    lines.append("|---|" + "---|" * (len(one.starts) + 1))
+def _format_score(comparisons: Sequence[Comparison], score: Score) -> str:
+    one, value = score.one, score.value
+    heads = " | ".join(f"from {rate:g}" for rate in one.rates)
+    lines = [f"| {one.label}: {score.what} | {heads} | ruined |"]
+    lines.append("|---|" + "---|" * (len(one.rates) + 1))
     for comparison in comparisons:
-        tuned = most_tuned(comparison, measure.baseline)
-        found = from_starts(comparison, one)
+        tuned = most_tuned(comparison, score.baseline)
+        found = from_rates(comparison, one)
         if tuned is None or found is None:
             continue
         cells = " | ".join(ratio(value(mine), value(tuned)) for mine in found)
         lost, runs = count_ruined(comparison, one)
         lines.append(f"| {comparison.problem.name} | {cells} | {lost} of {runs} |")
-    for bound in measure.bounds:
-        cells = " | ".join(count_within(comparisons, measure, bound))
+    for bound in score.bounds:
+        cells = " | ".join(count_within(comparisons, score, bound))
         lines.append(f"| *tasks of at most {bound:g}* | {cells} | |")
     return "\n".join(lines)
 
 
 def count_within(
-    comparisons: Sequence[Comparison], measure: Measure, bound: float
+    comparisons: Sequence[Comparison], score: Score, bound: float
 ) -> list[str]:
-    """Return from every start on how many tasks the measure is at most a bound."""
+    """Return from every base rate on how many tasks the score is at most a bound."""
     over = []
     for comparison in comparisons:
-        tuned = most_tuned(comparison, measure.baseline)
-        found = from_starts(comparison, measure.one)
+        tuned = most_tuned(comparison, score.baseline)
+        found = from_rates(comparison, score.one)
         if tuned is not None and found is not None:
-            best = measure.value(tuned)
+            best = score.value(tuned)
             # Never where tuned never gets there either is no success.
-            values = [measure.value(mine) for mine in found]
+            values = [score.value(mine) for mine in found]
             over.append([v / best if np.isfinite(v) else np.inf for v in values])
-    counts = (np.array(over).reshape(-1, len(measure.one.starts)) <= bound).sum(axis=0)
+    counts = (np.array(over).reshape(-1, len(score.one.rates)) <= bound).sum(axis=0)
     return [f"{count} of {len(over)}" for count in counts]
 
 
 def count_ruined(comparison: Comparison, one: Variant) -> tuple[int, int]:
-    """Return how many runs are ruined, of how many, from all starts."""
-    sgd, found = most_tuned(comparison, "sgd"), from_starts(comparison, one)
+    """Return how many runs are ruined, of how many, from all base rates."""
+    sgd, found = most_tuned(comparison, "sgd"), from_rates(comparison, one)
     if sgd is None or found is None:
         return 0, 0
     return sum(ruined(mine, sgd) for mine in found), sum(len(m.finals) for m in found)
 
 
-def from_starts(comparison: Comparison, one: Variant) -> list[Outcome] | None:
+def from_rates(comparison: Comparison, one: Variant) -> list[Outcome] | None:
     """Return the runs from every base rate, or None unless all are there."""
-    found = [from_start(comparison, one, start) for start in one.starts]
+    found = [from_rate(comparison, one, rate) for rate in one.rates]
     known = [runs for runs in found if runs is not None]
     return known if len(known) == len(found) else None
 
 
-def format_pairs(comparisons: Sequence[Comparison]) -> str:
+def format_variants(comparisons: Sequence[Comparison]) -> str:
     """Return the ends of what differs in one thing, seed by seed, from 0.001."""
-    heads = [f"{_plain(a)} : {_plain(b)}" for a, b in _PAIRS]
+    labels = {name: plain(one.label) for name, one in OURS_BY_NAME.items()}
+    heads = [f"{labels[a]} : {labels[b]}" for a, b in _PAIRS]
     lines = [
         f"| end, ratio of medians (lower : higher) | {' | '.join(heads)} |",
         "|---|" + "---|" * len(_PAIRS),
@@ -181,7 +212,7 @@ def format_pairs(comparisons: Sequence[Comparison]) -> str:
     for comparison in comparisons:
         cells = []
         for names in _PAIRS:
-            pair = [from_start(comparison, _BY_NAME[name], 1e-3) for name in names]
+            pair = [from_rate(comparison, OURS_BY_NAME[name], 1e-3) for name in names]
             known = [found for found in pair if found is not None]
             cells.append(_compare_ends(*known) if len(known) == len(pair) else "")
         lines.append(f"| {comparison.problem.name} | {' | '.join(cells)} |")
@@ -195,58 +226,179 @@ def _compare_ends(one: Outcome, other: Outcome) -> str:
     return f"**{text}**" if test.p < 0.05 else text
 
 
-def _plain(name: str) -> str:
-    return _BY_NAME[name].label.replace("**", "")
+def from_rate(comparison: Comparison, one: Variant, rate: float) -> Outcome | None:
+    """Return the paired runs of one of ours from a base rate."""
+    setting = write_setting({"rate": rate})
+    return find_outcome(comparison, one.method, "fresh", setting)
 
 
-def profile(comparisons: Sequence[Comparison]) -> dict[str, np.ndarray]:
-    """Return method -> [tasks], median updates over those of the best one there."""
-    updates: dict[str, list[float]] = {name: [] for name in _PROFILED}
-    for comparison in comparisons:
-        for name, values in updates.items():
-            found = _usual(comparison, name)
-            values.append(np.inf if found is None else median(found.updates))
-    table = np.array(list(updates.values()))
-    best = table.min(axis=0)
-    with np.errstate(invalid="ignore"):
-        over = np.where(np.isfinite(table), table / best, np.inf)
-    return dict(zip(updates, over, strict=True))
-
-
-def _usual(comparison: Comparison, name: str) -> Outcome | None:
-    one: Variant | None = _BY_NAME.get(name)
-    if one is not None:
-        return from_start(comparison, one, 1e-3)
-    if name in ("sgd", "momentum", "adam"):
-        return most_tuned(comparison, name)
-    return fixed(comparison, name)
-
-
-def draw_profile(comparisons: Sequence[Comparison], path: pathlib.Path) -> None:
-    """Draw on which share of the tasks a method is within a factor of the best."""
-    figure = matplotlib.figure.Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    factors = np.geomspace(1.0, 8.0, 200)
-    for name, over in profile(comparisons).items():
-        share = (over[:, None] <= factors).mean(axis=0)
-        ours = name in ("memory_adam", "memory_sgd")
-        kind = "best of 20 rates" if name in ("sgd", "momentum", "adam") else "fixed"
-        label = _plain(name) if name in _BY_NAME else LABELS[name].replace("**", "")
-        axes.plot(
-            factors,
-            share,
-            color=_PROFILED[name],
-            linewidth=2.5 if ours else 1.5,
-            linestyle="--" if kind != "fixed" else "-",
-            label=f"{label}, {kind}",
+def rows_of(comparison: Comparison) -> list[Row]:
+    """Return every base rate of ours, every tuned baseline, variant and peer."""
+    rows: list[tuple[str, str, Outcome | None]] = [
+        (
+            f"{one.label} from {rate:g}",
+            one.method.name,
+            from_rate(comparison, one, rate),
         )
-    axes.set_xscale("log", base=2)
-    ticks = (1, 2, 4, 8)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("updates to the target, over those of the best method")
-    axes.set_ylabel("share of tasks")
-    axes.set_title(f"{len(comparisons)} tasks, medians over seeds")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path, dpi=110, facecolor="white")
+        for one in OURS
+        for rate in one.rates
+    ]
+    for name in BASELINES:
+        found = most_tuned(comparison, name)
+        done = trials_done(comparison.runs, comparison.problem, METHODS[name])
+        rate = "" if found is None else f", {found.setting}"
+        rows.append((f"{LABELS[name]}, best of {done}{rate}", name, found))
+    rows += [
+        (f"{one.label} from 0.001", one.method.name, from_rate(comparison, one, 1e-3))
+        for one in VARIANTS
+    ]
+    rows += [(LABELS[name], name, fixed(comparison, name)) for name in suite.PEERS]
+    return [Row(label, name, found) for label, name, found in rows if found is not None]
+
+
+def format_transfer(comparisons: Sequence[Comparison]) -> str:
+    """Return the updates to the target of every start, beside a fresh memory."""
+    names = [comparison.problem.name for comparison in comparisons]
+    rows: dict[str, list[tuple[Outcome | None, Outcome | None]]] = {}
+    for name in BASELINES:
+        tuned = [most_tuned(comparison, name) for comparison in comparisons]
+        rows[f"{LABELS[name]}, best of 20"] = [(found, None) for found in tuned]
+    for learner in transfer.LEARNERS:
+        label = plain(learner.label)
+        for start in (*transfer.FRESH, *transfer.STARTS):
+            rows[f"{label}, {_name(start)}"] = [
+                (
+                    _found(one, learner, start),
+                    None if start == _USUAL else _found(one, learner, _USUAL),
+                )
+                for one in comparisons
+            ]
+    heads = " | ".join(f"{name} | beside fresh" for name in names)
+    lines = [f"| start | {heads} |", "|---|" + "---|---|" * len(names)]
+    for label, found in rows.items():
+        if any(one is not None for one, _ in found):
+            cells = " | ".join(_cell(*one) for one in found)
+            lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+def _name(start: float | str) -> str:
+    return start if isinstance(start, str) else f"fresh from {start:g}"
+
+
+def _found(comparison: Comparison, one: Variant, start: float | str) -> Outcome | None:
+    rate = start if isinstance(start, float) else _USUAL
+    name = "fresh" if isinstance(start, float) else start
+    return find_outcome(comparison, one.method, name, write_setting({"rate": rate}))
+
+
+def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
+    """Return updates, and over those of a fresh memory with seeds better : worse."""
+    if found is None:
+        return " | "
+    if fresh is None:
+        return f"{format_updates(found)} | "
+    return f"{format_updates(found)} | {_over(found, fresh)}"
+
+
+def _over(found: Outcome, fresh: Outcome) -> str:
+    test = sign_test(found, fresh)
+    over = ratio(median(found.updates), median(fresh.updates))
+    text = f"{over} ({test.wins} : {test.losses})"
+    return f"**{text}**" if test.p < 0.05 else text
+
+
+def over_fresh(comparison: Comparison, name: str, start: str) -> str:
+    """Return updates from a start over those of a fresh memory; '' if not known."""
+    (learner,) = (one for one in transfer.LEARNERS if one.method.name == name)
+    found, fresh = (_found(comparison, learner, at) for at in (start, _USUAL))
+    return "" if found is None or fresh is None else _over(found, fresh)
+
+
+def format_sampling(folder: pathlib.Path) -> str:
+    """Return the table of all pairs whose runs are in `sampling.csv`."""
+    runs = read_runs(folder / f"{sampling.STEM}.csv")
+    lines = [
+        "| problem | method | end over that of all | interval of 95 % | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sampling.PROBLEMS:
+        for contrast in sampling.contrasts_of(name):
+            found = [
+                find(runs, name, one.name, "fresh", write_setting(one.default))
+                for one in contrast
+            ]
+            ends = [np.array([final(one) for one in some.values()]) for some in found]
+            if len(ends[0]) != len(ends[1]) or len(ends[0]) < 2:
+                continue
+            low, mean, high = ratio_of_ends(*ends)
+            lines.append(
+                f"| {name} | {contrast.sampled.name} | {mean:.3f} | {low:.3f} to "
+                f"{high:.3f} | {len(ends[0])} |"
+            )
+    return "\n".join(lines)
+
+
+def logging_shares(measurements: list[Measurement]) -> dict[str, float]:
+    """Return which part of a training step of the CNN logging takes, by method."""
+    cnn = (one for one in measurements if one.case.startswith("MNIST CNN"))
+    trained = {one.method: one for one in cnn}
+    shares = {}
+    for method, logged in trained.items():
+        name = method.removesuffix(", logged")
+        if name != method:
+            plain = trained[name]
+            step = plain.milliseconds / plain.share
+            shares[name] = (logged.milliseconds - plain.milliseconds) / step
+    return shares
+
+
+def format_timing(one: Measurement) -> str:
+    """Return one line of the table."""
+    kernels = one.kernels or ""
+    share = f"{100 * one.share:.1f}" if one.share else ""
+    line = (
+        f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}{kernels:>5}"
+        f"{one.milliseconds:>9.2f}{one.ratio:>8.2f}{one.clipped_ratio:>8.2f}{share:>8}"
+        f"{one.state_bytes:>7.2f}{one.state_leaves:>7}{one.temporary_bytes:>7.1f}"
+        f"{one.compile_seconds:>7.2f} s"
+    )
+    return line.rstrip()
+
+
+def format_speed(measurements: list[Measurement]) -> str:
+    """Return the table of the README: ratios by size, by leaves and in training."""
+    single = [one for one in measurements if one.case == "update" and one.leaves == 1]
+    sizes = sorted({one.size for one in single})
+    lines = [
+        "Time of a whole update by number of parameters, over that of the same base",
+        "behind optax.clip_by_global_norm: Adam, or momentum for *_sgd and momentum",
+        f"{'method':<24}{'M':>5}"
+        + "".join(f"{size:>12,}" for size in sizes)
+        + f"{'state':>8}{'compile':>9}",
+    ]
+    for method, num in dict.fromkeys((one.method, one.kernels) for one in single):
+        # A case may be there twice: the later is beside other M.
+        ours = {o.size: o for o in single if (o.method, o.kernels) == (method, num)}
+        ratios = [
+            f"{ours[size].clipped_ratio:.2f}" if size in ours else "" for size in sizes
+        ]
+        one = ours.get(10**7) or ours[max(ours)]
+        lines.append(
+            f"{method:<24}{num or '':>5}"
+            + "".join(f"{ratio:>12}" for ratio in ratios)
+            + f"{one.state_bytes:>8.2f}{one.compile_seconds:>7.2f} s"
+        )
+    lines += [
+        "",
+        f"{'case':<28}{'parameters':>11}{'leaves':>7}  {'method':<23}{'ratio':>6}"
+        f"{'% step':>8}{'compile':>9}",
+    ]
+    for one in measurements:
+        if one.leaves > 1:
+            share = f"{100 * one.share:.1f}" if one.share else ""
+            lines.append(
+                f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}"
+                f"{one.clipped_ratio:>6.2f}{share:>8}{one.compile_seconds:>7.2f} s"
+            )
+    return "\n".join(line.rstrip() for line in lines)

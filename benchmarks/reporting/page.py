@@ -1,209 +1,173 @@
-"""`benchmarks/README.md`, made from the raw rows, and its pictures."""
+"""`benchmarks/README.md`, made from the raw rows and the prose beside this file."""
 
 import pathlib
+from collections.abc import Sequence
 
-from benchmarks.experiments import sampling, sequence, suite, transfer
-from benchmarks.experiments.paper import (
-    EXPERIMENTS,
-    describe,
-    load_comparisons,
-    load_costs,
-)
-from benchmarks.harness.costs import read_costs
+from benchmarks.experiments import sampling, sequence, speed, suite
+from benchmarks.experiments.paper import EXPERIMENTS, Experiment, cost_path, descend
+from benchmarks.harness.costs import Cost, read_costs
 from benchmarks.harness.sweep import TARGETS
 from benchmarks.reporting import (
-    findings,
     library_figures,
     library_tables,
     paper_figures,
     paper_tables,
-    sequence_report,
-    speed_report,
     verdicts,
 )
-from benchmarks.reporting.statistics import Comparison
+from benchmarks.reporting.statistics import Comparison, load_comparisons, lowest_end
 
 FOLDER = pathlib.Path(__file__).parents[1]
 RESULTS = FOLDER / "results"
 PAGE = FOLDER / "README.md"
+_PROSE = pathlib.Path(__file__).parent / "prose"
 
 
-def _suite_section() -> str:
-    """Return the section on one default from five base rates."""
-    comparisons = suite.load_suite(RESULTS)
-    costs = read_costs(RESULTS / f"{suite.STEM}_cost.csv")
-    _, _, text = str(suite.__doc__).partition("\n\n")
-    tables = "\n\n".join(library_tables.format_suite(one, costs) for one in comparisons)
-    return "\n\n".join(
-        [
-            "## One default, nothing tuned",
-            text.strip(),
-            "```bash\npython -m benchmarks suite --seeds 10 --trials 20\n```",
-            "A ruined run ends above ten times the end of tuned SGD, or nowhere;\n"
-            "one that never reaches the target is infinite in every median.",
-            "![What every task ends at, over the rate it was started with]"
-            "(results/suite_starts.png)",
-            "Above: ends over the rate at the start, as multiples of the best end on "
-            "that\ntask. Ours: median and quartiles of the seeds; Adam and momentum: "
-            "one run, a\ntrial, at each of 20 rates.",
-            library_tables.format_starts(comparisons),
-            "![On which share of tasks a method is within a factor of the best]"
-            "(results/suite.png)",
-            findings.SUITE_FOUND,
-            "Ends from .001, seed by seed; bold: two-sided sign test, p < .05. The two "
-            "columns to the right judge a sample instead of all coordinates.",
-            library_tables.format_pairs(comparisons),
-            f"<details><summary>All methods on all tasks</summary>\n\n{tables}\n\n"
-            "</details>",
-        ]
-    )
-
-
-def _transfer_section() -> str:
-    """Return the section on memories that start larger networks."""
-    title, _, text = str(transfer.__doc__).partition("\n\n")
-    table = transfer.format_transfer(transfer.load_transfer(RESULTS))
-    return "\n\n".join(
-        [
-            f"## {title.rstrip('.')}",
-            text.strip(),
-            "```bash\npython -m benchmarks transfer --seeds 10\n```",
-            "Updates to the target, median and quartiles; beside them over those of a "
-            "fresh memory from .001, with seeds better : worse, bold where p < .05.",
-            table,
-            findings.TRANSFER_FOUND,
-        ]
-    )
-
-
-def format_answers(comparisons: list[Comparison]) -> str:
-    """Return the table that answers the page's questions."""
-    lines = [
-        "| problem | untuned, beside Adam at 0.001 | tuned, beside the best tuned "
-        "baseline | M=20 beside M=1, untuned | reloaded beside new |",
-        "|---|---|---|---|---|",
-    ]
-    for comparison in comparisons:
-        for name in verdicts.OURS:
-            cells = verdicts.summary(comparison, name)
-            lines.append(f"| {comparison.problem.name}, {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _section(name: str, comparisons: list[Comparison]) -> str:
-    experiment = EXPERIMENTS[name]
-    title, _, text = experiment.about.partition("\n\n")
-    parts = [f"## {title.rstrip('.')}", text.strip()]
-    parts.append(f"![{title}](results/{experiment.stem}.png)")
-    if experiment.own_picture:
-        parts.append(f"![{title}: what was made](results/{experiment.own_picture})")
-    parts.append(f"```bash\npython -m benchmarks {name} --full\n```")
-    costs = load_costs(experiment, RESULTS)
-    texts = describe(experiment, comparisons, costs)
-    for comparison, text in zip(comparisons, texts, strict=True):
-        parts.append(text)
-        parts.append(
-            "<details><summary>Spaces and settings</summary>\n\n"
-            f"{paper_tables.format_settings(comparison)}\n\n</details>"
-        )
-    return "\n\n".join(parts)
-
-
-def _pairs() -> str:
-    """Return the section on the paper's figure 1."""
-    title, _, text = str(sequence.__doc__).partition("\n\n")
-    runs = sequence_report.read_rows(RESULTS / "mnist.csv")
-    return "\n\n".join(
-        [
-            f"## {title.rstrip('.')} (the paper's figure 1)",
-            text.strip(),
-            "![Test accuracy on three tasks, updates to 98 %](results/mnist.png)",
-            "```bash\npython -m benchmarks mnist\n```",
-            f"```text\n{sequence_report.format_table(runs)}\n```",
-            findings.MNIST_FOUND.strip(),
-        ]
-    )
-
-
-def _sampling_section() -> str:
-    """Return the section on evidence from samples."""
-    title, _, text = str(sampling.__doc__).partition("\n\n")
-    return "\n\n".join(
-        [
-            f"## {title.rstrip('.')}",
-            text.strip(),
-            "```bash\npython -m benchmarks sampling --seeds 10\n```",
-            sampling.format_sampling(RESULTS),
-        ]
-    )
-
-
-def _speed_section() -> str:
-    """Return the section on what a step costs."""
-    rows = speed_report.read_rows(RESULTS / "speed.csv")
-    return "\n\n".join(
-        [
-            "## What a step costs",
-            findings.SPEED.strip(),
-            f"```text\n{speed_report.format_table(rows)}\n```",
-            "![Time of a whole update over that of Adam by number of parameters and by "
-            "number of local models, and bytes of state per parameter.]"
-            "(results/speed.png)",
-            "```bash\npython -m benchmarks speed --out benchmarks/results\n```",
-            findings.SPEED_FOUND.strip(),
-        ]
-    )
-
-
-def load_all() -> dict[str, list[Comparison]]:
-    """Return the comparisons of every experiment in `benchmarks/results`."""
-    return {
-        name: load_comparisons(experiment, RESULTS, experiment.load(None))
-        for name, experiment in EXPERIMENTS.items()
-    }
+def fill(name: str, **tables: str) -> str:
+    """Return a section's prose with its tables where it names them."""
+    return (_PROSE / f"{name}.md").read_text().strip().format(**tables)
 
 
 def make_page() -> str:
     """Return the page, from the rows in `benchmarks/results`."""
     loaded = load_all()
-    everything = [one for comparisons in loaded.values() for one in comparisons]
-    sections = [_section(name, comparisons) for name, comparisons in loaded.items()]
-    targets = TARGETS.read_text().splitlines()
-    rows = "\n".join(f"| {line.replace(',', ' | ')} |" for line in targets[1:])
-    return (
-        "\n\n".join(
-            [
-                findings.INTRODUCTION.strip(),
-                f"| problem | target | from |\n|---|---|---|\n{rows}",
-                _suite_section(),
-                _transfer_section(),
-                _speed_section(),
-                _sampling_section(),
-                "## Answers",
-                verdicts.LEGEND,
-                format_answers(everything),
-                *verdicts.count(everything),
-                findings.ANSWERS_FOUND.strip(),
-                _pairs(),
-                *sections,
-            ]
+    sections = [
+        fill("introduction", targets=_format_targets()),
+        _fill_suite(),
+        fill(
+            "transfer",
+            table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
+        ),
+        fill(
+            "speed",
+            table=library_tables.format_speed(speed.read_rows(RESULTS / "speed.csv")),
+        ),
+        _fill_answers([one for comparisons in loaded.values() for one in comparisons]),
+        fill(
+            "sequence",
+            table=paper_tables.format_sequence(
+                sequence.read_rows(RESULTS / "mnist.csv")
+            ),
+        ),
+        *(_fill_experiment(name, comparisons) for name, comparisons in loaded.items()),
+    ]
+    if (RESULTS / f"{sampling.STEM}.csv").exists():
+        table = library_tables.format_sampling(RESULTS)
+        sections.insert(4, fill("sampling", table=table))
+    return "\n\n".join(sections) + "\n"
+
+
+def load_all() -> dict[str, list[Comparison]]:
+    """Return the comparisons of every experiment in `benchmarks/results`."""
+    return {
+        name: load_comparisons(
+            RESULTS / f"{experiment.stem}.csv", experiment.load(None)
         )
-        + "\n"
+        for name, experiment in EXPERIMENTS.items()
+    }
+
+
+def _format_targets() -> str:
+    lines = TARGETS.read_text().splitlines()[1:]
+    rows = (f"| {line.replace(',', ' | ')} |" for line in lines)
+    return "\n".join(["| problem | target | from |", "|---|---|---|", *rows])
+
+
+def _fill_suite() -> str:
+    comparisons = library_tables.load_suite(RESULTS)
+    costs = read_costs(RESULTS / f"{suite.STEM}_cost.csv")
+    tasks = [library_tables.format_task(one, costs) for one in comparisons]
+    return fill(
+        "suite",
+        base_rates=library_tables.format_base_rates(comparisons),
+        variants=library_tables.format_variants(comparisons),
+        tasks="\n\n".join(tasks),
     )
+
+
+def _fill_answers(comparisons: list[Comparison]) -> str:
+    return fill(
+        "answers",
+        answers=verdicts.format_answers(comparisons),
+        counts="\n\n".join(verdicts.count(comparisons)),
+    )
+
+
+def _fill_experiment(name: str, comparisons: list[Comparison]) -> str:
+    experiment = EXPERIMENTS[name]
+    costs = read_costs(cost_path(experiment, RESULTS))
+    parts = []
+    described = describe(experiment, comparisons, costs)
+    for comparison, text in zip(comparisons, described, strict=True):
+        settings = paper_tables.format_settings(comparison)
+        parts.append(
+            f"{text}\n\n<details><summary>Spaces and settings</summary>\n\n"
+            f"{settings}\n\n</details>"
+        )
+    return fill(name, problems="\n\n".join(parts))
+
+
+def describe(
+    experiment: Experiment, comparisons: Sequence[Comparison], costs: Sequence[Cost]
+) -> list[str]:
+    """Return all tables and verdicts of every problem as Markdown."""
+    return [
+        _describe(experiment, comparison, paper, costs)
+        for comparison, paper in zip(comparisons, experiment.paper, strict=True)
+    ]
+
+
+def _describe(
+    experiment: Experiment,
+    comparison: Comparison,
+    paper: float | None,
+    costs: Sequence[Cost],
+) -> str:
+    problem = comparison.problem
+    count = len(comparison.seeds())
+    parts = [
+        f"### {problem.name}",
+        f"Updates to a target of {comparison.target:.4g} or less within "
+        f"{problem.horizon}, measured every {problem.every}; {count} seeds: median "
+        "[quartiles], runs that missed.",
+        paper_tables.format_comparison(comparison, costs),
+    ]
+    scores = experiment.yardsticks(problem)
+    if scores:
+        text = ", ".join(f"{name} {score:.2g}" for name, score in scores.items())
+        parts.append(
+            f"The same measure without a network: {text}. The lowest median end of any "
+            f"network above: {lowest_end(comparison):.2g}."
+        )
+    if problem.related is not None:
+        parts += [
+            "With a memory learned on the related task, at the fixed setting:",
+            paper_tables.format_reloaded(comparison),
+        ]
+    sentences = verdicts.say_all(comparison, paper)
+    parts.append("\n".join(f"- {sentence}" for sentence in sentences))
+    return "\n\n".join(parts)
+
+
+def draw_experiment(
+    name: str, comparisons: Sequence[Comparison], out: pathlib.Path
+) -> None:
+    """Draw the pictures of one experiment."""
+    experiment = EXPERIMENTS[name]
+    paper_figures.draw_comparisons(
+        comparisons, experiment.measured, out / f"{experiment.stem}.png"
+    )
+    if name == "gan":
+        paper_figures.draw_digits(comparisons[0], out / "gan_digits.png")
+    if name == "rosenbrock":
+        paper_figures.draw_descent(descend(), out / "rosenbrock_path.png")
 
 
 def draw_all() -> None:
-    """Draw the pictures of all comparisons again."""
+    """Draw all pictures again, but that of speed."""
     for name, comparisons in load_all().items():
-        experiment = EXPERIMENTS[name]
-        paper_figures.draw(
-            comparisons, experiment.measured, RESULTS / f"{experiment.stem}.png"
-        )
-        if experiment.own_picture:
-            experiment.draw(comparisons, RESULTS / experiment.own_picture)
-    tasks = suite.load_suite(RESULTS)
-    library_tables.draw_profile(tasks, RESULTS / "suite.png")
-    library_figures.draw_starts(tasks, RESULTS / "suite_starts.png")
-    sequence_report.draw(
-        sequence_report.read_rows(RESULTS / "mnist.csv"), RESULTS / "mnist.png"
-    )
+        draw_experiment(name, comparisons, RESULTS)
+    tasks = library_tables.load_suite(RESULTS)
+    library_figures.draw_profile(tasks, RESULTS / "suite.png")
+    library_figures.draw_base_rates(tasks, RESULTS / "suite_starts.png")
+    runs = sequence.read_rows(RESULTS / "mnist.csv")
+    paper_figures.draw_sequence(runs, RESULTS / "mnist.png")

@@ -1,9 +1,10 @@
-"""Tables of a comparison, as Markdown."""
+"""Tables of the paper's experiments, as Markdown."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.experiments.sequence import TASKS, Run
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import read_setting
 from benchmarks.harness.sweep import BUDGETS
@@ -19,7 +20,33 @@ from benchmarks.reporting.statistics import (
     tuned,
 )
 
-STARTS = {
+GOAL = 0.98
+LAST_TASK = f"{TASKS[-1][0]} vs {TASKS[-1][1]}"
+
+# Mean updates on the last task, read off the paper's figure 1 (right), +-3 %; its
+# horizon is 25 updates, so 24.7 means all but never.
+PAPER_UPDATES = {
+    ("sgd", None): 24.7,
+    ("adam", None): 14.4,
+    ("new", 0.1): 11.7,
+    ("new", 0.01): 14.6,
+    ("new", 0.001): 17.8,
+    ("reloaded", 0.1): 3.2,
+    ("reloaded", 0.01): 3.4,
+    ("reloaded", 0.001): 4.7,
+}
+SEQUENCE_LABELS = {
+    "sgd": "SGD at 0.001",
+    "adam": "Adam at 0.001",
+    "new": "new memory",
+    "reloaded": "reloaded memory",
+    "frozen": "reloaded, not learning on",
+    "constant": "constant: mean rate of each layer",
+    "shuffled": "shuffled within each layer, learning on",
+    "new_m1": "new, one local model (M=1)",
+    "reloaded_m1": "reloaded, one local model (M=1)",
+}
+START_LABELS = {
     "reloaded": "reloaded, learning on",
     "frozen": "reloaded, not learning on",
     "constant": "mean rate of each layer, not learning on",
@@ -52,7 +79,7 @@ def format_updates(found: Outcome | None) -> str:
     return text + (f", {missed} missed" if 0 < missed < len(found.updates) else "")
 
 
-def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
+def format_comparison(comparison: Comparison, costs: Sequence[Cost]) -> str:
     """Return the comparison of all methods as Markdown."""
     problem = comparison.problem.name
     cost = {one.method: one for one in costs if one.problem == problem}
@@ -62,7 +89,7 @@ def format_table(comparison: Comparison, costs: Sequence[Cost]) -> str:
         "| state, bytes per parameter |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for method in METHODS:
+    for method in METHODS.values():
         name = method.name
         plain, best = fixed(comparison, name), most_tuned(comparison, name)
         if plain is None:
@@ -90,7 +117,7 @@ def format_settings(comparison: Comparison) -> str:
     lines = ["| method | space, log-uniform | fixed | 1 | 5 | 20 trials |"]
     edges = False
     lines.append("|---|---|---|---|---|---|")
-    for method in METHODS:
+    for method in METHODS.values():
         plain = fixed(comparison, method.name)
         if plain is None:
             continue
@@ -120,14 +147,14 @@ def _edge(method: Method, setting: str) -> str:
     return ""
 
 
-def format_transfer(comparison: Comparison) -> str:
+def format_reloaded(comparison: Comparison) -> str:
     """Return new, reloaded and control memories as Markdown; updates, then the end."""
     lines = [
         "| start of the memory | " + " | ".join(LABELS[one] for one in WITH_MEMORY),
         "|---|" + "---|" * len(WITH_MEMORY),
     ]
     lines[0] += " |"
-    for start, label in {"fresh": "new", **STARTS}.items():
+    for start, label in {"fresh": "new", **START_LABELS}.items():
         cells = []
         for name in WITH_MEMORY:
             found = (
@@ -139,3 +166,31 @@ def format_transfer(comparison: Comparison) -> str:
             cells.append(format_updates(found) + end)
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def updates_to_goal(run: Run) -> np.ndarray:
+    """Return per seed the updates until the goal; a miss counts as horizon + 1."""
+    reached = run.accuracies >= GOAL
+    horizon = reached.shape[1]
+    return np.where(reached.any(1), reached.argmax(1) + 1, horizon + 1)
+
+
+def format_sequence(runs: list[Run]) -> str:
+    """Return the updates to the goal on the last task, beside the paper's figures."""
+    last = [run for run in runs if run.task == LAST_TASK]
+    seeds, horizon = last[0].accuracies.shape
+    lines = [
+        f"Updates until {GOAL:.0%} test accuracy on {LAST_TASK}, {seeds} seeds; "
+        f"a miss counts as {horizon + 1}",
+        f"{'method':<40}{'meta rate':>10}{'mean':>7}{'median':>8}{'misses':>8}"
+        f"{'paper, mean':>13}",
+    ]
+    for run in last:
+        updates = updates_to_goal(run)
+        meta_rate = "" if run.meta_rate is None else f"{run.meta_rate:g}"
+        paper = PAPER_UPDATES.get((run.method, run.meta_rate), "")
+        lines.append(
+            f"{SEQUENCE_LABELS[run.method]:<40}{meta_rate:>10}{updates.mean():>7.1f}"
+            f"{np.median(updates):>8.1f}{(updates > horizon).sum():>8}{paper:>13}"
+        )
+    return "\n".join(line.rstrip() for line in lines)

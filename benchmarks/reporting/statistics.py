@@ -1,6 +1,7 @@
 """What the raw rows of a comparison say: medians, quartiles, misses, paired tests."""
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,14 +12,13 @@ from benchmarks.harness.store import (
     Runs,
     final,
     find,
+    read_runs,
     updates_to,
     write_setting,
 )
-from benchmarks.harness.sweep import BUDGETS, best_trial, trials_done
+from benchmarks.harness.sweep import BUDGETS, best_trial, load_targets, trials_done
 from benchmarks.methods import METHODS, Method
 from benchmarks.problems.problem import Problem
-
-METHOD = {method.name: method for method in METHODS}
 
 
 class Outcome(NamedTuple):
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
         }
 
 
-class Test(NamedTuple):
+class SignTest(NamedTuple):
     """A paired comparison of updates to the target: a sign test, ties left out."""
 
     wins: int
@@ -55,7 +55,15 @@ class Test(NamedTuple):
     p: float
 
 
-def outcome(
+def load_comparisons(
+    path: pathlib.Path, problems: Iterable[Problem]
+) -> list[Comparison]:
+    """Return what a file of raw rows knows of some problems, beside their targets."""
+    runs, targets = read_runs(path), load_targets()
+    return [Comparison(problem, targets[problem.name], runs) for problem in problems]
+
+
+def find_outcome(
     comparison: Comparison, method: Method, start: str, setting: str
 ) -> Outcome | None:
     """Return the runs of one setting, or None unless every seed is there."""
@@ -74,17 +82,17 @@ def outcome(
 
 def fixed(comparison: Comparison, name: str) -> Outcome | None:
     """Return the runs of a method at its one fixed setting."""
-    method = METHOD[name]
-    return outcome(comparison, method, "fresh", write_setting(method.default))
+    method = METHODS[name]
+    return find_outcome(comparison, method, "fresh", write_setting(method.default))
 
 
 def tuned(comparison: Comparison, name: str, budget: int) -> Outcome | None:
     """Return the runs of a method at the best of its first `budget` trials."""
-    method, (problem, target, runs) = METHOD[name], comparison
+    method, (problem, target, runs) = METHODS[name], comparison
     if trials_done(runs, problem, method) < budget:
         return None
     setting = best_trial(runs, problem, method, budget, target)
-    return outcome(comparison, method, "fresh", write_setting(setting))
+    return find_outcome(comparison, method, "fresh", write_setting(setting))
 
 
 def most_tuned(comparison: Comparison, name: str) -> Outcome | None:
@@ -98,10 +106,10 @@ def most_tuned(comparison: Comparison, name: str) -> Outcome | None:
 
 def transferred(comparison: Comparison, name: str, start: str) -> Outcome | None:
     """Return the runs that began with a memory of another task, or a control of it."""
-    method = METHOD[name]
+    method = METHODS[name]
     still = start in ("frozen", "constant")
     setting = {**method.default, "meta": 0.0} if still else method.default
-    return outcome(comparison, method, start, write_setting(setting))
+    return find_outcome(comparison, method, start, write_setting(setting))
 
 
 def quartiles(values: np.ndarray) -> tuple[float, float, float]:
@@ -119,25 +127,25 @@ def median(values: np.ndarray) -> float:
     return quartiles(values)[1]
 
 
-def sign_test(one: Outcome, other: Outcome) -> Test:
+def sign_test(one: Outcome, other: Outcome) -> SignTest:
     """Test whether one needs fewer updates than the other, seed by seed."""
     return paired_test(one.updates, other.updates)
 
 
-def paired_test(one: np.ndarray, other: np.ndarray) -> Test:
+def paired_test(one: np.ndarray, other: np.ndarray) -> SignTest:
     """Test whether one measure [seeds] is lower than the other, seed by seed."""
     seeds = min(len(one), len(other))
     a, b = one[:seeds], other[:seeds]
     wins, losses = int((a < b).sum()), int((a > b).sum())
     p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return Test(wins, losses, seeds - wins - losses, float(p))
+    return SignTest(wins, losses, seeds - wins - losses, float(p))
 
 
 def lowest_end(comparison: Comparison) -> float:
     """Return the lowest median end of any method, at its fixed setting or tuned."""
     ends = [
         median(found.finals)
-        for name in METHOD
+        for name in METHODS
         for found in (fixed(comparison, name), most_tuned(comparison, name))
         if found is not None
     ]
@@ -154,3 +162,11 @@ def best_of(comparison: Comparison, names: Sequence[str]) -> str:
         return median(found.updates), median(found.finals)
 
     return min(names, key=rank)
+
+
+def ratio_of_ends(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Return (low, mean, high) of the ratio of paired ends, an interval of 95 %."""
+    logs = np.log(one) - np.log(other)
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    low, mean, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    return float(low), float(mean), float(high)

@@ -3,7 +3,11 @@
 import numpy as np
 
 from benchmarks.methods import BASELINES, LABELS
-from benchmarks.reporting.paper_tables import STARTS, format_measure, format_number
+from benchmarks.reporting.paper_tables import (
+    START_LABELS,
+    format_measure,
+    format_number,
+)
 from benchmarks.reporting.statistics import (
     Comparison,
     Outcome,
@@ -15,7 +19,7 @@ from benchmarks.reporting.statistics import (
     transferred,
 )
 
-OURS = ("paper_sgd", "paper_adam")
+PAPERS = ("paper_sgd", "paper_adam")
 _SIGNIFICANT = 0.05
 
 
@@ -35,7 +39,7 @@ def _judge(one: Outcome, other: Outcome, winner: str, rival: str) -> str:
     )
 
 
-def verdicts(comparison: Comparison, paper: float | None = None) -> list[str]:
+def say_all(comparison: Comparison, paper: float | None = None) -> list[str]:
     """Return all sentences on a problem; `paper` is the paper's ratio, untuned."""
     return [
         *_on_the_paper(comparison, paper),
@@ -62,7 +66,7 @@ def _on_baselines(comparison: Comparison) -> list[str]:
     baseline = best_of(comparison, BASELINES)
     rival = most_tuned(comparison, baseline)
     sentences = []
-    for name in OURS:
+    for name in PAPERS:
         for kind, found in (
             ("its fixed setting", fixed(comparison, name)),
             ("its best trial", most_tuned(comparison, name)),
@@ -81,7 +85,7 @@ def _on_baselines(comparison: Comparison) -> list[str]:
 def _on_models(comparison: Comparison) -> list[str]:
     """Say whether M=20 beats M=1."""
     sentences = []
-    for name in OURS:
+    for name in PAPERS:
         one = f"{name}_m1"
         for kind, many, single in (
             ("fixed", fixed(comparison, name), fixed(comparison, one)),
@@ -105,17 +109,21 @@ def _on_transfer(comparison: Comparison) -> list[str]:
     not.
     """
     sentences = []
-    for name in OURS:
+    for name in PAPERS:
         ours = transferred(comparison, name, "reloaded")
         still = transferred(comparison, name, "frozen")
         single = transferred(comparison, f"{name}_m1", "frozen")
         pairs = [("a new one", ours, fixed(comparison, name))] + [
-            (STARTS[start], ours, transferred(comparison, name, start))
+            (START_LABELS[start], ours, transferred(comparison, name, start))
             for start in ("shuffled", "unrelated")
         ]
         pairs += [
             ("one rate a layer, neither learning on", still, single),
-            (STARTS["constant"], still, transferred(comparison, name, "constant")),
+            (
+                START_LABELS["constant"],
+                still,
+                transferred(comparison, name, "constant"),
+            ),
         ]
         for label, one, other in pairs:
             if one and other:
@@ -123,13 +131,6 @@ def _on_transfer(comparison: Comparison) -> list[str]:
                 kind = "reloaded" if one is ours else "reloaded, not learning on,"
                 sentences.append(f"{name}, {kind} beside {label}: {judged}.")
     return sentences
-
-
-LEGEND = (
-    "Median updates to the target over those of the rival, and seeds better : worse "
-    "(equal left out); bold where a paired sign test says p < .05. The page below has "
-    "every number."
-)
 
 
 def _cell(one: Outcome | None, other: Outcome | None) -> str:
@@ -164,6 +165,20 @@ def summary(comparison: Comparison, name: str) -> list[str]:
     return [_cell(*pair) for pair in _rivals(comparison, name)]
 
 
+def format_answers(comparisons: list[Comparison]) -> str:
+    """Return the table that answers the page's questions."""
+    lines = [
+        "| problem | untuned, beside Adam at 0.001 | tuned, beside the best tuned "
+        "baseline | M=20 beside M=1, untuned | reloaded beside new |",
+        "|---|---|---|---|---|",
+    ]
+    for comparison in comparisons:
+        for name in PAPERS:
+            cells = " | ".join(summary(comparison, name))
+            lines.append(f"| {comparison.problem.name}, {name} | {cells} |")
+    return "\n".join(lines)
+
+
 def count(comparisons: list[Comparison]) -> list[str]:
     """Return the answers to the page's questions, counted over problems and bases."""
     questions = (
@@ -174,7 +189,7 @@ def count(comparisons: list[Comparison]) -> list[str]:
     )
     tally = [[0, 0, 0] for _ in questions]
     for comparison in comparisons:
-        for name in OURS:
+        for name in PAPERS:
             for row, (one, other) in zip(tally, _rivals(comparison, name), strict=True):
                 if one is None or other is None:
                     continue

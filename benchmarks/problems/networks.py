@@ -1,0 +1,133 @@
+"""Every network that is trained here, once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Mlp(nn.Module):
+    """Dense layers of the given widths."""
+
+    widths: tuple[int, ...]
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return [B, widths[-1]] for x [B, ...]."""
+        x = x.reshape(len(x), -1)
+        for width in self.widths[:-1]:
+            x = self.activation(nn.Dense(width)(x))
+        return nn.Dense(self.widths[-1])(x)
+
+
+class Residual(nn.Module):
+    """Eight residual blocks, each with a normalisation and two dense layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images x [B, 28, 28]."""
+        x = nn.Dense(64)(x.reshape(len(x), -1))
+        for _ in range(8):
+            x += nn.Dense(64)(nn.relu(nn.Dense(64)(nn.LayerNorm()(x))))
+        return nn.Dense(10)(nn.LayerNorm()(x))
+
+
+class Cnn(nn.Module):
+    """Convolutions of 3 x 3, each halving the image, and two dense layers."""
+
+    channels: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images x [B, 28, 28]."""
+        x = x[..., None]
+        for channels in self.channels:
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2))(x))
+        x = x.reshape(len(x), -1)
+        return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
+
+
+class LeNet(nn.Module):
+    """The authors' small LeNet: conv 5x5x8, max-pool, dense 128, 2 outputs."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return logits [B, 2] for images [B, 28, 28] in [0, 1]."""
+        # A convolution as patches times a kernel: many networks at once, as under
+        # vmap, make of nn.Conv a grouped convolution, which is slow on a CPU.
+        patches = jax.lax.conv_general_dilated_patches(
+            images[..., None],
+            (5, 5),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        features = nn.Dense(8, name="Conv_0")(patches)
+        pooled = features.reshape(-1, 12, 2, 12, 2, 8).max((2, 4))
+        hidden = nn.relu(nn.Dense(128)(nn.relu(pooled).reshape(-1, 12 * 12 * 8)))
+        return nn.Dense(2)(hidden)
+
+
+class Transformer(nn.Module):
+    """A language model over bytes."""
+
+    width: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return logits [B, T, 256] for bytes [B, T]."""
+        x: Any = nn.Embed(256, self.width)(tokens)
+        shape = (1, *x.shape[-2:])
+        x += self.param("position", nn.initializers.normal(0.02), shape)
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            attend = nn.MultiHeadDotProductAttention(num_heads=4)
+            x += attend(nn.LayerNorm()(x), mask=mask)
+            inner = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+            x += nn.Dense(self.width)(nn.gelu(inner))
+        return nn.Dense(256)(nn.LayerNorm()(x))
+
+
+class Bag(nn.Module):
+    """The mean of the embeddings of some tokens, then two dense layers."""
+
+    tokens: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return [B, 4] for tokens [B, T]."""
+        x = nn.Embed(self.tokens, self.width)(tokens)
+        return nn.Dense(4)(nn.tanh(nn.Dense(self.width)(jnp.mean(x, axis=-2))))
+
+
+class Lstm(nn.Module):
+    """LSTM cells and a linear layer."""
+
+    cells: int
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Return [B, T, width] for inputs [B, T, ...]."""
+        hidden = nn.RNN(nn.OptimizedLSTMCell(self.cells, name="LSTM"))(inputs)
+        return nn.Dense(self.width)(hidden)
+
+
+class Autoencoder(nn.Module):
+    """Dense layers that draw images again through a narrow middle."""
+
+    width: int
+    middle: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return images [B, P] in [0, 1] for images [B, P]."""
+        middle = nn.Dense(self.middle)(nn.elu(nn.Dense(self.width)(images)))
+        hidden = nn.elu(nn.Dense(self.width)(middle))
+        return nn.sigmoid(nn.Dense(images.shape[-1])(hidden))
