@@ -31,6 +31,9 @@ from benchmarks.reporting import (
 )
 from benchmarks.reporting.statistics import load_comparisons
 
+# What a comparison tries unless it is asked for more.
+FEW_TRIALS, FEW_METHODS = 5, [*BASELINES, *WITH_MEMORY, "prodigy"]
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that reports what is wrong in one line."""
@@ -72,7 +75,7 @@ def make_parser() -> Parser:
         return one
 
     mnist = add("mnist", "a CNN learns pairs of digits with a memory that moves on")
-    _add_comparison(mnist, seeds=10)
+    _add_comparison(mnist, seeds=10, where=", with --compare")
     mnist.add_argument(
         "--horizon", type=positive, default=25, help="updates in each of three tasks"
     )
@@ -84,6 +87,11 @@ def make_parser() -> Parser:
         type=pathlib.Path,
         help="folder with the four MNIST files instead of the bundled subset",
     )
+    mnist.add_argument(
+        "--compare",
+        action="store_true",
+        help="then tune and compare methods on the last task",
+    )
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
@@ -94,8 +102,8 @@ def make_parser() -> Parser:
     samples.add_argument("--seeds", type=positive, default=3, help="paired runs")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
-    speed = add("speed", "what an update costs, beside Adam and others")
-    speed.add_argument(
+    sizes = add("speed", "what an update costs, beside Adam and others")
+    sizes.add_argument(
         "--sizes",
         type=positive,
         nargs="+",
@@ -105,27 +113,28 @@ def make_parser() -> Parser:
     return parser
 
 
-def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
-    few = [*BASELINES, *WITH_MEMORY, "prodigy"]
+def _add_comparison(
+    parser: argparse.ArgumentParser, seeds: int = 3, where: str = ""
+) -> None:
     parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
     parser.add_argument(
         "--trials",
         type=int,
         choices=sweep.BUDGETS,
-        default=5,
-        help="settings that are tried to tune a method",
+        default=FEW_TRIALS,
+        help=f"settings that are tried to tune a method{where}",
     )
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        default=few,
-        help="what to compare",
+        default=FEW_METHODS,
+        help=f"what to compare{where}",
     )
     parser.add_argument(
         "--full",
         action="store_true",
-        help="the published setting: 10 seeds, 20 trials, all methods",
+        help=f"the published setting{where}: 10 seeds, 20 trials, all methods",
     )
 
 
@@ -135,7 +144,7 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
         "--trials",
         type=int,
         choices=sweep.BUDGETS,
-        default=5,
+        default=FEW_TRIALS,
         help="rates that are tried to tune a baseline",
     )
     parser.add_argument(
@@ -235,6 +244,9 @@ def make_report(arguments: argparse.Namespace) -> None:
 
 def run_mnist(arguments: argparse.Namespace) -> None:
     """Run the paper's three tasks with a memory that moves on; compare if asked to."""
+    asked = arguments.trials, arguments.methods
+    if not arguments.compare and asked != (FEW_TRIALS, FEW_METHODS):
+        raise ValueError("--trials and --methods say how to compare: add --compare")
     digits = load_digits(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
     say(
@@ -285,7 +297,7 @@ def main(command_line: list[str] | None = None) -> None:
     arguments = parser.parse_args(command_line)
     if getattr(arguments, "full", False):
         arguments.seeds, arguments.trials = 10, max(sweep.BUDGETS)
-        arguments.methods = list(METHODS)
+        arguments.methods, arguments.compare = list(METHODS), True
     try:
         commands = {
             "mnist": run_mnist,

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.__main__ import main
 from benchmarks.experiments import sequence, speed
 from benchmarks.experiments.sequence import Run, make_task, train_run
@@ -17,7 +18,12 @@ from benchmarks.harness.sweep import averaged, shuffled
 from benchmarks.methods import MODELS
 from benchmarks.problems.digits import SUBSET, load_digits
 from benchmarks.problems.networks import LeNet
-from benchmarks.reporting import library_figures, library_tables, paper_tables
+from benchmarks.reporting import (
+    library_figures,
+    library_tables,
+    paper_figures,
+    paper_tables,
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +80,11 @@ def test_a_lesson_is_plain_training(task):
     for update, batch in enumerate(lesson.batches):
         loss, grads = jax.value_and_grad(loss_fn)(params, batch)
         params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
-        told = np.argmax(logits(params, two.test_images), -1) == two.test_labels
+        told = logits(params, two.test_images).argmax(-1) == two.test_labels
         assert run.losses[1, update] == pytest.approx(float(loss), rel=1e-5)
-        assert run.accuracies[1, update] == pytest.approx(told.mean(), abs=2.5 / 400)
+        assert run.accuracies[1, update] == pytest.approx(
+            float(told.mean()), abs=2.5 / 400
+        )
 
 
 def test_a_memory_goes_from_run_to_run(task):
@@ -200,9 +208,10 @@ def test_models_have_the_leaves_and_parameters_they_say():
 
 def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     arguments = ["--seeds", "2", "--horizon", "2", "--batch-size", "4"]
-    arguments += ["--methods", "sgd", "--trials", "1"]
     main(["mnist", *arguments, "--out", str(tmp_path / "new" / "folder")])
     out = capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert files == {"mnist.csv", "mnist.png"}
     assert "Updates until 98% test accuracy on 1 vs 4, 2 seeds" in out
     with open(tmp_path / "new" / "folder" / "mnist.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -220,6 +229,25 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("asked", "trials"),
+    [
+        ([], None),
+        (["--compare", "--methods", "sgd", "--trials", "1"], 1),
+        (["--full"], 20),
+    ],
+)
+def test_mnist_compares_when_it_is_asked_to(asked, trials, tmp_path, monkeypatch):
+    """What is tuned and compared is tested elsewhere."""
+    run = RUNS[-1]
+    monkeypatch.setattr(sequence, "run_all", lambda *_: iter([run]))
+    monkeypatch.setattr(paper_figures, "draw_sequence", lambda *_: None)
+    compared = []
+    monkeypatch.setattr(command, "compare", compared.append)
+    main(["mnist", *asked, "--out", str(tmp_path)])
+    assert [one.trials for one in compared] == ([] if trials is None else [trials])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--speed", "3"], "unrecognized arguments: --speed 3"),
@@ -227,6 +255,10 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
         (["--seeds", "many"], "invalid positive value: 'many'"),
         (["--horizon", "1000"], "needs 64000 images, but there are 2000"),
         (["--data-dir", "/nowhere"], "no MNIST file /nowhere/train-images-idx3-ubyte"),
+        (
+            ["--trials", "20"],
+            "--trials and --methods say how to compare: add --compare",
+        ),
         (["--out", "/dev/null/x"], "/dev/null"),
     ],
 )
