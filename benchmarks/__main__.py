@@ -172,7 +172,7 @@ def compare(arguments: argparse.Namespace) -> None:
         f"what is done stays in {out}: stop when you like, the same command goes on"
     )
     problems = experiment.load(getattr(arguments, "data_dir", None))
-    paper.run_experiment(
+    paper.run(
         experiment,
         out,
         problems,
@@ -214,7 +214,7 @@ def find_targets(arguments: argparse.Namespace) -> None:
 def run_suite(arguments: argparse.Namespace) -> None:
     """Run the suite; print a table per task."""
     out = arguments.out
-    suite.run_suite(out, arguments.tasks, arguments.seeds, arguments.trials, say)
+    suite.run(out, arguments.tasks, arguments.seeds, arguments.trials, say)
     known = costs.read_costs(out / f"{suite.STEM}_cost.csv")
     problems = [SUITE[name]() for name in arguments.tasks]
     for comparison in load_comparisons(out / f"{suite.STEM}.csv", problems):
@@ -223,14 +223,14 @@ def run_suite(arguments: argparse.Namespace) -> None:
 
 def run_transfer(arguments: argparse.Namespace) -> None:
     """Give memories to larger networks; print the table."""
-    transfer.run_transfer(arguments.out, arguments.seeds, max(sweep.BUDGETS), say)
+    transfer.run(arguments.out, arguments.seeds, max(sweep.BUDGETS), say)
     comparisons = library_tables.load_transfer(arguments.out)
     say(f"\n{library_tables.format_transfer(comparisons)}")
 
 
 def run_sampling(arguments: argparse.Namespace) -> None:
     """Take evidence from samples and from everything; print the table."""
-    sampling.run_sampling(arguments.out, arguments.seeds, say)
+    sampling.run(arguments.out, arguments.seeds, say)
     say(f"\n{library_tables.format_sampling(arguments.out)}")
 
 

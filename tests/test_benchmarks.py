@@ -13,7 +13,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks.__main__ import main
 from benchmarks.experiments import sequence, speed
-from benchmarks.experiments.sequence import Run, make_task, train_run
+from benchmarks.experiments.sequence import TaskRun, make_task, train_run
 from benchmarks.harness.sweep import averaged, shuffled
 from benchmarks.methods import MODELS
 from benchmarks.problems.digits import SUBSET, load_digits
@@ -116,9 +116,9 @@ def test_one_local_model_is_one_scalar_per_layer(task):
 
 
 RUNS = [
-    Run("1 vs 2", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
-    Run("1 vs 4", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
-    Run(
+    TaskRun("1 vs 2", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    TaskRun("1 vs 4", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    TaskRun(
         "1 vs 4",
         "new",
         0.01,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments.paper import descend
-from benchmarks.problems import digits, gan, robot, tasks
+from benchmarks.problems import digits, gan, networks, robot, tasks
 from benchmarks.problems.robot import AHEAD, WINDOW
 from benchmarks.problems.tasks import rosenbrock_height
 
@@ -219,3 +219,19 @@ def test_a_batch_is_judged_like_what_is_held_out(name):
     before = problem.measure(problem.data, params, key)
     params, _ = jax.jit(lambda p: jax.lax.scan(descend, p, np.arange(20)))(params)
     assert problem.measure(problem.data, params, key) < 0.97 * before
+
+
+def test_layers_are_made_in_the_order_that_the_committed_rows_hold_for():
+    """Another order draws other parameters from the same seed."""
+    images = jnp.zeros((1, 784))
+    players = gan.DISCRIMINATOR.init(jax.random.key(0), images)["params"]
+    assert [players[f"Dense_{i}"]["kernel"].shape for i in range(4)] == [
+        (128, 16),
+        (784, 128),
+        (128, 784),
+        (16, 128),
+    ]
+    network = networks.Transformer(width=96, layers=1)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"]
+    assert params["Dense_0"]["kernel"].shape == (4 * 96, 96)
+    assert params["Dense_1"]["kernel"].shape == (96, 4 * 96)

@@ -15,7 +15,7 @@ from benchmarks.harness.sweep import run_sweep
 from benchmarks.methods import Method
 from benchmarks.problems import digits, gan, robot
 from benchmarks.problems.problem import Problem
-from benchmarks.problems.tasks import ROSENBROCK, START, rosenbrock
+from benchmarks.problems.tasks import ROSENBROCK, ROSENBROCK_START, rosenbrock
 from metalr_optax import clipped_product, get_memory, linspace_kernels, paper_sgd
 
 GRID_BOUND = 10.0  # of the notebook's 100 local models
@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
     stem: str  # of its files
     load: Callable[[pathlib.Path | None], list[Problem]]  # folder of all of MNIST
     measured: tuple[str, ...]  # what every problem measures
-    paper: tuple[float | None, ...]  # updates of the memory over those of Adam
+    published: tuple[float | None, ...]  # the paper's: updates over those of Adam
     yardsticks: Callable[[Problem], dict[str, float]] = lambda _: {}
 
 
@@ -55,7 +55,7 @@ EXPERIMENTS = {
 }
 
 
-def run_experiment(
+def run(
     experiment: Experiment,
     out: pathlib.Path,
     problems: Sequence[Problem],
@@ -108,7 +108,9 @@ def descend() -> Descent:
     )
     names = ("x1", "x2")
     problem = rosenbrock()
-    first = {name: jnp.float32(x) for name, x in zip(names, START, strict=True)}
+    first = {
+        name: jnp.float32(x) for name, x in zip(names, ROSENBROCK_START, strict=True)
+    }
 
     def see(data: None, judged: Any, extra: Any) -> Any:
         params, memory = judged
@@ -124,7 +126,7 @@ def descend() -> Descent:
         None, jnp.array([[rate]]), jnp.arange(1), None
     )
     begin = (
-        np.array(START),
+        np.array(ROSENBROCK_START),
         np.asarray(problem.measure(None, first, ())),
         np.full((2, _GRID_MODELS), rate, np.float32),
     )

@@ -51,17 +51,17 @@ def contrasts_of(name: str) -> list[Contrast]:
 PROBLEMS = {**SUITE, **LARGE}
 
 
-def run_sampling(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
+def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
     """Run what is missing in `sampling.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
     for name, load in PROBLEMS.items():
         problem = load()
 
-        def run(method: Method, problem: Problem = problem) -> None:
+        def run_one(method: Method, problem: Problem = problem) -> None:
             jobs = [(method.default, seed) for seed in range(seeds)]
             Trainer(problem, method, store, min(seeds, 5)).run(jobs)
 
         methods = [method for contrast in contrasts_of(name) for method in contrast]
-        in_threads(run, methods, store)
+        in_threads(run_one, methods, store)
         say(f"{name}: all runs are done")

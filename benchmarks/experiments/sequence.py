@@ -40,7 +40,7 @@ COLUMNS = (
 Memories = dict[str, Memory]  # with a leading [seeds]
 
 
-class Run(NamedTuple):
+class TaskRun(NamedTuple):
     """What one method did on one task, for all seeds."""
 
     task: str
@@ -108,7 +108,9 @@ def _make_runner(method: str, horizon: int) -> Callable[..., Any]:
     return make_runner(problem, METHODS[method])
 
 
-def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterator[Run]:
+def run_all(
+    digits: Digits, seeds: int, horizon: int, batch_size: int
+) -> Iterator[TaskRun]:
     """Yield every run of the experiment as it is done.
 
     Raises:
@@ -123,7 +125,7 @@ def run_all(digits: Digits, seeds: int, horizon: int, batch_size: int) -> Iterat
         yield from run_single(tasks, meta_rate)
 
 
-def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
+def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
     """Yield new and reloaded memories on all tasks, and the controls on the last."""
     run, memory = train_run(tasks[0], "new", meta_rate)
     yield run
@@ -137,7 +139,7 @@ def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
         yield run
 
 
-def run_single(tasks: list[Task], meta_rate: float) -> Iterator[Run]:
+def run_single(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
     """Yield the control with one local model per layer: its runs on the last task."""
     single = "paper_sgd_m1"
     _, memory = train_run(tasks[0], "new_m1", meta_rate, method=single)
@@ -155,7 +157,7 @@ def train_run(
     *,
     step: float | None = None,
     method: str = "paper_sgd",
-) -> tuple[Run, Memories]:
+) -> tuple[TaskRun, Memories]:
     """Train from a memory, or from a fresh one; return the run and what it learned.
 
     The memory steps with the meta rate, or with `step` where a control keeps it still.
@@ -175,10 +177,10 @@ def train_run(
     curves, learned = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     images = len(task.lessons[0].two.test_labels)
     accuracies = (images - curves[..., 0]) / images
-    return Run(task.name, label, meta_rate, accuracies, curves[..., 1]), learned
+    return TaskRun(task.name, label, meta_rate, accuracies, curves[..., 1]), learned
 
 
-def write_rows(runs: list[Run], path: pathlib.Path) -> None:
+def write_rows(runs: list[TaskRun], path: pathlib.Path) -> None:
     """Write one row per task, method, meta rate, seed and update."""
     write_csv(
         path,
@@ -199,7 +201,7 @@ def write_rows(runs: list[Run], path: pathlib.Path) -> None:
     )
 
 
-def read_rows(path: pathlib.Path) -> list[Run]:
+def read_rows(path: pathlib.Path) -> list[TaskRun]:
     """Read back what `write_rows` wrote."""
     grouped: dict[tuple, list[dict[str, str]]] = {}
     with open(path, newline="") as file:
@@ -213,6 +215,8 @@ def read_rows(path: pathlib.Path) -> list[Run]:
         losses = np.array([float(row["train_loss"]) for row in rows])
         rate = float(meta_rate) if meta_rate else None
         runs.append(
-            Run(task, method, rate, accuracies.reshape(shape), losses.reshape(shape))
+            TaskRun(
+                task, method, rate, accuracies.reshape(shape), losses.reshape(shape)
+            )
         )
     return runs

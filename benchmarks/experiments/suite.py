@@ -13,7 +13,7 @@ PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_ad
 STEM = "suite"
 
 
-def run_suite(
+def run(
     out: pathlib.Path,
     names: Sequence[str],
     seeds: int,
@@ -34,12 +34,12 @@ def run_suite(
         problem = SUITE[name]()
         run_sweep(problem, store, tuned, seeds, trials, say)
 
-        def run(one: Variant, problem=problem) -> None:
+        def run_one(one: Variant, problem=problem) -> None:
             settings = [{**one.method.default, "rate": rate} for rate in one.rates]
             jobs = [(setting, seed) for setting in settings for seed in range(seeds)]
             Trainer(problem, one.method, store, min(seeds, 5)).run(jobs)
 
-        in_threads(run, untuned, store)
+        in_threads(run_one, untuned, store)
         costs += measure_costs(problem, [*tuned, *(one.method for one in untuned)])
         say(f"{name}: all base rates are done")
     write_costs(costs, out / f"{STEM}_cost.csv")

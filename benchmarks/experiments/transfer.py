@@ -47,9 +47,7 @@ def load_growths() -> list[Growth]:
     ]
 
 
-def run_transfer(
-    out: pathlib.Path, seeds: int, trials: int, say: Callable[[str], None]
-) -> None:
+def run(out: pathlib.Path, seeds: int, trials: int, say: Callable[[str], None]) -> None:
     """Run what is missing in `transfer.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
@@ -57,10 +55,10 @@ def run_transfer(
     for growth in load_growths():
         run_sweep(growth.large, store, tuned, seeds, trials, say)
 
-        def run(one: Variant, growth: Growth = growth) -> None:
+        def run_one(one: Variant, growth: Growth = growth) -> None:
             _run_starts(growth, one, store, seeds)
 
-        in_threads(run, LEARNERS, store)
+        in_threads(run_one, LEARNERS, store)
         say(f"{growth.large.name}: all starts are done")
 
 

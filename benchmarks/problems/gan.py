@@ -26,7 +26,7 @@ _GENERATOR = Mlp((HIDDEN, _PIXELS), nn.elu)
 DISCRIMINATOR = Autoencoder(HIDDEN, LATENT)
 
 
-class Arrays(NamedTuple):
+class Images(NamedTuple):
     """Images in [0, 1] and the latents that are judged."""
 
     train: jax.Array  # [N, 784]
@@ -51,7 +51,7 @@ def _reconstruction(discriminator: Any, images: jax.Array) -> jax.Array:
     return squared_error(again, images)
 
 
-def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, Game]:
+def _start(arrays: Images, key: jax.Array) -> tuple[Any, Game]:
     keys = jax.random.split(key)
     params = {
         "generator": _GENERATOR.init(keys[0], arrays.latents[:1]),
@@ -60,7 +60,7 @@ def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, Game]:
     return params, Game(key, jnp.zeros(()))
 
 
-def _gradients(arrays: Arrays, params: Any, game: Game, count: jax.Array) -> Any:
+def _gradients(arrays: Images, params: Any, game: Game, count: jax.Array) -> Any:
     image_key, latent_key = jax.random.split(jax.random.fold_in(game.key, count))
     chosen = jax.random.randint(image_key, (BATCH,), 0, len(arrays.train))
     images = arrays.train[chosen]
@@ -87,17 +87,17 @@ def _gradients(arrays: Arrays, params: Any, game: Game, count: jax.Array) -> Any
     return gradients, game._replace(balance=balance)
 
 
-def _measure(arrays: Arrays, params: Any, game: Game) -> jax.Array:
+def _measure(arrays: Images, params: Any, game: Game) -> jax.Array:
     del game
     real = _reconstruction(params["discriminator"], arrays.judged)
     fake = _reconstruction(params["discriminator"], generate(params, arrays.latents))
     return real + jnp.abs(GAMMA * real - fake)
 
 
-def make_arrays(train: np.ndarray, judged: np.ndarray) -> Arrays:
+def make_arrays(train: np.ndarray, judged: np.ndarray) -> Images:
     """Return images [N, 28, 28] in [0, 1] flat, with fixed latents to judge."""
     latents = np.random.default_rng(0).uniform(-1.0, 1.0, (len(judged), LATENT))
-    return Arrays(
+    return Images(
         jnp.asarray(train.reshape(-1, _PIXELS), jnp.float32),
         jnp.asarray(judged.reshape(-1, _PIXELS), jnp.float32),
         jnp.asarray(latents, jnp.float32),
@@ -108,7 +108,7 @@ def load_problem() -> Problem:
     """Return the game on the digits 5 to 9; related are 0 to 4, unrelated is noise."""
     digits = load_digits()
 
-    def select(low: int) -> Arrays:
+    def select(low: int) -> Images:
         train = digits.train_labels // 5 == low // 5
         judged = np.flatnonzero(digits.test_labels // 5 == low // 5)[::8]
         return make_arrays(

@@ -1,4 +1,8 @@
-"""Every network that is trained here, once."""
+"""Every network that is trained here, once.
+
+Flax names layers, and draws their parameters, in the order in which they are made: the
+committed rows hold for the order in this file.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -85,8 +89,8 @@ class Transformer(nn.Module):
         for _ in range(self.layers):
             attend = nn.MultiHeadDotProductAttention(num_heads=4)
             x += attend(nn.LayerNorm()(x), mask=mask)
-            inner = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
-            x += nn.Dense(self.width)(nn.gelu(inner))
+            out, inner = nn.Dense(self.width), nn.Dense(4 * self.width)
+            x += out(nn.gelu(inner(nn.LayerNorm()(x))))
         return nn.Dense(256)(nn.LayerNorm()(x))
 
 
@@ -126,5 +130,5 @@ class Autoencoder(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Return images [B, P] in [0, 1] for images [B, P]."""
         middle = nn.Dense(self.middle)(nn.elu(nn.Dense(self.width)(images)))
-        hidden = nn.elu(nn.Dense(self.width)(middle))
-        return nn.sigmoid(nn.Dense(images.shape[-1])(hidden))
+        out, hidden = nn.Dense(images.shape[-1]), nn.Dense(self.width)
+        return nn.sigmoid(out(nn.elu(hidden(middle))))

@@ -78,7 +78,7 @@ def split(lengths: Sequence[int]) -> Windows:
     return Windows(np.concatenate(train), np.array(held_out))
 
 
-class Arrays(NamedTuple):
+class Series(NamedTuple):
     """Samples in the order of time, and where windows may begin."""
 
     inputs: jax.Array  # [T, 21]
@@ -89,7 +89,7 @@ class Arrays(NamedTuple):
     columns: jax.Array  # [J] which labels are judged
 
 
-def absolute_arrays(recordings: Sequence[Recording]) -> Arrays:
+def absolute_arrays(recordings: Sequence[Recording]) -> Series:
     """Return the next state as the label, in the units of the recordings."""
     inputs, labels, train, judged = [], [], [], []
     offset = 0
@@ -101,7 +101,7 @@ def absolute_arrays(recordings: Sequence[Recording]) -> Arrays:
         judged.append(offset + np.arange(0, length - WINDOW + 1, WINDOW))
         offset += length
     joined = np.concatenate(labels)
-    return Arrays(
+    return Series(
         jnp.asarray(np.concatenate(inputs)),
         jnp.asarray(joined),
         jnp.asarray(joined.var(axis=0)),
@@ -111,7 +111,7 @@ def absolute_arrays(recordings: Sequence[Recording]) -> Arrays:
     )
 
 
-def change_arrays(recordings: Sequence[Recording]) -> Arrays:
+def change_arrays(recordings: Sequence[Recording]) -> Series:
     """Return the change of state over 20 ms, standardised by what is trained on."""
     inputs = np.concatenate([np.concatenate(one, axis=1) for one in recordings])
     changes = np.concatenate(
@@ -126,7 +126,7 @@ def change_arrays(recordings: Sequence[Recording]) -> Arrays:
     inputs = (inputs - inputs[rows].mean(0)) / inputs[rows].std(0)
     labels = (changes - changes[rows].mean(0)) / changes[rows].std(0)
     speeds = np.arange(7, STATES)
-    return Arrays(
+    return Series(
         jnp.asarray(inputs, jnp.float32),
         jnp.asarray(labels, jnp.float32),
         jnp.asarray(labels[held_out][:, speeds].var(axis=0), jnp.float32),
@@ -136,7 +136,7 @@ def change_arrays(recordings: Sequence[Recording]) -> Arrays:
     )
 
 
-def noise_arrays(like: Arrays) -> Arrays:
+def noise_arrays(like: Series) -> Series:
     """Return an unrelated task: noise of the same shapes and sizes, order destroyed."""
     rng = np.random.default_rng(0)
     inputs, labels = (
@@ -153,16 +153,16 @@ def _predict(params: Any, inputs: jax.Array) -> jax.Array:
     return jnp.asarray(_NETWORK.apply(params, inputs))
 
 
-def _window(arrays: Arrays, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _window(arrays: Series, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
     index = begins[:, None] + jnp.arange(WINDOW)[None]
     return arrays.inputs[index], arrays.labels[index]
 
 
-def _start(arrays: Arrays, key: jax.Array) -> tuple[Any, jax.Array]:
+def _start(arrays: Series, key: jax.Array) -> tuple[Any, jax.Array]:
     return _NETWORK.init(key, arrays.inputs[None, :1]), key
 
 
-def _gradients(arrays: Arrays, params: Any, key: jax.Array, count: jax.Array) -> Any:
+def _gradients(arrays: Series, params: Any, key: jax.Array, count: jax.Array) -> Any:
     begins = jax.random.choice(jax.random.fold_in(key, count), arrays.train, (BATCH,))
     inputs, labels = _window(arrays, begins)
 
@@ -172,7 +172,7 @@ def _gradients(arrays: Arrays, params: Any, key: jax.Array, count: jax.Array) ->
     return jax.grad(loss_fn)(params), key
 
 
-def _measure(arrays: Arrays, params: Any, key: jax.Array) -> jax.Array:
+def _measure(arrays: Series, params: Any, key: jax.Array) -> jax.Array:
     """Return the NMSE: squared errors over the variance, mean of the judged labels."""
     del key
     inputs, labels = _window(arrays, arrays.judged)
@@ -204,7 +204,7 @@ def load_problem(name: str) -> Problem:
     )
 
 
-def simple_scores(arrays: Arrays, penalty: float = 1e-3) -> dict[str, float]:
+def simple_scores(arrays: Series, penalty: float = 1e-3) -> dict[str, float]:
     """Return the NMSE of no change at all and of ridge regression, on what is judged.
 
     No change: the next state is this state, or the change of state is its mean.

@@ -36,7 +36,7 @@ _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
 _CONTEXT = 64  # bytes that a language model sees
 _TOKENS, _LENGTH = 2**14, 16  # of the embedding, of a bag of them
-ROSENBROCK, START = "rosenbrock", (1.5, -0.5)
+ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
 
 
 def quadratic() -> Problem:
@@ -78,7 +78,7 @@ def rosenbrock() -> Problem:
 
     def start(data: None, key: jax.Array) -> tuple[Any, tuple]:
         del data
-        x1, x2 = jnp.array(START) + 0.1 * jax.random.normal(key, (2,))
+        x1, x2 = jnp.array(ROSENBROCK_START) + 0.1 * jax.random.normal(key, (2,))
         return {"x1": x1, "x2": x2}, ()
 
     def gradients(data: None, params: Any, extra: Any, count: jax.Array) -> Any:

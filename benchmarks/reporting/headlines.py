@@ -14,9 +14,8 @@ from benchmarks.reporting.library_tables import (
     from_rates,
     over_fresh,
 )
-from benchmarks.reporting.statistics import Comparison, paired_test
+from benchmarks.reporting.statistics import SIGNIFICANT, Comparison, paired_test
 
-_SIGNIFICANT = 0.05
 _LANDSCAPES = (("memory_sgd_m21", "memory_sgd"), ("memory_adam_m21", "memory_adam"))
 
 
@@ -108,8 +107,8 @@ def _landscapes(tasks: Sequence[Comparison]) -> str:
             if one is None or other is None:
                 continue
             test = paired_test(one.finals, other.finals)
-            lower += test.p < _SIGNIFICANT and test.wins > test.losses
-            higher += test.p < _SIGNIFICANT and test.wins < test.losses
+            lower += test.p < SIGNIFICANT and test.wins > test.losses
+            higher += test.p < SIGNIFICANT and test.wins < test.losses
         counted[single] = (
             f"ends clearly lower on {lower}, higher on {higher} of {len(tasks)} tasks"
         )

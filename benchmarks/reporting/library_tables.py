@@ -24,8 +24,9 @@ from benchmarks.methods import (
 from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting.paper_tables import (
     format_measure,
-    format_number,
+    format_paired,
     format_updates,
+    ratio,
 )
 from benchmarks.reporting.statistics import (
     Comparison,
@@ -35,9 +36,7 @@ from benchmarks.reporting.statistics import (
     load_comparisons,
     median,
     most_tuned,
-    paired_test,
     ratio_of_ends,
-    sign_test,
 )
 
 _USUAL = transfer.FRESH[-1]  # the base rate that all is beside
@@ -108,13 +107,6 @@ def ruined(found: Outcome, tuned: Outcome) -> int:
     """Return how many runs end above ten times the end of a tuned one, or nowhere."""
     ends = found.finals
     return int((~np.isfinite(ends) | (ends > 10.0 * median(tuned.finals))).sum())
-
-
-def ratio(one: float, other: float) -> str:
-    """Return a ratio; both sides of it where one is not finite."""
-    if np.isfinite(one) and np.isfinite(other) and other > 0:
-        return f"{one / other:.2f}"
-    return f"{format_number(one)} / {format_number(other)}"
 
 
 class Score(NamedTuple):
@@ -214,16 +206,10 @@ def format_variants(comparisons: Sequence[Comparison]) -> str:
         for names in _PAIRS:
             pair = [from_rate(comparison, OURS_BY_NAME[name], 1e-3) for name in names]
             known = [found for found in pair if found is not None]
-            cells.append(_compare_ends(*known) if len(known) == len(pair) else "")
+            ends = [found.finals for found in known]
+            cells.append(format_paired(*ends) if len(ends) == len(pair) else "")
         lines.append(f"| {comparison.problem.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _compare_ends(one: Outcome, other: Outcome) -> str:
-    test = paired_test(one.finals, other.finals)
-    over = ratio(median(one.finals), median(other.finals))
-    text = f"{over} ({test.wins} : {test.losses})"
-    return f"**{text}**" if test.p < 0.05 else text
 
 
 def from_rate(comparison: Comparison, one: Variant, rate: float) -> Outcome | None:
@@ -298,21 +284,18 @@ def _cell(found: Outcome | None, fresh: Outcome | None) -> str:
         return " | "
     if fresh is None:
         return f"{format_updates(found)} | "
-    return f"{format_updates(found)} | {_over(found, fresh)}"
-
-
-def _over(found: Outcome, fresh: Outcome) -> str:
-    test = sign_test(found, fresh)
-    over = ratio(median(found.updates), median(fresh.updates))
-    text = f"{over} ({test.wins} : {test.losses})"
-    return f"**{text}**" if test.p < 0.05 else text
+    return f"{format_updates(found)} | {format_paired(found.updates, fresh.updates)}"
 
 
 def over_fresh(comparison: Comparison, name: str, start: str) -> str:
     """Return updates from a start over those of a fresh memory; '' if not known."""
     (learner,) = (one for one in transfer.LEARNERS if one.method.name == name)
     found, fresh = (_found(comparison, learner, at) for at in (start, _USUAL))
-    return "" if found is None or fresh is None else _over(found, fresh)
+    return (
+        ""
+        if found is None or fresh is None
+        else format_paired(found.updates, fresh.updates)
+    )
 
 
 def format_sampling(folder: pathlib.Path) -> str:

@@ -112,7 +112,7 @@ def describe(
     """Return all tables and verdicts of every problem as Markdown."""
     return [
         _describe(experiment, comparison, paper, costs)
-        for comparison, paper in zip(comparisons, experiment.paper, strict=True)
+        for comparison, paper in zip(comparisons, experiment.published, strict=True)
     ]
 
 

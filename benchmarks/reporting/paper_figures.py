@@ -13,7 +13,7 @@ import matplotlib.ticker
 import numpy as np
 
 from benchmarks.experiments.paper import GRID_BOUND, Descent
-from benchmarks.experiments.sequence import META_RATES, TASKS, Run
+from benchmarks.experiments.sequence import META_RATES, TASKS, TaskRun
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import read_setting
 from benchmarks.harness.sweep import BUDGETS
@@ -181,7 +181,7 @@ def _finish(axis, comparison: Comparison) -> None:
     )
 
 
-def draw_sequence(runs: list[Run], path: pathlib.Path) -> None:
+def draw_sequence(runs: list[TaskRun], path: pathlib.Path) -> None:
     """Draw the paper's four panels: a curve per task, and the updates to the goal."""
     figure = matplotlib.figure.Figure(figsize=(13, 3.6), layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
@@ -197,7 +197,7 @@ def draw_sequence(runs: list[Run], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110, facecolor="white")
 
 
-def _draw_accuracies(axis, runs: list[Run]) -> None:
+def _draw_accuracies(axis, runs: list[TaskRun]) -> None:
     """Draw the median and the quartiles over seeds, at the middle meta rate."""
     for run in runs:
         if run.method not in ("sgd", "adam", "new", "reloaded"):
@@ -222,7 +222,7 @@ def _draw_accuracies(axis, runs: list[Run]) -> None:
     axis.set_xlabel(f"updates (meta rate {META_RATES[1]:g})")
 
 
-def _draw_goals(axis, runs: list[Run]) -> None:
+def _draw_goals(axis, runs: list[TaskRun]) -> None:
     """Draw the mean updates to the goal by meta rate, the paper's as diamonds."""
     methods = list(SEQUENCE_COLORS)
     width = 0.8 / len(methods)

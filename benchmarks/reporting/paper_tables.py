@@ -4,17 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.experiments.sequence import TASKS, Run
+from benchmarks.experiments.sequence import TASKS, TaskRun
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import read_setting
 from benchmarks.harness.sweep import BUDGETS
 from benchmarks.methods import LABELS, METHODS, WITH_MEMORY, Method, sample_settings
 from benchmarks.reporting.statistics import (
+    SIGNIFICANT,
     Comparison,
     Outcome,
     fixed,
     median,
     most_tuned,
+    paired_test,
     quartiles,
     transferred,
     tuned,
@@ -65,6 +67,20 @@ def format_number(value: float) -> str:
 def format_measure(value: float) -> str:
     """Return a measure, where infinity stands for what is not finite."""
     return f"{value:.3g}" if np.isfinite(value) else "not finite"
+
+
+def ratio(one: float, other: float) -> str:
+    """Return a ratio; both sides of it where one is not finite."""
+    if np.isfinite(one) and np.isfinite(other) and other > 0:
+        return f"{one / other:.2f}"
+    return f"{format_number(one)} / {format_number(other)}"
+
+
+def format_paired(one: np.ndarray, other: np.ndarray) -> str:
+    """Return the ratio of medians, and seeds lower : higher; bold where p < .05."""
+    test = paired_test(one, other)
+    text = f"{ratio(median(one), median(other))} ({test.wins} : {test.losses})"
+    return f"**{text}**" if test.p < SIGNIFICANT else text
 
 
 def format_updates(found: Outcome | None) -> str:
@@ -168,14 +184,14 @@ def format_reloaded(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def updates_to_goal(run: Run) -> np.ndarray:
+def updates_to_goal(run: TaskRun) -> np.ndarray:
     """Return per seed the updates until the goal; a miss counts as horizon + 1."""
     reached = run.accuracies >= GOAL
     horizon = reached.shape[1]
     return np.where(reached.any(1), reached.argmax(1) + 1, horizon + 1)
 
 
-def format_sequence(runs: list[Run]) -> str:
+def format_sequence(runs: list[TaskRun]) -> str:
     """Return the updates to the goal on the last task, beside the paper's figures."""
     last = [run for run in runs if run.task == LAST_TASK]
     seeds, horizon = last[0].accuracies.shape

@@ -20,6 +20,8 @@ from benchmarks.harness.sweep import BUDGETS, best_trial, load_targets, trials_d
 from benchmarks.methods import METHODS, Method
 from benchmarks.problems.problem import Problem
 
+SIGNIFICANT = 0.05
+
 
 class Outcome(NamedTuple):
     """All paired runs of one setting; seeds in order."""

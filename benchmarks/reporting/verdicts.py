@@ -7,8 +7,10 @@ from benchmarks.reporting.paper_tables import (
     START_LABELS,
     format_measure,
     format_number,
+    format_paired,
 )
 from benchmarks.reporting.statistics import (
+    SIGNIFICANT,
     Comparison,
     Outcome,
     best_of,
@@ -20,7 +22,6 @@ from benchmarks.reporting.statistics import (
 )
 
 PAPERS = ("paper_sgd", "paper_adam")
-_SIGNIFICANT = 0.05
 
 
 def _judge(one: Outcome, other: Outcome, winner: str, rival: str) -> str:
@@ -29,7 +30,7 @@ def _judge(one: Outcome, other: Outcome, winner: str, rival: str) -> str:
     ratio = f", {a / b:.2f} times" if np.isfinite(a) and np.isfinite(b) else ""
     test = sign_test(one, other)
     counts = f"{test.wins} seeds better, {test.losses} worse, {test.ties} equal"
-    if test.p >= _SIGNIFICANT:
+    if test.p >= SIGNIFICANT:
         verdict = "no clear difference"
     else:
         verdict = f"**{winner if test.wins > test.losses else rival} is faster**"
@@ -136,14 +137,7 @@ def _on_transfer(comparison: Comparison) -> list[str]:
 def _cell(one: Outcome | None, other: Outcome | None) -> str:
     if one is None or other is None:
         return ""
-    a, b = median(one.updates), median(other.updates)
-    if np.isfinite(a) and np.isfinite(b):
-        ratio = f"{a / b:.2f}"
-    else:
-        ratio = f"{format_number(a)} / {format_number(b)}"
-    test = sign_test(one, other)
-    text = f"{ratio} ({test.wins} : {test.losses})"
-    return f"**{text}**" if test.p < _SIGNIFICANT else text
+    return format_paired(one.updates, other.updates)
 
 
 def _rivals(comparison: Comparison, name: str) -> list[tuple]:
@@ -194,7 +188,7 @@ def count(comparisons: list[Comparison]) -> list[str]:
                 if one is None or other is None:
                     continue
                 test = sign_test(one, other)
-                clear = test.p < _SIGNIFICANT
+                clear = test.p < SIGNIFICANT
                 row[(0 if test.wins > test.losses else 1) if clear else 2] += 1
     return [
         f"**{question}** Clearly in {wins}, clearly not in {losses}, no clear "
