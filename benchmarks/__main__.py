@@ -74,24 +74,7 @@ def make_parser() -> Parser:
             )
         return one
 
-    mnist = add("mnist", "a CNN learns pairs of digits with a memory that moves on")
-    _add_comparison(mnist, seeds=10, where=", with --compare")
-    mnist.add_argument(
-        "--horizon", type=positive, default=25, help="updates in each of three tasks"
-    )
-    mnist.add_argument(
-        "--batch-size", type=positive, default=64, help="images in such an update"
-    )
-    mnist.add_argument(
-        "--data-dir",
-        type=pathlib.Path,
-        help="folder with the four MNIST files instead of the bundled subset",
-    )
-    mnist.add_argument(
-        "--compare",
-        action="store_true",
-        help="then tune and compare methods on the last task",
-    )
+    _add_mnist(add("mnist", "a CNN learns pairs of digits with a memory that moves on"))
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
@@ -111,6 +94,26 @@ def make_parser() -> Parser:
         help="parameters of the model",
     )
     return parser
+
+
+def _add_mnist(parser: argparse.ArgumentParser) -> None:
+    _add_comparison(parser, seeds=10, where=", with --compare")
+    parser.add_argument(
+        "--horizon", type=positive, default=25, help="updates in each of three tasks"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="images in such an update"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=pathlib.Path,
+        help="folder with the four MNIST files instead of the bundled subset",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="then tune and compare methods on the last task",
+    )
 
 
 def _add_comparison(
