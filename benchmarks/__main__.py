@@ -137,7 +137,7 @@ def _add_comparison(
     parser.add_argument(
         "--full",
         action="store_true",
-        help=f"the published setting{where}: 10 seeds, 20 trials, all methods",
+        help="the published comparison: 10 seeds, 20 trials, all methods",
     )
 
 
