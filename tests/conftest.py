@@ -28,3 +28,9 @@ def no_implicit_broadcasting():
     """Users may forbid it; so the whole suite runs without it."""
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: no process waits for them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -206,6 +206,7 @@ def test_models_have_the_leaves_and_parameters_they_say():
         assert sum(leaf.size for leaf in tree) == pytest.approx(10**6, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     arguments = ["--seeds", "2", "--horizon", "2", "--batch-size", "4"]
     main(["mnist", *arguments, "--out", str(tmp_path / "new" / "folder")])

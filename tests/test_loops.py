@@ -276,6 +276,7 @@ def _arrays(state):
     return eqx.filter(first, eqx.is_inexact_array)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     """The process is killed in mid-training, twice, and loses no more than a step."""
     script = pathlib.Path(__file__).parent / "train_killed.py"

@@ -37,6 +37,7 @@ def test_there_are_five():
     assert len(NOTEBOOKS) == 5
 
 
+@pytest.mark.slow
 def test_runs_on_a_small_setting(notebook, monkeypatch):
     path, content = notebook
     (settings,) = (

@@ -237,6 +237,7 @@ def test_a_small_network_starts_a_larger_one():
         np.testing.assert_allclose(one.rates, np.sqrt(2) * first, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_whole_job_on_a_small_task(tmp_path, capsys):
     arguments = ["--seeds", "1", "--tasks", "rosenbrock", "--out", str(tmp_path)]
     main(["suite", *arguments])
