@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -70,7 +71,7 @@ def test_a_lesson_is_plain_training(task):
     two, params = lesson.two, lesson.params
 
     def logits(params, images):
-        return LeNet().apply(params, images)
+        return jnp.asarray(LeNet().apply(params, images))
 
     def loss_fn(params, batch):
         return optax.softmax_cross_entropy_with_integer_labels(

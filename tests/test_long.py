@@ -1,5 +1,7 @@
 """The long tasks are what they say, and their baselines go on where they were."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -216,7 +218,7 @@ def test_a_decay_ends_at_zero(bowl):
     params = jnp.ones(2)
 
     def steps(name):
-        optimizer = methods[name].make(0.1)
+        optimizer: Any = methods[name].make(0.1)
         state = optimizer.init(params)
         for _ in range(bowl.horizon):
             updates, state = optimizer.update(params, state, params)

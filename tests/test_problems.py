@@ -1,5 +1,7 @@
 """The problems are what their descriptions say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +123,7 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
             jax.grad(reconstruction)(discriminator, fakes),
         ),
     }
-    gradients, after = problem.gradients(arrays, params, game, 3)
+    gradients, after = problem.gradients(arrays, params, game, jnp.array(3))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8),
         gradients,
@@ -172,7 +174,7 @@ def test_the_quadratic_has_the_stated_condition_and_height():
     curvatures = np.linalg.eigvalsh(np.asarray(problem.data, np.float64))
     assert curvatures[-1] / curvatures[0] == pytest.approx(1000.0, rel=0.01)
     params, extra = problem.start(problem.data, jax.random.key(0))
-    gradients, _ = problem.gradients(problem.data, params, extra, 0)
+    gradients, _ = problem.gradients(problem.data, params, extra, jnp.array(0))
     grad = jax.grad(lambda p: problem.data @ p["x"] @ p["x"] / 2)(params)
     np.testing.assert_allclose(gradients["x"], grad["x"], rtol=1e-4, atol=1e-5)
     heights = [
@@ -224,7 +226,7 @@ def test_a_batch_is_judged_like_what_is_held_out(name):
 def test_layers_are_made_in_the_order_that_the_committed_rows_hold_for():
     """Another order draws other parameters from the same seed."""
     images = jnp.zeros((1, 784))
-    players = gan.DISCRIMINATOR.init(jax.random.key(0), images)["params"]
+    players: Any = gan.DISCRIMINATOR.init(jax.random.key(0), images)["params"]
     assert [players[f"Dense_{i}"]["kernel"].shape for i in range(4)] == [
         (128, 16),
         (784, 128),
@@ -232,6 +234,6 @@ def test_layers_are_made_in_the_order_that_the_committed_rows_hold_for():
         (16, 128),
     ]
     network = networks.Transformer(width=96, layers=1)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"]
+    params: Any = network.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"]
     assert params["Dense_0"]["kernel"].shape == (4 * 96, 96)
     assert params["Dense_1"]["kernel"].shape == (96, 4 * 96)

@@ -14,6 +14,13 @@ MODULES = {
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
+def find(pattern, text):
+    """Return what is in parentheses of the first match; some line has to match."""
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found is not None, pattern
+    return found[1]
+
+
 def test_the_readme_names_what_is_public():
     listed = re.search(r"All public names: (.*?)\.\s+Each", README, re.DOTALL)
     assert listed is not None
@@ -39,7 +46,7 @@ def test_the_versions_it_states_are_those_that_are_tested():
     stated = dict(re.findall(r"^\| (\w+) \| ([\d.]+) ", README, re.MULTILINE))
     assert project["requires-python"] == f">={stated['Python']}"
     for name in ("jax", "optax"):
-        pinned = re.search(rf"{name}==([\d.]+)", ci)[1]
+        pinned = find(rf"{name}==([\d.]+)", ci)
         proper = {"jax": "JAX", "optax": "Optax"}[name]
         assert stated[proper] == pinned
         (floor,) = (
@@ -50,8 +57,8 @@ def test_the_versions_it_states_are_those_that_are_tested():
 
 def test_the_changelog_begins_with_this_version():
     folder = pathlib.Path(metalr_optax.__file__).parent
-    first = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert first[1] == metalr_optax.__version__
+    first = find(r"^## (\S+)", (folder / "CHANGELOG.md").read_text())
+    assert first == metalr_optax.__version__
 
 
 def test_its_results_are_what_the_raw_rows_say():
@@ -66,8 +73,7 @@ def test_its_first_result_of_the_paper_is_what_the_raw_rows_say():
     runs = sequence.read_rows(page.RESULTS / "mnist.csv")
     table = paper_tables.format_sequence(runs)
     reloaded, new = (
-        re.search(rf"^{name} memory +0.01 +([\d.]+)", table, re.MULTILINE)[1]
-        for name in ("reloaded", "new")
+        find(rf"^{name} memory +0.01 +([\d.]+)", table) for name in ("reloaded", "new")
     )
     assert re.search(r"^SGD at 0.001 +([\d.]+) .* 10 ", table, re.MULTILINE)
     said = (
