@@ -82,21 +82,26 @@ def make_parser() -> Parser:
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
     _add_suite(add("suite", "one default from five base rates, eleven tasks"))
-    moves = add("transfer", "a memory of a small network starts a larger one")
-    moves.add_argument("--seeds", type=positive, default=3, help="paired runs")
-    samples = add("sampling", "evidence from a sample beside that from everything")
-    samples.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
+    _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
-    sizes = add("speed", "what an update costs, beside Adam and others")
-    sizes.add_argument(
+    _add_speed(add("speed", "what an update costs, beside Adam and others"))
+    return parser
+
+
+def _add_seeds(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
+    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--sizes",
         type=positive,
         nargs="+",
         default=[10**4, 10**5, 10**6, 10**7, 10**8],
         help="parameters of the model",
     )
-    return parser
 
 
 def _add_mnist(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +127,7 @@ def _add_mnist(parser: argparse.ArgumentParser) -> None:
 def _add_comparison(
     parser: argparse.ArgumentParser, seeds: int = 3, where: str = ""
 ) -> None:
-    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+    _add_seeds(parser, seeds)
     parser.add_argument(
         "--trials",
         type=int,
@@ -145,7 +150,7 @@ def _add_comparison(
 
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    _add_seeds(parser)
     parser.add_argument(
         "--trials",
         type=int,

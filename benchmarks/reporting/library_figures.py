@@ -189,51 +189,56 @@ def draw_speed(measurements: list[Measurement], path: pathlib.Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
     by_size, by_kernels, state = figure.subplots(1, 3)
     single = [one for one in measurements if one.case == "update" and one.leaves == 1]
+    _draw_sizes(by_size, state, single)
+    _draw_kernels(by_kernels, single)
+    for axis in (by_size, by_kernels):
+        axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.set_ylabel("time of an update / clip and base")
+    figure.legend(
+        *by_size.get_legend_handles_labels(), loc="outside lower center", ncols=5
+    )
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def _draw_sizes(axes, state, single: list[Measurement]) -> None:
+    """Draw every method at its usual M: ratios by size, and the bytes of state."""
     usual = dict(MEMORIES)
     for method, color in SPEED_COLORS.items():
         num = usual.get(method, 0)
         ours = [one for one in single if (one.method, one.kernels) == (method, num)]
         points = {one.size: one for one in ours}
         sizes = sorted(points)
-        by_size.plot(
-            sizes,
-            [points[size].clipped_ratio for size in sizes],
-            "o-",
-            color=color,
-            label=method,
-        )
+        ratios = [points[size].clipped_ratio for size in sizes]
+        axes.plot(sizes, ratios, "o-", color=color, label=method)
         if points:
             largest = points[max((s for s in sizes if s <= 10**7), default=sizes[0])]
             bar = state.barh(method, largest.state_bytes, color=color)
             state.bar_label(bar, fmt="%.2g", padding=3)
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("parameters (memory_: M = 1, paper_: M = 20)")
+    state.set_xlim(0, 18)
+    state.set_xlabel("bytes of state per parameter")
+    state.invert_yaxis()
+
+
+def _draw_kernels(axes, single: list[Measurement]) -> None:
+    """Draw the ratio of a landscape by its number of local models."""
     for size, style in ((10**6, "o-"), (10**7, "s--")):
         points = {
             one.kernels: one.clipped_ratio
             for one in single
             if one.size == size and one.method == "paper_sgd"
         }
-        by_kernels.plot(
+        axes.plot(
             sorted(points),
             [points[num] for num in sorted(points)],
             style,
             color=SPEED_COLORS["paper_sgd"],
             label=f"paper_sgd, {size:,} parameters",
         )
-    by_size.set_yscale("log", base=2)
-    by_size.yaxis.set_major_formatter("{x:g}")
-    by_kernels.set_xlim(0.8, 1250)  # also where nothing was measured
-    by_kernels.set_ylim(0, None)
-    state.set_xlim(0, 18)
-    for axis in (by_size, by_kernels):
-        axis.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xscale("log")
-        axis.set_ylabel("time of an update / clip and base")
-    by_size.set_xlabel("parameters (memory_: M = 1, paper_: M = 20)")
-    by_kernels.set_xlabel("local models in the memory, M")
-    by_kernels.legend(frameon=False)
-    state.set_xlabel("bytes of state per parameter")
-    state.invert_yaxis()
-    figure.legend(
-        *by_size.get_legend_handles_labels(), loc="outside lower center", ncols=5
-    )
-    figure.savefig(path, dpi=110, facecolor="white")
+    axes.set_xlim(0.8, 1250)  # also where nothing was measured
+    axes.set_ylim(0, None)
+    axes.set_xlabel("local models in the memory, M")
+    axes.legend(frameon=False)
