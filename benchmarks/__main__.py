@@ -4,29 +4,38 @@ import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import numpy as np
 
-from benchmarks import (
-    long_suite,
-    mnist_report,
-    report,
+from benchmarks.experiments import (
+    long,
+    paper,
     sampling,
-    speed_report,
+    sequence,
+    speed,
     suite,
-    suite_report,
-    sweep,
     transfer,
 )
-from benchmarks.cost import read_costs
-from benchmarks.experiments import EXPERIMENTS, run_experiment
-from benchmarks.long_problems import LONG
+from benchmarks.harness import costs, sweep
+from benchmarks.harness.store import Store
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
-from benchmarks.mnist import TASKS, run_all
-from benchmarks.mnist_data import load_digits
-from benchmarks.speed import make_cases, run_case
-from benchmarks.suite_problems import SUITE
+from benchmarks.problems.digits import load_digits
+from benchmarks.problems.long_tasks import LONG
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import (
+    library_figures,
+    library_tables,
+    page,
+    paper_figures,
+    paper_tables,
+)
+from benchmarks.reporting.statistics import load_comparisons
+
+# What a comparison tries unless it is asked for more.
+FEW_TRIALS, FEW_METHODS = 5, [*BASELINES, *WITH_MEMORY, "prodigy"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,68 +77,85 @@ def make_parser() -> Parser:
             )
         return one
 
-    mnist = add("mnist", "a CNN learns pairs of digits with a memory that moves on")
-    _add_comparison(mnist, seeds=10)
-    mnist.add_argument(
-        "--horizon", type=positive, default=25, help="updates in each of three tasks"
-    )
-    mnist.add_argument(
-        "--batch-size", type=positive, default=64, help="images in such an update"
-    )
-    mnist.add_argument(
-        "--data-dir",
-        type=pathlib.Path,
-        help="folder with the four MNIST files instead of the bundled subset",
-    )
+    _add_mnist(add("mnist", "a CNN learns pairs of digits with a memory that moves on"))
     _add_comparison(add("rnn", "an LSTM learns the dynamics of a real arm"))
     _add_comparison(add("gan", "BEGAN learns to draw digits"))
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
     _add_suite(add("suite", "one default from five base rates, eleven tasks"))
-    moves = add("transfer", "a memory of a small network starts a larger one")
-    moves.add_argument("--seeds", type=positive, default=3, help="paired runs")
-    samples = add("sampling", "evidence from a sample beside that from everything")
-    samples.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
+    _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
-    speed = add("speed", "what an update costs, beside Adam and others")
-    speed.add_argument(
+    _add_speed(add("speed", "what an update costs, beside Adam and others"))
+    return parser
+
+
+def _add_seeds(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
+    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--sizes",
         type=positive,
         nargs="+",
         default=[10**4, 10**5, 10**6, 10**7, 10**8],
         help="parameters of the model",
     )
-    return parser
 
 
-def _add_comparison(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
-    names = [method.name for method in METHODS]
-    few = [*BASELINES, *WITH_MEMORY, "prodigy"]
-    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+def _add_mnist(parser: argparse.ArgumentParser) -> None:
+    _add_comparison(parser, seeds=10, where=", with --compare")
+    parser.add_argument(
+        "--horizon", type=positive, default=25, help="updates in each of three tasks"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="images in such an update"
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=pathlib.Path,
+        help="folder with the four MNIST files instead of the bundled subset",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="then tune and compare methods on the last task",
+    )
+
+
+def _add_comparison(
+    parser: argparse.ArgumentParser, seeds: int = 3, where: str = ""
+) -> None:
+    _add_seeds(parser, seeds)
     parser.add_argument(
         "--trials",
         type=int,
         choices=sweep.BUDGETS,
-        default=5,
-        help="settings that are tried to tune a method",
+        default=FEW_TRIALS,
+        help=f"settings that are tried to tune a method{where}",
     )
     parser.add_argument(
-        "--methods", nargs="+", choices=names, default=few, help="what to compare"
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=FEW_METHODS,
+        help=f"what to compare{where}",
     )
     parser.add_argument(
         "--full",
         action="store_true",
-        help="the published setting: 10 seeds, 20 trials, all methods",
+        help="the published comparison: 10 seeds, 20 trials, all methods",
     )
 
 
 def _add_suite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=positive, default=3, help="paired runs")
+    _add_seeds(parser)
     parser.add_argument(
         "--trials",
         type=int,
         choices=sweep.BUDGETS,
-        default=5,
+        default=FEW_TRIALS,
         help="rates that are tried to tune a baseline",
     )
     parser.add_argument(
@@ -143,62 +169,83 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def say(text: str) -> None:
+    """Print a line at once, so that progress is seen where output is buffered."""
+    print(text, flush=True)
+
+
+def make_clock() -> Callable[[str], None]:
+    """Return a `say` that puts the seconds since now before every line."""
+    start = time.perf_counter()
+    return lambda text: say(f"[{time.perf_counter() - start:5.0f} s] {text}")
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Tune and compare methods; report every one as it is done."""
-    methods = [method for method in METHODS if method.name in arguments.methods]
-    print(
+    experiment, out = paper.EXPERIMENTS[arguments.experiment], arguments.out
+    methods = [METHODS[name] for name in METHODS if name in arguments.methods]
+    say(
         f"{len(methods)} methods, {arguments.seeds} seeds, {arguments.trials} trials; "
-        "what is done stays "
-        f"in {arguments.out}: stop when you like, the same command goes on",
-        flush=True,
+        f"what is done stays in {out}: stop when you like, the same command goes on"
     )
-    run_experiment(
-        EXPERIMENTS[arguments.experiment],
-        arguments.out,
+    problems = experiment.load(getattr(arguments, "data_dir", None))
+    paper.run(
+        experiment,
+        out,
+        problems,
         methods,
         arguments.seeds,
         arguments.trials,
-        getattr(arguments, "data_dir", None),
-        lambda text: print(text, flush=True),
+        make_clock(),
     )
+    rows = out / f"{experiment.stem}.csv"
+    comparisons = load_comparisons(rows, problems)
+    page.draw_experiment(arguments.experiment, comparisons, out)
+    known = costs.read_costs(paper.cost_path(experiment, out))
+    for text in page.describe(experiment, comparisons, known):
+        say(f"\n{text}")
+    say(f"\nWrote {rows} and pictures in {out}.")
 
 
-def targets(arguments: argparse.Namespace) -> None:
+def find_targets(arguments: argparse.Namespace) -> None:
     """Tune the baselines; print the targets beside the committed ones."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     committed = sweep.load_targets()
     problems = [
         (experiment.stem, problem)
-        for experiment in EXPERIMENTS.values()
+        for experiment in paper.EXPERIMENTS.values()
         for problem in experiment.load(None)
     ]
     known = {problem.name for _, problem in problems}
     problems += [(suite.STEM, SUITE[name]()) for name in SUITE if name not in known]
-    problems += [(transfer.STEM, pair.target) for pair in transfer.load_pairs()]
+    problems += [(transfer.STEM, one.large) for one in transfer.load_growths()]
     for stem, problem in problems:
-        store = sweep.Store(arguments.out / f"{stem}.csv")
+        store = Store(arguments.out / f"{stem}.csv")
         target, source = sweep.baseline_target(problem, store)
-        print(
+        say(
             f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
-            f"committed: {committed.get(problem.name, np.nan):.4g}",
-            flush=True,
+            f"committed: {committed.get(problem.name, np.nan):.4g}"
         )
+
+
+def choose_tasks(
+    arguments: argparse.Namespace, tasks: dict[str, Callable[[], Problem]]
+) -> list[str]:
+    """Return the tasks that are asked for, or all; raises ValueError for others."""
+    names = arguments.tasks or list(tasks)
+    unknown = sorted(set(names) - set(tasks))
+    if unknown:
+        raise ValueError(f"--tasks must be of {list(tasks)}, got {unknown}")
+    return names
 
 
 def run_long(arguments: argparse.Namespace) -> None:
     """Run the suite at practical length, or what it is compared with."""
-    names = arguments.tasks or list(LONG)
-    unknown = set(names) - set(LONG)
-    if unknown:
-        raise ValueError(f"--tasks must be of {list(LONG)}, got {sorted(unknown)}")
-
-    def report(text: str) -> None:
-        print(text, flush=True)
-
+    names = choose_tasks(arguments, LONG)
     if arguments.baselines:
-        long_suite.run_baselines(arguments.out, names, report)
+        long.run_baselines(arguments.out, names, say)
     else:
-        long_suite.run_long(arguments.out, names, arguments.seeds, report)
+        long.run(arguments.out, names, arguments.seeds, say)
 
 
 def run_suite(arguments: argparse.Namespace) -> None:
@@ -206,94 +253,82 @@ def run_suite(arguments: argparse.Namespace) -> None:
     if arguments.long or arguments.baselines:
         run_long(arguments)
         return
-    names = arguments.tasks or list(SUITE)
-    unknown = set(names) - set(SUITE)
-    if unknown:
-        raise ValueError(f"--tasks must be of {list(SUITE)}, got {sorted(unknown)}")
-    comparisons = suite.run_suite(
-        arguments.out,
-        names,
-        arguments.seeds,
-        arguments.trials,
-        lambda text: print(text, flush=True),
-    )
-    costs = read_costs(arguments.out / f"{suite.STEM}_cost.csv")
-    for comparison in comparisons:
-        print(f"\n{suite_report.format_suite(comparison, costs)}", flush=True)
+    out, names = arguments.out, choose_tasks(arguments, SUITE)
+    suite.run(out, names, arguments.seeds, arguments.trials, say)
+    known = costs.read_costs(out / f"{suite.STEM}_cost.csv")
+    problems = [SUITE[name]() for name in names]
+    for comparison in load_comparisons(out / f"{suite.STEM}.csv", problems):
+        say(f"\n{library_tables.format_task(comparison, known)}")
 
 
 def run_transfer(arguments: argparse.Namespace) -> None:
     """Give memories to larger networks; print the table."""
-    transfer.run_transfer(
-        arguments.out,
-        arguments.seeds,
-        max(sweep.BUDGETS),
-        lambda text: print(text, flush=True),
-    )
-    print(f"\n{transfer.format_transfer(transfer.load_transfer(arguments.out))}")
+    transfer.run(arguments.out, arguments.seeds, max(sweep.BUDGETS), say)
+    comparisons = library_tables.load_transfer(arguments.out)
+    say(f"\n{library_tables.format_transfer(comparisons)}")
 
 
 def run_sampling(arguments: argparse.Namespace) -> None:
     """Take evidence from samples and from everything; print the table."""
-    sampling.run_sampling(
-        arguments.out, arguments.seeds, lambda text: print(text, flush=True)
-    )
-    print(f"\n{sampling.format_sampling(arguments.out)}")
+    sampling.run(arguments.out, arguments.seeds, say)
+    say(f"\n{library_tables.format_sampling(arguments.out)}")
 
 
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
-    report.draw_all()
-    report.PAGE.write_text(report.make_page())
-    print(f"Wrote {report.PAGE} and pictures in {report.RESULTS}.")
+    page.draw_all()
+    page.PAGE.write_text(page.make_page())
+    say(f"Wrote {page.PAGE} and pictures in {page.RESULTS}.")
 
 
-def mnist(arguments: argparse.Namespace) -> None:
-    """Run the paper's three tasks with a memory that moves on, then compare."""
+def run_mnist(arguments: argparse.Namespace) -> None:
+    """Run the paper's three tasks with a memory that moves on; compare if asked to."""
+    asked = arguments.trials, arguments.methods
+    if not arguments.compare and asked != (FEW_TRIALS, FEW_METHODS):
+        raise ValueError("--trials and --methods say how to compare: add --compare")
     digits = load_digits(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{len(TASKS)} tasks, {arguments.seeds} seeds, {arguments.horizon} updates of "
-        f"{arguments.batch_size} images each; the first runs compile",
-        flush=True,
+    say(
+        f"{len(sequence.TASKS)} tasks, {arguments.seeds} seeds, {arguments.horizon} "
+        f"updates of {arguments.batch_size} images each; the first runs compile"
     )
-    runs, start = [], time.perf_counter()
-    for run in run_all(
+    runs, tell = [], make_clock()
+    for run in sequence.run_all(
         digits, arguments.seeds, arguments.horizon, arguments.batch_size
     ):
         runs.append(run)
         meta_rate = "" if run.meta_rate is None else f"{run.meta_rate:g}"
-        print(
-            f"[{time.perf_counter() - start:4.0f} s] {run.task}  {run.method:<12}"
-            f"{meta_rate:>6}  accuracy at the end {run.accuracies[:, -1].mean():.3f}",
-            flush=True,
+        tell(
+            f"{run.task}  {run.method:<12}{meta_rate:>6}  accuracy at the end "
+            f"{run.accuracies[:, -1].mean():.3f}"
         )
     rows, picture = arguments.out / "mnist.csv", arguments.out / "mnist.png"
-    mnist_report.write_rows(runs, rows)
-    mnist_report.draw(runs, picture)
-    print(f"\n{mnist_report.format_table(runs)}\n\nWrote {rows} and {picture}.\n")
-    compare(arguments)
+    sequence.write_rows(runs, rows)
+    paper_figures.draw_sequence(runs, picture)
+    say(f"\n{paper_tables.format_sequence(runs)}\n\nWrote {rows} and {picture}.")
+    if arguments.compare:
+        say("")
+        compare(arguments)
 
 
-def speed(arguments: argparse.Namespace) -> None:
+def run_speed(arguments: argparse.Namespace) -> None:
     """Time the updates; print every row as it is measured, write rows and picture."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print(
+    say(
         "Whole updates in turns, medians. x Adam: time over that of optax.adam;\n"
         "% step: share of a training step; state and temp: bytes per parameter.\n\n"
-        f"{speed_report.HEADER}",
-        flush=True,
+        f"{library_tables.SPEED_HEADER}"
     )
     measurements = []
-    for case in make_cases(arguments.sizes):
-        for one in run_case(case):
+    for case in speed.make_cases(arguments.sizes):
+        for one in speed.run_case(case):
             measurements.append(one)
-            print(speed_report.format_row(one), flush=True)
+            say(library_tables.format_timing(one))
     rows, picture = arguments.out / "speed.csv", arguments.out / "speed.png"
-    speed_report.write_rows(measurements, rows)
-    speed_report.draw(measurements, picture)
-    print(f"\nWrote {rows} and {picture}.")
+    speed.write_rows(measurements, rows)
+    library_figures.draw_speed(measurements, picture)
+    say(f"\nWrote {rows} and {picture}.")
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -302,12 +337,12 @@ def main(command_line: list[str] | None = None) -> None:
     arguments = parser.parse_args(command_line)
     if getattr(arguments, "full", False):
         arguments.seeds, arguments.trials = 10, max(sweep.BUDGETS)
-        arguments.methods = [method.name for method in METHODS]
+        arguments.methods, arguments.compare = list(METHODS), True
     try:
         commands = {
-            "mnist": mnist,
-            "speed": speed,
-            "targets": targets,
+            "mnist": run_mnist,
+            "speed": run_speed,
+            "targets": find_targets,
             "suite": run_suite,
             "transfer": run_transfer,
             "sampling": run_sampling,

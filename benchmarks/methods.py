@@ -8,7 +8,14 @@ import optax
 from scipy.stats import qmc
 
 from benchmarks import peers
-from metalr_optax import linspace_kernels, paper_adam, paper_sgd
+from metalr_optax import (
+    linspace_kernels,
+    logspace_kernels,
+    memory_adam,
+    memory_sgd,
+    paper_adam,
+    paper_sgd,
+)
 
 BOUND = 2.0
 MODELS = 20
@@ -46,7 +53,7 @@ _SGD_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-4, 1.0)}
 _ADAM_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-5, 1e-1)}
 _MEMORY_DEFAULT = {"rate": 1e-3, "meta": 1e-2}
 
-METHODS = (
+_ALL = (
     Method("sgd", optax.sgd, {"rate": (1e-4, 10.0)}, {"rate": 1e-3}),
     Method(
         "momentum",
@@ -106,8 +113,9 @@ METHODS = (
         {"rate": 1e-3, "meta": 1e-7},
     ),
 )
+METHODS = {method.name: method for method in _ALL}
 BASELINES = ("sgd", "momentum", "adam")
-WITH_MEMORY = tuple(method.name for method in METHODS if method.has_memory)
+WITH_MEMORY = tuple(name for name, method in METHODS.items() if method.has_memory)
 LABELS = {
     "sgd": "SGD",
     "momentum": "SGD, momentum .9",
@@ -123,6 +131,73 @@ LABELS = {
     "rprop": "RPROP (corrected)",
     "hypergradient": "Adam, hypergradient",
 }
+BASE_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_MANY = logspace_kernels(8.0, 20, smallest=0.02)
+_SAMPLE = 256  # coordinates of a tensor that give evidence
+
+
+class Variant(NamedTuple):
+    """One of our optimizers, and the base rates that it is tried from."""
+
+    method: Method
+    label: str
+    rates: tuple[float, ...]
+
+
+def _variant(
+    name: str,
+    label: str,
+    make: Callable[[float], optax.GradientTransformation],
+    rates: tuple[float, ...] = (1e-3,),
+) -> Variant:
+    return Variant(Method(name, make, {}, {"rate": 1e-3}), label, rates)
+
+
+OURS = (
+    _variant(
+        "memory_adam",
+        "**memory_adam**",
+        lambda rate: memory_adam(initial=rate),
+        BASE_RATES[:-1],
+    ),
+    _variant(
+        "memory_sgd",
+        "**memory_sgd**",
+        lambda rate: memory_sgd(initial=rate),
+        BASE_RATES,
+    ),
+)
+VARIANTS = (
+    _variant(
+        "memory_sgd_m21",
+        "memory_sgd, M=21",
+        lambda rate: memory_sgd(initial=rate, kernels=_MANY),
+        BASE_RATES,
+    ),
+    _variant(
+        "memory_adam_m21",
+        "memory_adam, M=21",
+        lambda rate: memory_adam(initial=rate, kernels=_MANY),
+    ),
+    _variant(
+        "memory_sgd_m21_sampled",
+        f"memory_sgd, M=21, {_SAMPLE} in the sample",
+        lambda rate: memory_sgd(initial=rate, kernels=_MANY, evidence_sample=_SAMPLE),
+    ),
+    _variant(
+        "memory_adam_sampled",
+        f"memory_adam, {_SAMPLE} in the sample",
+        lambda rate: memory_adam(initial=rate, evidence_sample=_SAMPLE),
+    ),
+)
+
+
+OURS_BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
+
+
+def plain(label: str) -> str:
+    """Return a label without the stars that make it bold in Markdown."""
+    return label.replace("**", "")
 
 
 def sample_settings(method: Method, trials: int) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """A memory fits another model: labels are matched by name, order and role."""
 
 import functools
+from typing import Any, cast
 
 import chex
 import flax.linen as nn
@@ -55,10 +56,11 @@ def test_numbers_are_layers_in_order():
     old = [f"params/Dense_{i}" for i in range(3)]
     new = [f"net/Dense_{i}" for i in range(11)]
     # Same role, another module: first to first, last to last, 10 after 9.
-    found = match(new, old)
+    found = cast(Any, match(new, old))
     assert [found[f"net/Dense_{i}"][-1] for i in range(11)] == list("00011111222")
     deeper = [f"params/Dense_{i}" for i in range(5)]
-    assert [match(deeper, old)[one][-1] for one in deeper] == list("01222")
+    found = cast(Any, match(deeper, old))
+    assert [found[one][-1] for one in deeper] == list("01222")
     assert match(["net/Dense_0"], old) == {"net/Dense_0": "params/Dense_0"}
 
 
@@ -122,9 +124,10 @@ def test_flax_modules_of_another_depth(layers):
         learned[label] = learned[label]._replace(rates=np.array([0.1 * (number + 1)]))
     state = init(layers)
     found = match_labels(learned, state)
-    assert all(label.split("_")[0] == old.split("_")[0] for label, old in found.items())
     adapted = get_memory(set_memory(state, adapt_memory(learned, state)))
     for label, source in found.items():
+        assert source is not None
+        assert label.split("_")[0] == source.split("_")[0]
         np.testing.assert_allclose(adapted[label].rates, learned[source].rates, 1e-6)
 
 
@@ -184,8 +187,8 @@ def test_precision_alone_is_no_other_kernel(double):
     rates[7] = 0.1
     memory = {"params": Memory(EVEN, rates)}
     if double == "state":
-        kernels = Kernels(*(np.float32(array) for array in EVEN))
-        memory = {"params": Memory(kernels, np.float32(rates))}
+        kernels = Kernels(*(np.asarray(array, np.float32) for array in EVEN))
+        memory = {"params": Memory(kernels, np.asarray(rates, np.float32))}
     with jax.enable_x64(double == "state"):
         state = paper_sgd().init(jnp.ones(2, float))
         adapted = adapt_memory(memory, state)

@@ -1,6 +1,7 @@
 """What the aliases add to a memory: a clip, a decay, an address, defaults."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -72,13 +73,13 @@ def test_is_the_chain_that_its_docstring_says(name, base):
     + [("memory_adam", rate) for rate in (1e-5, 1e-3, 1e-2)],
 )
 def test_any_start_comes_down_and_stays(name, initial):
-    optimizer = MAKERS[name](initial=initial)
+    optimizer: Any = MAKERS[name](initial=initial)
     curvature = jnp.geomspace(0.1, 2.0, 10)
 
     def update(carry, _):
         x, state = carry
         updates, state = optimizer.update(curvature * x, state)
-        x = optax.apply_updates(x, updates)
+        x = jnp.asarray(optax.apply_updates(x, updates))
         return (x, state), jnp.sum(curvature * x**2)
 
     x = jnp.ones(10)
@@ -95,7 +96,7 @@ def test_a_decay_is_that_of_adamw_at_the_learned_rate(name):
         "kernel": Memory(linspace_kernels(1.0, 1), np.array([0.01])),
     }
     arguments = {"weight_decay": 0.1, "mask": {"kernel": True, "bias": False}}
-    optimizer = MAKERS[name](0.5, initial=initial, **arguments)
+    optimizer: Any = MAKERS[name](0.5, initial=initial, **arguments)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [-0.001, 0.002], rtol=1e-6)
@@ -117,7 +118,7 @@ def test_a_first_step_is_adamws():
 def test_a_landscape_decays_at_its_mean_rate_by_evidence():
     kernels = linspace_kernels(3.0, 3)
     memory = Memory(kernels, np.array([0.001, 0.004, 0.2]), np.array([3.0, 1.0, 0.0]))
-    optimizer = memory_sgd(initial=memory, weight_decay=0.1)
+    optimizer: Any = memory_sgd(initial=memory, weight_decay=0.1)
     x = jnp.array([2.0, -4.0])
     updates, _ = optimizer.update(0 * x, optimizer.init(x), x)
     np.testing.assert_allclose(updates, -0.1 * 0.007 / 4 * x, rtol=1e-5)
@@ -155,7 +156,7 @@ def test_a_relative_address_is_the_value_over_the_root_mean_square(size):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-30, 1e30, np.inf])
 def test_a_relative_address_survives_any_scale(scale):
-    optimizer = scale_by_memory(0.1, normalize="rms")
+    optimizer: Any = scale_by_memory(0.1, normalize="rms")
     tree = {
         "one": jnp.array([1.0, -2.0, 3.0]) * scale,
         "none": jnp.zeros((0, 3)),
@@ -190,8 +191,9 @@ def test_refuses_what_cannot_work(name, arguments, message):
 
 
 def test_refuses_an_unknown_normalization():
+    unknown: Any = "log"
     with pytest.raises(ValueError, match=r"normalize must be .* got 'log'"):
-        scale_by_memory(normalize="log")
+        scale_by_memory(normalize=unknown)
 
 
 def test_a_learned_memory_may_be_above_the_largest_start():

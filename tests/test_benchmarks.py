@@ -6,25 +6,30 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from benchmarks import mnist_data, mnist_report, speed, speed_report
+from benchmarks import __main__ as command
 from benchmarks.__main__ import main
-from benchmarks.controls import averaged, shuffled
-from benchmarks.mnist import (
-    MODELS,
-    Run,
-    fresh_memory,
-    make_task,
-    train_base,
-    train_run,
+from benchmarks.experiments import sequence, speed
+from benchmarks.experiments.sequence import TaskRun, make_task, train_run
+from benchmarks.harness.sweep import averaged, shuffled
+from benchmarks.methods import MODELS
+from benchmarks.problems.digits import SUBSET, load_digits
+from benchmarks.problems.networks import LeNet
+from benchmarks.reporting import (
+    library_figures,
+    library_tables,
+    paper_figures,
+    paper_tables,
 )
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return mnist_data.load_digits()
+    return load_digits()
 
 
 def test_the_bundled_digits_are_balanced(digits):
@@ -32,7 +37,7 @@ def test_the_bundled_digits_are_balanced(digits):
     assert digits.test_images.shape == (2_000, 28, 28)
     assert np.bincount(digits.train_labels).tolist() == [1000] * 10
     assert np.bincount(digits.test_labels).tolist() == [200] * 10
-    assert mnist_data.SUBSET.stat().st_size < 3e6
+    assert SUBSET.stat().st_size < 3e6
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +46,46 @@ def task(digits):
 
 
 def test_a_task_is_two_digits_and_a_pass_without_repeats(digits, task):
-    arrays = task.arrays
-    assert arrays.train_images.shape == (2000, 28, 28)
-    assert float(arrays.train_images.max()) == 1.0
-    assert arrays.train_labels.mean() == 0.5
-    assert all(len(set(batches.ravel().tolist())) == 24 for batches in arrays.batches)
-    assert not np.array_equal(*arrays.batches)
-    again = make_task(digits, (1, 4), seeds=1, horizon=3, batch_size=8).arrays
-    np.testing.assert_array_equal(again.batches[0], arrays.batches[0])
+    two = task.lessons[0].two
+    assert two.train_images.shape == (2000, 28, 28)
+    assert float(two.train_images.max()) == 1.0
+    assert two.train_labels.mean() == 0.5
+    batches = [one.batches for one in task.lessons]
+    assert all(len(set(one.ravel().tolist())) == 24 for one in batches)
+    assert not np.array_equal(*batches)
+    again = make_task(digits, (1, 4), seeds=1, horizon=3, batch_size=8)
+    np.testing.assert_array_equal(again.lessons[0].batches, batches[0])
 
 
 def test_runs_are_paired_and_a_still_memory_is_sgd(task):
-    hits, losses = train_base("sgd", task.arrays)
+    sgd, _ = train_run(task, "sgd", None, method="sgd")
     run, _ = train_run(task, "new", 0.1, step=0.0)
-    np.testing.assert_allclose(run.losses, losses, rtol=1e-5)
-    np.testing.assert_allclose(run.accuracies * 400, hits, atol=2.5)
+    np.testing.assert_allclose(run.losses, sgd.losses, rtol=1e-5)
+    np.testing.assert_allclose(run.accuracies, sgd.accuracies, atol=2.5 / 400)
+
+
+def test_a_lesson_is_plain_training(task):
+    """The batch's loss before an update, the test images told after it."""
+    run, _ = train_run(task, "sgd", None, method="sgd")
+    lesson = task.lessons[1]
+    two, params = lesson.two, lesson.params
+
+    def logits(params, images):
+        return jnp.asarray(LeNet().apply(params, images))
+
+    def loss_fn(params, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, two.train_images[batch]), two.train_labels[batch]
+        ).mean()
+
+    for update, batch in enumerate(lesson.batches):
+        loss, grads = jax.value_and_grad(loss_fn)(params, batch)
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads)
+        told = logits(params, two.test_images).argmax(-1) == two.test_labels
+        assert run.losses[1, update] == pytest.approx(float(loss), rel=1e-5)
+        assert run.accuracies[1, update] == pytest.approx(
+            float(told.mean()), abs=2.5 / 400
+        )
 
 
 def test_a_memory_goes_from_run_to_run(task):
@@ -82,13 +112,14 @@ def test_controls_keep_the_mean_of_every_layer_and_nothing_else(task):
 
 
 def test_one_local_model_is_one_scalar_per_layer(task):
-    assert fresh_memory(task.arrays, 1)["params/Dense_0"].rates.shape == (2, 1)
+    _, learned = train_run(task, "new_m1", 0.01, method="paper_sgd_m1")
+    assert learned["params/Dense_0"].rates.shape == (2, 1)
 
 
 RUNS = [
-    Run("1 vs 2", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
-    Run("1 vs 4", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
-    Run(
+    TaskRun("1 vs 2", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    TaskRun("1 vs 4", "sgd", None, np.full((2, 4), 0.5), np.full((2, 4), 0.7)),
+    TaskRun(
         "1 vs 4",
         "new",
         0.01,
@@ -99,22 +130,22 @@ RUNS = [
 
 
 def test_a_miss_counts_as_one_more_than_the_horizon():
-    assert mnist_report.updates_to_goal(RUNS[1]).tolist() == [5, 5]
-    assert mnist_report.updates_to_goal(RUNS[2]).tolist() == [2, 5]
+    assert paper_tables.updates_to_goal(RUNS[1]).tolist() == [5, 5]
+    assert paper_tables.updates_to_goal(RUNS[2]).tolist() == [2, 5]
 
 
 def test_the_table_shows_misses_and_the_papers_figure():
-    *_, sgd, new = mnist_report.format_table(RUNS).splitlines()
+    *_, sgd, new = paper_tables.format_sequence(RUNS).splitlines()
     assert sgd.split()[-4:] == ["5.0", "5.0", "2", "24.7"]
     assert new.split()[-5:] == ["0.01", "3.5", "3.5", "1", "14.6"]
 
 
 def test_rows_hold_every_number(tmp_path):
     path = tmp_path / "mnist.csv"
-    mnist_report.write_rows(RUNS, path)
+    sequence.write_rows(RUNS, path)
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == mnist_report.COLUMNS
+    assert tuple(rows[0]) == sequence.COLUMNS
     assert len(rows) == 3 * 2 * 4
     assert rows[0]["meta_rate"] == ""
     assert rows[-1] == {
@@ -131,8 +162,8 @@ def test_rows_hold_every_number(tmp_path):
 
 def test_rows_can_be_read_back(tmp_path):
     path = tmp_path / "mnist.csv"
-    mnist_report.write_rows(RUNS, path)
-    for run, again in zip(RUNS, mnist_report.read_rows(path), strict=True):
+    sequence.write_rows(RUNS, path)
+    for run, again in zip(RUNS, sequence.read_rows(path), strict=True):
         assert again[:3] == run[:3]
         np.testing.assert_allclose(again.accuracies, run.accuracies)
         np.testing.assert_allclose(again.losses, run.losses)
@@ -160,12 +191,12 @@ def test_updates_are_timed_beside_adam(tmp_path):
     assert all(0 < one.share < 1 for one in rows[5:])
 
     path = tmp_path / "speed.csv"
-    speed_report.write_rows(rows, path)
-    for one, again in zip(rows, speed_report.read_rows(path), strict=True):
+    speed.write_rows(rows, path)
+    for one, again in zip(rows, speed.read_rows(path), strict=True):
         assert again[:6] == one[:6]
         np.testing.assert_allclose(again[6:], one[6:], rtol=1e-3)
-    assert "paper_sgd, one by one" in speed_report.format_table(rows)
-    speed_report.draw(rows, tmp_path / "speed.png")
+    assert "paper_sgd, one by one" in library_tables.format_speed(rows)
+    library_figures.draw_speed(rows, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,16 +210,17 @@ def test_models_have_the_leaves_and_parameters_they_say():
 @pytest.mark.slow
 def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     arguments = ["--seeds", "2", "--horizon", "2", "--batch-size", "4"]
-    arguments += ["--methods", "sgd", "--trials", "1"]
     main(["mnist", *arguments, "--out", str(tmp_path / "new" / "folder")])
     out = capsys.readouterr().out
+    files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert files == {"mnist.csv", "mnist.png"}
     assert "Updates until 98% test accuracy on 1 vs 4, 2 seeds" in out
     with open(tmp_path / "new" / "folder" / "mnist.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     settings = {(row["task"], row["method"], row["meta_rate"]) for row in rows}
     assert len(rows) == len(settings) * 2 * 2
     for meta_rate in ("0.1", "0.01", "0.001"):
-        for method in mnist_report.LEGEND:
+        for method in paper_tables.SEQUENCE_LABELS:
             rate = "" if method in ("sgd", "adam") else meta_rate
             assert ("1 vs 4", method, rate) in settings
         assert ("1 vs 2", "new", meta_rate) in settings
@@ -199,6 +231,25 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("asked", "trials"),
+    [
+        ([], None),
+        (["--compare", "--methods", "sgd", "--trials", "1"], 1),
+        (["--full"], 20),
+    ],
+)
+def test_mnist_compares_when_it_is_asked_to(asked, trials, tmp_path, monkeypatch):
+    """What is tuned and compared is tested elsewhere."""
+    run = RUNS[-1]
+    monkeypatch.setattr(sequence, "run_all", lambda *_: iter([run]))
+    monkeypatch.setattr(paper_figures, "draw_sequence", lambda *_: None)
+    compared = []
+    monkeypatch.setattr(command, "compare", compared.append)
+    main(["mnist", *asked, "--out", str(tmp_path)])
+    assert [one.trials for one in compared] == ([] if trials is None else [trials])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--speed", "3"], "unrecognized arguments: --speed 3"),
@@ -206,6 +257,10 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
         (["--seeds", "many"], "invalid positive value: 'many'"),
         (["--horizon", "1000"], "needs 64000 images, but there are 2000"),
         (["--data-dir", "/nowhere"], "no MNIST file /nowhere/train-images-idx3-ubyte"),
+        (
+            ["--trials", "20"],
+            "--trials and --methods say how to compare: add --compare",
+        ),
         (["--out", "/dev/null/x"], "/dev/null"),
     ],
 )
@@ -243,5 +298,5 @@ def test_the_command_itself_ends_with_a_status():
 def test_damaged_files_are_refused_by_path(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as refusal:
-        mnist_data.load_digits(tmp_path)
+        load_digits(tmp_path)
     assert str(tmp_path / name) in str(refusal.value)

@@ -197,7 +197,8 @@ def test_goes_down_the_rosenbrock_valley(name):
     def rosenbrock(x):
         return (1.0 - x[0]) ** 2 + 100.0 * (x[1] - x[0] ** 2) ** 2
 
-    optimizer = ALIASES[name](memory_optimizer=optax.adam(1e-4))
+    alias: Any = ALIASES[name]
+    optimizer = alias(memory_optimizer=optax.adam(1e-4))
     step = make_step(optimizer, loss=rosenbrock)
     start = jnp.array([-0.5, 1.0])
     carry = start, optimizer.init(start)
@@ -251,7 +252,7 @@ def test_scan_equals_a_python_loop(row):
 
 
 def test_vmap_over_seeds_equals_separate_runs(row):
-    shifts = np.float32([0.0, 0.3, -0.5])
+    shifts = np.array([0.0, 0.3, -0.5], np.float32)
     ones = [jax.tree.map(lambda x, by=by: x + by, make_params()) for by in shifts]
     starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ones)
     train = functools.partial(run, usual(row).optimizer, steps=4, raw=row.raw)
@@ -444,7 +445,7 @@ def test_empty_trees(row, empty):
 
 def test_a_tensor_without_elements():
     params = {"w": jnp.zeros((0, 3)), "v": jnp.ones(2)}
-    optimizer = paper_adam(initial=0.01)
+    optimizer: Any = paper_adam(initial=0.01)
     updates, state = optimizer.update(params, optimizer.init(params))
     updates, state = optimizer.update(params, state)
     assert updates["w"].shape == (0, 3)

@@ -45,11 +45,11 @@ def authors_adam(lr, beta1, beta2, eps):
 
         def step(m, s):
             # The authors compute the powers in float64: 1 - beta**k must not cancel.
-            k = count.astype(m.dtype)
+            k = jnp.asarray(count, m.dtype)
             rate = lr * jnp.sqrt(-jnp.expm1(k * np.log(beta2)))
             return -rate / -jnp.expm1(k * np.log(beta1)) * m / (jnp.sqrt(s) + eps)
 
-        return jax.tree.map(step, mu, nu), AdamState(count, mu, nu)
+        return jax.tree.map(step, mu, nu), AdamState(jnp.asarray(count), mu, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -113,7 +113,7 @@ def replay(case, dtype, driven=False):
         return (params, state), (loss, params, updates, rates)
 
     run = jax.jit(lambda carry, recorded: jax.lax.scan(step, carry, recorded))
-    results, memory = [], None
+    results, memory = [], {}
     for phase in case["phases"]:
         start = {
             name: jnp.asarray(np.float32(trace["params"][0]), dtype)
@@ -178,7 +178,10 @@ def test_one_recorded_step(case):
     clip = case["config"]["clip_grad"]
     for phase in case["phases"]:
         tensors = phase["tensors"]
-        params = {name: np.float32(trace["params"]) for name, trace in tensors.items()}
+        params = {
+            name: np.array(trace["params"], np.float32)
+            for name, trace in tensors.items()
+        }
         loss, grads = loss_and_grad({name: x[:-1] for name, x in params.items()})
         scale = largest(phase["loss"])
         assert deviation(loss, phase["loss"], scale, 1e-6) <= limits["loss"]

@@ -1,6 +1,7 @@
 """Large tensors on a grid against one local model at a time."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,10 +75,10 @@ UNRESOLVED = {
 
 
 def to_float32(kernels):
-    return Kernels(*(np.float32(array) for array in kernels))
+    return Kernels(*(np.asarray(array, np.float32) for array in kernels))
 
 
-def draw_addresses(kernels, kind, seed):
+def draw_addresses(kernels, kind, seed) -> Any:
     """Addresses of one of the ways in which gradients fall on kernels."""
     rng = np.random.default_rng(seed)
     bound = float(kernels.centers[-1])
@@ -91,7 +92,7 @@ def draw_addresses(kernels, kind, seed):
         "beside the centres": rng.choice(kernels.centers, SIZE)
         + rng.uniform(-2.0, 2.0) * rng.choice(kernels.widths, SIZE),
     }
-    return np.float32(addresses[kind]).reshape(128, 128)
+    return addresses[kind].astype(np.float32).reshape(128, 128)
 
 
 KINDS = ("even", "normal", "decades", "one place", "beside the centres")
@@ -103,9 +104,9 @@ KINDS = ("even", "normal", "decades", "one place", "beside the centres")
 def test_the_stated_accuracy(name, kind, silent, seed):
     kernels = to_float32(RESOLVED[name])
     rng = np.random.default_rng(seed)
-    rates = np.float32(10.0 ** rng.uniform(-3.0, 0.0, len(kernels.centers)))
+    rates = np.asarray(10.0 ** rng.uniform(-3.0, 0.0, len(kernels.centers)), np.float32)
     address = draw_addresses(kernels, kind, seed)
-    grid = make_grid(kernels)
+    grid: Any = make_grid(kernels)
     error = read_on_grid(kernels, grid, rates, address) - read(kernels, rates, address)
     assert np.max(np.abs(error)) <= 1e-4 * np.max(rates)
 
@@ -153,12 +154,12 @@ def test_what_a_grid_would_blur_is_read_exactly(name):
 def test_places_grow_and_stay_within_the_nodes(name):
     """From far below the kernels to far above, and what is no number is a place too."""
     kernels = to_float32(RESOLVED[name])
-    grid = make_grid(kernels)
+    grid: Any = make_grid(kernels)
     reach = kernels.centers[-1] + 7.9 * kernels.widths[-1]
     inputs = np.linspace(-reach, reach, 10_001, dtype=np.float32)
     place = jax.jit(_place, static_argnums=1)
     assert np.all(np.diff(place(kernels, grid, inputs)) > 0)
-    hostile = np.float32([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0])
+    hostile = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0], np.float32)
     places = np.asarray(place(kernels, grid, hostile))
     assert np.all((places >= 0) & (places + 1 < grid.cells * grid.nodes))
 
@@ -179,7 +180,7 @@ def test_the_mass_of_all_coordinates_is_kept(name):
 @pytest.mark.parametrize("shape", [(SIZE,), (128, 128), (2, 8, 1024), (129, 127)])
 def test_a_coordinate_is_counted_at_the_same_node_in_any_shape_and_piece(shape):
     kernels = to_float32(RESOLVED["even 100"])
-    grid = make_grid(kernels)
+    grid: Any = make_grid(kernels)
     address = draw_addresses(kernels, "normal", 0).ravel()[: np.prod(shape)]
     values = np.sign(draw_addresses(kernels, "even", 1)).ravel()[: np.prod(shape)]
 
@@ -195,7 +196,7 @@ def test_a_tensor_of_any_size_is_counted_once(shape):
     """Sizes that are odd, of one piece, and of two pieces and an odd rest."""
     kernels = linspace_kernels(2.0, 20)
     rng = np.random.default_rng(0)
-    params = np.float32(rng.normal(0.3, 0.8, (2, *shape)))
+    params = rng.normal(0.3, 0.8, (2, *shape)).astype(np.float32)
     optimizer = scale_by_memory(
         0.5, kernels=kernels, memory_optimizer=optax.sgd(1.0), rate_bounds=(1e-9, 2.0)
     )
@@ -214,7 +215,7 @@ def test_a_tensor_of_any_size_is_counted_once(shape):
 def test_counting_is_unbiased():
     """Coordinates of one input are shared out between its two nodes, by distance."""
     kernels = to_float32(RESOLVED["even 20"])
-    grid = make_grid(kernels)
+    grid: Any = make_grid(kernels)
     nodes = np.arange(grid.cells * grid.nodes)
     places = []
     for address in np.linspace(0.0, 0.01, 7, dtype=np.float32):
@@ -233,7 +234,7 @@ def test_hostile_addresses_of_a_large_tensor():
     rates = np.geomspace(1e-3, 1.0, 20, dtype=np.float32)
     address = np.zeros((128, 128), np.float32)
     address[0, :6] = np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45
-    grid = make_grid(kernels)
+    grid: Any = make_grid(kernels)
     rate = np.asarray(read_on_grid(kernels, grid, rates, address))
     np.testing.assert_allclose(rate[0, 1:5], [1.0, 1e-3, 1.0, 1e-3], rtol=1e-4)
     assert np.all(np.isfinite(rate))
@@ -241,7 +242,7 @@ def test_hostile_addresses_of_a_large_tensor():
     mass = evidence_on_grid(kernels, grid, far, np.ones_like(far))
     assert np.max(np.abs(mass)) < 1e-6
     optimizer = scale_by_memory(Memory(kernels, rates))
-    state = optimizer.init(address)
+    state: Any = optimizer.init(address)
     base_state = state.base_state._replace(last_direction=jnp.asarray(address))
     state = state._replace(base_state=base_state)
     updates, state = jax.jit(optimizer.update)(far, state)
@@ -263,6 +264,7 @@ def test_a_large_tensor_of_any_dtype_learns_like_a_small_one(dtype):
 
         def run(split):
             state = optimizer.init(split(gradients[0]))
+            updates = None
             for gradient in gradients:
                 updates, state = jax.jit(optimizer.update)(split(gradient), state)
             return jnp.concatenate(jax.tree.leaves(updates)), get_memory(state)["all"]

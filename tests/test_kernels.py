@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,14 +75,14 @@ def test_kernels_are_float64_numpy_until_an_optimizer_is_initialised():
         ),
         (lambda: linspace_kernels(np.inf), "bound must be .* got inf"),
         (lambda: linspace_kernels(np.nan), "bound must be .* got nan"),
-        (lambda: linspace_kernels("2"), "bound must be .* got '2'"),
-        (lambda: linspace_kernels(None), "bound must be .* got None"),
+        (lambda: linspace_kernels(cast(Any, "2")), "bound must be .* got '2'"),
+        (lambda: linspace_kernels(cast(Any, None)), "bound must be .* got None"),
         (
             lambda: linspace_kernels(2.0, 0),
             "num must be an integer of at least 1, got 0",
         ),
         (
-            lambda: linspace_kernels(2.0, 2.5),
+            lambda: linspace_kernels(2.0, cast(Any, 2.5)),
             "num must be an integer of at least 1, got 2.5",
         ),
         (
@@ -123,5 +125,6 @@ def test_unusable_kernels_are_refused(centers, widths, match):
 
 
 def test_kernels_of_another_type_are_refused():
+    arrays: Any = jnp.zeros(3), jnp.ones(3)
     with pytest.raises(ValueError, match=r"kernels must be metalr_optax\.Kernels"):
-        check_kernels((jnp.zeros(3), jnp.ones(3)))
+        check_kernels(arrays)

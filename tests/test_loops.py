@@ -284,7 +284,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     for folder in (killed, whole):
         folder.mkdir()
 
-    def start(folder):
+    def start(folder) -> Any:
         return subprocess.Popen(
             [sys.executable, script, folder, "40"], stdout=subprocess.PIPE, text=True
         )

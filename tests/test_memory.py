@@ -1,5 +1,7 @@
 """Invariants of reading and correcting a memory."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ FINITE_FLOAT32 = hnp.arrays(
 )
 fast = settings(max_examples=50, deadline=None, derandomize=True)
 read_compiled = jax.jit(lambda memory, z: read(memory.kernels, memory.rates, z))
-accumulate_compiled = jax.jit(lambda *args: accumulate(*args[:2], [args[2]])[0])
+accumulate_compiled = jax.jit(lambda kernels, z, e: accumulate(kernels, z, [e])[0])
 
 
 def make_memory(name, dtype=np.float32):
@@ -67,7 +69,7 @@ def test_a_constant_memory_is_a_constant_rate(name, address):
 @pytest.mark.parametrize("far", [1e2, 1e8, 1e20, 3e38, np.inf])
 def test_the_outermost_rate_holds_outside(name, far):
     memory = make_memory(name)
-    address = np.float32([far, -far])
+    address = np.array([far, -far], np.float32)
     rate = read_compiled(memory, address)
     np.testing.assert_allclose(rate, memory.rates[[-1, 0]], rtol=1e-3)
 
@@ -93,7 +95,8 @@ def test_inside_the_read_is_the_plain_weighted_mean():
 def test_agreement_raises_and_flips_lower_exactly_the_active_rates(name, address, sign):
     kernels = make_memory(name).kernels
     u = np.asarray(accumulate_compiled(kernels, address, np.full_like(address, sign)))
-    distance = np.abs(np.float64(address)[:, None] - kernels.centers) / kernels.widths
+    away = np.asarray(address, np.float64)[:, None] - kernels.centers
+    distance = np.abs(away) / kernels.widths
     active = np.any(distance < 4.0, axis=0)
     silent = np.all(distance > 20.0, axis=0)
     assert np.all(sign * u[active] > 1e-4)
@@ -177,4 +180,5 @@ def test_activations_of_a_large_tensor_are_never_stored(shapes):
     compiled = jax.jit(optimizer.update).lower(params, state).compile()
     # A few times the gradient and a few tables; the activations would take 240 MB.
     limit = 8 * 4 * 300 * 400 + 8e6
-    assert compiled.memory_analysis().temp_size_in_bytes < limit
+    analysis: Any = compiled.memory_analysis()
+    assert analysis.temp_size_in_bytes < limit

@@ -1,6 +1,7 @@
 import builtins
 import subprocess
 import sys
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -149,9 +150,11 @@ def test_history_has_a_column_per_step():
     rates = RATES * np.array([1.0, 1.0, 1.0, 2.0, 4.0])
     history = {step: Memory(LOGSPACE, rates * (1 + step)) for step in steps}
     # Learned kernels are less precise than those that were made by hand.
-    history[0] = Memory(Kernels(*map(np.float32, LOGSPACE)), rates)
+    history[0] = Memory(
+        Kernels(*(np.asarray(array, np.float32) for array in LOGSPACE)), rates
+    )
     plot_memory_history(history, ax)
-    mesh = ax.collections[0]
+    mesh: Any = ax.collections[0]
     columns = mesh.get_array()
     np.testing.assert_allclose(columns[:, 1] / columns[:, 0], 11.0, rtol=1e-5)
     np.testing.assert_allclose(columns[:, 2] / columns[:, 0], 31.0, rtol=1e-5)
@@ -209,8 +212,9 @@ def test_labels_of_many_layers_stand_beside_the_picture():
     ax = figure.subplots()
     plot_rates({f"_encoder/block_{i}/attention": [1.0, 2.0] for i in range(24)}, ax)
     figure.canvas.draw()
-    assert len(ax.get_legend().get_texts()) == 24
-    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+    legend: Any = ax.get_legend()
+    assert len(legend.get_texts()) == 24
+    assert legend.get_window_extent().x0 >= ax.bbox.x1
 
 
 def test_rates_have_bands_and_layers_never_look_the_same(ax):
@@ -252,7 +256,10 @@ def test_the_current_axes_are_the_default():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda ax: plot_memory("no", ax), "memory must be a metalr_optax.Memory"),
+        (
+            lambda ax: plot_memory(cast(Any, "no"), ax),
+            "memory must be a metalr_optax.Memory",
+        ),
         (lambda ax: plot_memory_history({}, ax), "at least one step"),
         (
             lambda ax: plot_memory_history(
@@ -261,7 +268,10 @@ def test_the_current_axes_are_the_default():
             ),
             "others at 7",
         ),
-        (lambda ax: plot_transfer(None, None, ax), "before must be"),
+        (
+            lambda ax: plot_transfer(cast(Any, None), cast(Any, None), ax),
+            "before must be",
+        ),
         (
             lambda ax: plot_transfer(
                 Memory(KERNELS, RATES),

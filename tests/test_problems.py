@@ -1,24 +1,21 @@
 """The problems are what their descriptions say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (
-    gan,
-    mnist_problems,
-    rnn,
-    robot_data,
-    rosenbrock,
-    suite_problems,
-)
-from benchmarks.robot_data import AHEAD, WINDOW
+from benchmarks.experiments.paper import descend
+from benchmarks.problems import digits, gan, networks, robot, tasks
+from benchmarks.problems.robot import AHEAD, WINDOW
+from benchmarks.problems.tasks import rosenbrock_height
 
 
 @pytest.fixture(scope="module")
 def recordings():
-    return robot_data.load_recordings()
+    return robot.load_recordings()
 
 
 def test_recordings_are_those_of_the_source(recordings):
@@ -32,10 +29,10 @@ def test_recordings_are_those_of_the_source(recordings):
 
 def test_a_damaged_recording_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "robot.npz"
-    path.write_bytes(robot_data.RECORDINGS.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(robot_data, "RECORDINGS", path)
+    path.write_bytes(robot.RECORDINGS.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(robot, "RECORDINGS", path)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
-        robot_data.load_recordings()
+        robot.load_recordings()
 
 
 def test_nothing_held_out_is_near_what_is_trained_on():
@@ -45,7 +42,7 @@ def test_nothing_held_out_is_near_what_is_trained_on():
     def recording(samples):
         return np.searchsorted(ends, samples, side="right")
 
-    windows = robot_data.split(lengths)
+    windows = robot.split(lengths)
     touched = np.arange(WINDOW + AHEAD)
     train = np.unique(windows.train[:, None] + touched)
     held_out = np.unique(windows.held_out[:, None] + touched)
@@ -62,37 +59,37 @@ def test_nothing_held_out_is_near_what_is_trained_on():
 
 
 def test_targets_are_the_next_state_and_the_change_over_20_ms(recordings):
-    absolute = rnn.absolute_arrays(recordings[:2])
+    absolute = robot.absolute_arrays(recordings[:2])
     states = recordings[1].states
     np.testing.assert_array_equal(absolute.inputs[4740:, :14], states[:-1])
-    np.testing.assert_array_equal(absolute.targets[4740:], states[1:])
+    np.testing.assert_array_equal(absolute.labels[4740:], states[1:])
 
-    change = rnn.change_arrays(recordings[:1])
+    change = robot.change_arrays(recordings[:1])
     states = recordings[0].states
-    targets = np.asarray(change.targets)[: len(states) - AHEAD]
+    targets = np.asarray(change.labels)[: len(states) - AHEAD]
     changes = states[AHEAD:] - states[:-AHEAD]
     for column in (0, 9):
         assert np.corrcoef(targets[:, column], changes[:, column])[0, 1] > 0.9999
     rows = np.unique(np.asarray(change.train)[:, None] + np.arange(WINDOW))
-    np.testing.assert_allclose(np.asarray(change.targets)[rows].std(0), 1.0, rtol=1e-3)
+    np.testing.assert_allclose(np.asarray(change.labels)[rows].std(0), 1.0, rtol=1e-3)
     np.testing.assert_allclose(np.asarray(change.inputs)[rows].mean(0), 0, atol=1e-3)
 
 
 def test_what_needs_no_network_scores_as_described():
-    still = rnn.simple_scores(rnn.load_problem(rnn.ABSOLUTE).data)
+    still = robot.simple_scores(robot.load_problem(robot.ABSOLUTE).data)
     assert still["no change"] == pytest.approx(9.0e-5, rel=0.01)
-    change = rnn.simple_scores(rnn.load_problem(rnn.CHANGE).data)
+    change = robot.simple_scores(robot.load_problem(robot.CHANGE).data)
     assert change["no change"] == pytest.approx(1.0, abs=0.01)
     assert change["ridge"] == pytest.approx(0.53, abs=0.01)
 
 
 def test_an_lstm_is_judged_by_the_nmse(recordings):
-    arrays = rnn.absolute_arrays(recordings[3:4])
-    problem = rnn.load_problem(rnn.ABSOLUTE)
+    arrays = robot.absolute_arrays(recordings[3:4])
+    problem = robot.load_problem(robot.ABSOLUTE)
     params, key = problem.start(arrays, jax.random.key(0))
     silent = jax.tree.map(jnp.zeros_like, params)
     index = np.asarray(arrays.judged)[:, None] + np.arange(WINDOW)
-    targets = np.asarray(arrays.targets)
+    targets = np.asarray(arrays.labels)
     expected = np.mean((targets[index] ** 2).mean((0, 1)) / targets.var(0))
     measured = problem.measure(arrays, silent, key)
     assert float(measured) == pytest.approx(expected, rel=1e-3)
@@ -106,7 +103,7 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
     game = game._replace(balance=jnp.float32(0.5))
 
     def reconstruction(discriminator, drawn):
-        again = gan.Discriminator().apply(discriminator, drawn)
+        again = gan.DISCRIMINATOR.apply(discriminator, drawn)
         return jnp.mean((drawn - again) ** 2)
 
     image_key, latent_key = jax.random.split(jax.random.fold_in(game.key, 3))
@@ -126,7 +123,7 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
             jax.grad(reconstruction)(discriminator, fakes),
         ),
     }
-    gradients, after = problem.gradients(arrays, params, game, 3)
+    gradients, after = problem.gradients(arrays, params, game, jnp.array(3))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8),
         gradients,
@@ -149,18 +146,18 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
 
 
 def test_rosenbrock_is_the_one_of_the_notebook():
-    descent = rosenbrock.descend()
+    descent = descend()
     np.testing.assert_array_equal(descent.points[0], [1.5, -0.5])
     assert descent.losses[0] == 756.5
     np.testing.assert_array_equal(descent.rates[0], np.float32(1e-3))
     # Clipped at 10, with the base rate: the first step is 0.01 on either axis.
     np.testing.assert_allclose(descent.points[1], [1.49, -0.49], rtol=1e-6)
     assert descent.losses.min() < 0.1
-    assert rosenbrock.rosenbrock(1.0, 1.0) == 0.0
+    assert rosenbrock_height(1.0, 1.0) == 0.0
 
 
 def test_digits_come_once_and_errors_are_counted():
-    problem = mnist_problems.load_problem(mnist_problems.ONLINE)
+    problem = digits.load_pair(digits.ONLINE)
     params, order = problem.start(problem.data, jax.random.key(1))
     assert len(set(np.asarray(order).tolist())) == 1000
     assert np.bincount(problem.data.test_labels).tolist() == [200, 200]
@@ -173,11 +170,11 @@ def test_digits_come_once_and_errors_are_counted():
 
 
 def test_the_quadratic_has_the_stated_condition_and_height():
-    problem = suite_problems.quadratic()
+    problem = tasks.quadratic()
     curvatures = np.linalg.eigvalsh(np.asarray(problem.data, np.float64))
     assert curvatures[-1] / curvatures[0] == pytest.approx(1000.0, rel=0.01)
     params, extra = problem.start(problem.data, jax.random.key(0))
-    gradients, _ = problem.gradients(problem.data, params, extra, 0)
+    gradients, _ = problem.gradients(problem.data, params, extra, jnp.array(0))
     grad = jax.grad(lambda p: problem.data @ p["x"] @ p["x"] / 2)(params)
     np.testing.assert_allclose(gradients["x"], grad["x"], rtol=1e-4, atol=1e-5)
     heights = [
@@ -188,15 +185,15 @@ def test_the_quadratic_has_the_stated_condition_and_height():
 
 
 def test_noise_of_a_teacher_is_on_what_is_trained_on_only():
-    clean, noisy = (suite_problems.teacher("", noise).data for noise in (0.0, 0.5))
+    clean, noisy = (tasks.teacher("", noise).data for noise in (0.0, 0.5))
     np.testing.assert_array_equal(clean.inputs, noisy.inputs)
-    np.testing.assert_array_equal(clean.judged_targets, noisy.judged_targets)
-    assert np.std(noisy.targets - clean.targets) == pytest.approx(0.5, rel=0.02)
+    np.testing.assert_array_equal(clean.judged_labels, noisy.judged_labels)
+    assert np.std(noisy.labels - clean.labels) == pytest.approx(0.5, rel=0.02)
 
 
 def test_the_language_is_source_code_and_the_next_byte_the_target():
-    data = suite_problems.language().data
-    np.testing.assert_array_equal(data.inputs[:, 1:], data.targets[:, :-1])
+    data = tasks.language().data
+    np.testing.assert_array_equal(data.inputs[:, 1:], data.labels[:, :-1])
     text = bytes(np.asarray(data.inputs, np.uint8).ravel())
     assert text.startswith(b'"""Stuff to parse AIFF-C and AIFF files.')
     assert len(data.inputs) > 10_000
@@ -206,15 +203,15 @@ def test_the_language_is_source_code_and_the_next_byte_the_target():
 
 def test_damaged_sources_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "sources.xz"
-    path.write_bytes(suite_problems.SOURCES.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(suite_problems, "SOURCES", path)
+    path.write_bytes(tasks.SOURCES.read_bytes()[:-1] + b"x")
+    monkeypatch.setattr(tasks, "SOURCES", path)
     with pytest.raises(ValueError, match=f"{path} is damaged"):
-        suite_problems.language()
+        tasks.language()
 
 
 @pytest.mark.parametrize("name", ["teacher", "classes", "residual", "language"])
 def test_a_batch_is_judged_like_what_is_held_out(name):
-    problem = suite_problems.SUITE[name]()
+    problem = tasks.SUITE[name]()
     params, key = problem.start(problem.data, jax.random.key(0))
 
     def descend(params, count):
@@ -224,3 +221,19 @@ def test_a_batch_is_judged_like_what_is_held_out(name):
     before = problem.measure(problem.data, params, key)
     params, _ = jax.jit(lambda p: jax.lax.scan(descend, p, np.arange(20)))(params)
     assert problem.measure(problem.data, params, key) < 0.97 * before
+
+
+def test_layers_are_made_in_the_order_that_the_committed_rows_hold_for():
+    """Another order draws other parameters from the same seed."""
+    images = jnp.zeros((1, 784))
+    players: Any = gan.DISCRIMINATOR.init(jax.random.key(0), images)["params"]
+    assert [players[f"Dense_{i}"]["kernel"].shape for i in range(4)] == [
+        (128, 16),
+        (784, 128),
+        (128, 784),
+        (16, 128),
+    ]
+    network = networks.Transformer(width=96, layers=1)
+    params: Any = network.init(jax.random.key(0), jnp.zeros((1, 8), int))["params"]
+    assert params["Dense_0"]["kernel"].shape == (4 * 96, 96)
+    assert params["Dense_1"]["kernel"].shape == (96, 4 * 96)

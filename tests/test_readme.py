@@ -3,7 +3,8 @@ import re
 import tomllib
 
 import metalr_optax
-from benchmarks import headlines, mnist_report, report, speed_report, suite, transfer
+from benchmarks.experiments import sequence, speed
+from benchmarks.reporting import headlines, library_tables, page, paper_tables
 
 MODULES = {
     path.stem
@@ -11,6 +12,13 @@ MODULES = {
     if path.stem != "__init__"
 }
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+def find(pattern, text):
+    """Return what is in parentheses of the first match; some line has to match."""
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found is not None, pattern
+    return found[1]
 
 
 def test_the_readme_names_what_is_public():
@@ -38,7 +46,7 @@ def test_the_versions_it_states_are_those_that_are_tested():
     stated = dict(re.findall(r"^\| (\w+) \| ([\d.]+) ", README, re.MULTILINE))
     assert project["requires-python"] == f">={stated['Python']}"
     for name in ("jax", "optax"):
-        pinned = re.search(rf"{name}==([\d.]+)", ci)[1]
+        pinned = find(rf"{name}==([\d.]+)", ci)
         proper = {"jax": "JAX", "optax": "Optax"}[name]
         assert stated[proper] == pinned
         (floor,) = (
@@ -49,24 +57,23 @@ def test_the_versions_it_states_are_those_that_are_tested():
 
 def test_the_changelog_begins_with_this_version():
     folder = pathlib.Path(metalr_optax.__file__).parent
-    first = re.search(r"^## (\S+)", (folder / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert first[1] == metalr_optax.__version__
+    first = find(r"^## (\S+)", (folder / "CHANGELOG.md").read_text())
+    assert first == metalr_optax.__version__
 
 
 def test_its_results_are_what_the_raw_rows_say():
-    tasks = suite.load_suite(report.RESULTS)
-    speeds = speed_report.read_rows(report.RESULTS / "speed.csv")
-    transfers = transfer.load_transfer(report.RESULTS)
-    assert headlines.format_starts(tasks) in README
+    tasks = library_tables.load_suite(page.RESULTS)
+    speeds = speed.read_rows(page.RESULTS / "speed.csv")
+    transfers = library_tables.load_transfer(page.RESULTS)
+    assert headlines.format_headlines(tasks) in README
     assert headlines.format_facts(tasks, transfers, speeds) in README
 
 
 def test_its_first_result_of_the_paper_is_what_the_raw_rows_say():
-    runs = mnist_report.read_rows(report.RESULTS / "mnist.csv")
-    table = mnist_report.format_table(runs)
+    runs = sequence.read_rows(page.RESULTS / "mnist.csv")
+    table = paper_tables.format_sequence(runs)
     reloaded, new = (
-        re.search(rf"^{name} memory +0.01 +([\d.]+)", table, re.MULTILINE)[1]
-        for name in ("reloaded", "new")
+        find(rf"^{name} memory +0.01 +([\d.]+)", table) for name in ("reloaded", "new")
     )
     assert re.search(r"^SGD at 0.001 +([\d.]+) .* 10 ", table, re.MULTILINE)
     said = (
@@ -76,8 +83,8 @@ def test_its_first_result_of_the_paper_is_what_the_raw_rows_say():
 
 
 def test_it_says_what_logging_costs():
-    rows = speed_report.read_rows(report.RESULTS / "speed.csv")
-    shares = speed_report.logging_shares(rows)
+    rows = speed.read_rows(page.RESULTS / "speed.csv")
+    shares = library_tables.logging_shares(rows)
     assert set(shares) == {"memory_sgd", "memory_adam", "paper_sgd"}
     said = f"at most {100 * max(shares.values()):.1f} % of a training step"
     assert said in " ".join(README.split())

@@ -151,7 +151,7 @@ def test_an_optimizer_without_extra_arguments_gets_none():
     def reject(updates, state, params=None):
         return updates, state
 
-    plain = optax.GradientTransformation(lambda _: (), reject)
+    plain = optax.GradientTransformation(lambda params: (), reject)
     optimizer = scale_by_memory(memory_optimizer=plain)
     state = optimizer.init(jnp.ones(2))
     optimizer.update(jnp.ones(2), state)

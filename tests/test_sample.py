@@ -1,6 +1,7 @@
 """Which coordinates give evidence, and what the state costs."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from metalr_optax import (
 )
 from metalr_optax.interpolation import sample
 
-GRADIENTS = np.float32(np.random.default_rng(0).normal(0.2, 0.7, (4, 96, 200)))
+GRADIENTS = np.random.default_rng(0).normal(0.2, 0.7, (4, 96, 200)).astype(np.float32)
 
 
 def run(optimizer, gradients):
     state = optimizer.init(gradients[0])
     update = jax.jit(optimizer.update)
+    updates: Any = None
     for gradient in gradients:
         updates, state = update(gradient, state)
     return updates, state
@@ -36,7 +38,7 @@ SHAPES = [(96, 200), (19200,), (3, 3, 64, 32), (50257, 3), (64, 12, 25), (7000, 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1, 100, 2000])
 def test_a_sample_is_a_lattice_over_rows_and_columns(shape, size):
-    tensor = np.arange(np.prod(shape)).reshape(shape)
+    tensor = jnp.arange(np.prod(shape)).reshape(shape)
     taken = np.asarray(sample(tensor, size)).ravel()
     assert size / 8 < taken.size <= size
     assert len(set(taken.tolist())) == taken.size
@@ -55,7 +57,7 @@ def test_a_sample_is_a_lattice_over_rows_and_columns(shape, size):
 
 def test_a_sample_of_an_embedding_sees_every_token():
     """As many of each, in the middle of a table and at its ends."""
-    tokens = np.repeat(np.arange(1000)[:, None], 64, axis=1)
+    tokens = jnp.repeat(jnp.arange(1000)[:, None], 64, axis=1)
     assert np.ptp(np.bincount(np.asarray(sample(tokens, 4096)).ravel())) == 0
     heads = np.bincount(np.asarray(sample(tokens.T, 4096)).ravel(), minlength=1000)
     assert heads[:992].min() >= 1
@@ -167,7 +169,7 @@ def test_a_donated_state_is_overwritten(make):
     optimizer = make()
     state = jax.eval_shape(optimizer.init, params)
     step = jax.jit(optimizer.update, donate_argnums=1)
-    memory = step.lower(params, state).compile().memory_analysis()
+    memory: Any = step.lower(params, state).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes == size
     # Pieces are counted of a derived direction that has to be somewhere.

@@ -8,29 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (
-    headlines,
-    report,
-    suite,
-    suite_picture,
-    suite_report,
-    sweep,
-    transfer,
-)
 from benchmarks.__main__ import main
-from benchmarks.comparison import METHOD, Comparison, Outcome
-from benchmarks.cost import Cost
-from benchmarks.experiments import EXPERIMENTS
-from benchmarks.methods import sample_settings
-from benchmarks.problem import Problem
-from benchmarks.runs import TUNING_SEED, Key, write_setting
-from benchmarks.speed import Measurement
-from benchmarks.suite_problems import SUITE
+from benchmarks.experiments import transfer
+from benchmarks.experiments.paper import EXPERIMENTS
+from benchmarks.experiments.speed import Measurement
+from benchmarks.harness import sweep
+from benchmarks.harness.costs import Cost
+from benchmarks.harness.store import TUNING_SEED, Key, Store, write_setting
+from benchmarks.methods import METHODS, OURS, VARIANTS, sample_settings
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import headlines, library_figures, library_tables, page
+from benchmarks.reporting.statistics import Comparison, Outcome
 from metalr_optax import adapt_memory, get_memory, memory_sgd
 
 SEEDS = range(10)
-ADAM, SGD = (one for one in suite.OURS)
-MANY = next(one for one in suite.VARIANTS if one.method.name == "memory_adam_m21")
+ADAM, SGD = (one for one in OURS)
+MANY = next(one for one in VARIANTS if one.method.name == "memory_adam_m21")
 
 
 def _problem(name="bowl"):
@@ -47,7 +41,7 @@ def _put(runs, method, rate, curves):
 
 
 def _tune(runs, name, curve):
-    method = METHOD[name]
+    method = METHODS[name]
     (setting,) = sample_settings(method, 1)
     runs[Key("bowl", name, "fresh", write_setting(setting), TUNING_SEED)] = curve
     _put(runs, method, setting["rate"], [curve] * len(SEEDS))
@@ -66,15 +60,15 @@ def bowl():
     runs = {}
     _tune(runs, "adam", _falling(2, 0.5))
     _tune(runs, "sgd", _falling(0, 2.0))
-    for start, updates in zip(ADAM.starts, (1, 2, 3, 0), strict=True):
+    for start, updates in zip(ADAM.rates, (1, 2, 3, 0), strict=True):
         _put(runs, ADAM.method, start, [_falling(updates, 4.0)] * 10)
-    for start, end in zip(SGD.starts, (2.0, 2.08, 3.0, 21.0, np.nan), strict=True):
+    for start, end in zip(SGD.rates, (2.0, 2.08, 3.0, 21.0, np.nan), strict=True):
         _put(runs, SGD.method, start, [_falling(0, end)] * 10)
     return Comparison(_problem(), 1.0, runs)
 
 
 def test_starts_stand_over_what_was_tuned(bowl):
-    adam, sgd = suite_report.format_starts([bowl]).split("\n\n")
+    adam, sgd = library_tables.format_base_rates([bowl]).split("\n\n")
     assert adam.splitlines()[2:] == [
         "| bowl | 0.50 | 1.00 | 1.50 | never / 2 | 0 of 40 |",
         "| *tasks of at most 1* | 1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | |",
@@ -91,11 +85,11 @@ def test_starts_stand_over_what_was_tuned(bowl):
 def test_a_start_that_is_not_all_there_is_left_out(bowl):
     missing = Key("bowl", "memory_adam", "fresh", "rate=0.001", 3)
     del bowl.runs[missing]
-    assert "bowl" not in suite_report.format_starts([bowl]).split("\n\n")[0]
+    assert "bowl" not in library_tables.format_base_rates([bowl]).split("\n\n")[0]
 
 
 def test_headlines_count_tasks_and_failures(bowl):
-    lines = headlines.format_starts([bowl]).splitlines()
+    lines = headlines.format_headlines([bowl]).splitlines()
     assert lines[0].endswith("| 1e-05 | 0.0001 | 0.001 | 0.01 | 0.1 |")
     assert [line.split(" | ")[1:] for line in lines[2:]] == [
         ["1 of 1", "1 of 1", "0 of 1", "0 of 1", "refused |"],
@@ -125,18 +119,18 @@ def test_pairs_are_compared_seed_by_seed(bowl):
     ends = [0.1] * 9 + [0.9]
     _put(bowl.runs, ADAM.method, 1e-3, [[end] * 8 for end in [0.2] * 10])
     _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in ends])
-    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    row = library_tables.format_variants([bowl]).splitlines()[-1]
     assert row == "| bowl |  | **0.50 (9 : 1)** |  |  |"
     _put(bowl.runs, MANY.method, 1e-3, [[end] * 8 for end in [0.1] * 8 + [0.9] * 2])
-    row = suite_report.format_pairs([bowl]).splitlines()[-1]
+    row = library_tables.format_variants([bowl]).splitlines()[-1]
     assert row == "| bowl |  | 0.50 (8 : 2) |  |  |"
 
 
 def test_a_task_shows_every_start_and_what_it_costs(bowl):
     costs = [Cost("bowl", "memory_adam", 0.25, 12.0), Cost("other", "adam", 9.0, 8.0)]
-    lines = suite_report.format_suite(bowl, costs).splitlines()
+    lines = library_tables.format_task(bowl, costs).splitlines()
     assert lines[0] == "**bowl**: target 1, 10 seeds, 8 updates"
-    assert len(lines) == 4 + len(ADAM.starts) + len(SGD.starts) + 2
+    assert len(lines) == 4 + len(ADAM.rates) + len(SGD.rates) + 2
     assert (
         "| **memory_adam** from 0.001 | 3 | 1.50 | 1 | 0.50 |  | 0.25 | 12 |" in lines
     )
@@ -145,23 +139,23 @@ def test_a_task_shows_every_start_and_what_it_costs(bowl):
 
 
 def test_a_profile_is_over_the_best_one(bowl):
-    over = suite_report.profile([bowl, bowl])
+    over = library_figures.profile([bowl, bowl])
     np.testing.assert_allclose(over["memory_adam"], 1.5)
     np.testing.assert_allclose(over["adam"], 1.0)
     assert np.isinf([over["sgd"], over["prodigy"], over["memory_sgd"]]).all()
 
 
 def test_starts_are_drawn_as_they_ended(bowl, tmp_path):
-    (setting,) = sample_settings(METHOD["adam"], 1)
-    trials = suite_picture.trial_ends(bowl, "adam")
+    (setting,) = sample_settings(METHODS["adam"], 1)
+    trials = library_figures.trial_ends(bowl, "adam")
     assert list(trials.items()) == [(pytest.approx(setting["rate"]), 0.5)]
     _put(bowl.runs, SGD.method, 1e-3, [[end] * 8 for end in range(1, 11)])
-    ends = suite_picture.start_ends(bowl, "memory_sgd")
-    assert tuple(ends) == SGD.starts
+    ends = library_figures.base_rate_ends(bowl, "memory_sgd")
+    assert tuple(ends) == SGD.rates
     assert ends[1e-3] == (3.5, 5.5, 7.5)
     assert ends[1e-1] == (np.inf, np.inf, np.inf)
     _tune(bowl.runs, "momentum", _falling(0, 1e6))
-    suite_picture.draw_starts([bowl], tmp_path / "starts.png")
+    library_figures.draw_base_rates([bowl], tmp_path / "starts.png")
     assert (tmp_path / "starts.png").stat().st_size > 10_000
 
 
@@ -170,7 +164,7 @@ def test_starts_are_drawn_as_they_ended(bowl, tmp_path):
     [(1.0, 4.0, "0.25"), (np.inf, 4.0, "never / 4"), (2.0, np.inf, "2 / never")],
 )
 def test_a_ratio_of_what_never_happened_shows_both(one, other, text):
-    assert suite_report.ratio(one, other) == text
+    assert library_tables.ratio(one, other) == text
 
 
 def test_ruined_is_ten_times_the_end_of_tuned_sgd():
@@ -178,13 +172,13 @@ def test_ruined_is_ten_times_the_end_of_tuned_sgd():
         return Outcome("", np.ones((1, 1)), np.ones(1), np.array(values))
 
     tuned = ends(1.0, 1.0, 50.0)
-    assert suite_report.ruined(ends(9.9, 10.1, np.inf, np.nan), tuned) == 3
+    assert library_tables.ruined(ends(9.9, 10.1, np.inf, np.nan), tuned) == 3
 
 
-@pytest.mark.parametrize("one", suite.OURS, ids=lambda one: one.method.name)
+@pytest.mark.parametrize("one", OURS, ids=lambda one: one.method.name)
 def test_a_start_is_the_base_rate_and_nothing_else(one):
     params = {"layer": jnp.zeros(3)}
-    for start in one.starts:
+    for start in one.rates:
         memory = get_memory(one.method.make(start).init(params))
         for rates in jax.tree.leaves({name: m.rates for name, m in memory.items()}):
             np.testing.assert_allclose(rates, start, rtol=1e-6)
@@ -194,7 +188,7 @@ def test_targets_of_the_suite_follow_from_its_rows(tmp_path):
     with open(sweep.TARGETS, newline="") as file:
         rows = {row["problem"]: row for row in csv.DictReader(file)}
     path = tmp_path / "suite.csv"
-    shutil.copy(report.RESULTS / path.name, path)
+    shutil.copy(page.RESULTS / path.name, path)
     size = path.stat().st_size
     elsewhere = {
         one.name for name in EXPERIMENTS for one in EXPERIMENTS[name].load(None)
@@ -202,20 +196,20 @@ def test_targets_of_the_suite_follow_from_its_rows(tmp_path):
     own = [name for name in SUITE if name not in elsewhere]
     assert len(own) == 7
     for name in own:
-        found = sweep.baseline_target(SUITE[name](), sweep.Store(path))
+        found = sweep.baseline_target(SUITE[name](), Store(path))
         assert float(rows[name]["target"]) == pytest.approx(found[0], rel=1e-3)
         assert rows[name]["source"] == found[1]
     assert path.stat().st_size == size, "something had to be run"
 
 
 def test_a_small_network_starts_a_larger_one():
-    pairs = transfer.load_pairs()
-    for pair in pairs:
+    growths = transfer.load_growths()
+    for growth in growths:
         small, large = (
             memory_sgd(initial=0.25).init(
                 problem.start(problem.data, jax.random.key(0))[0]
             )
-            for problem in pair
+            for problem in growth
         )
         memory = get_memory(small)
         assert len(get_memory(large)) > len(memory)

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ def test_with_momentum_gradients_are_held_against_the_last_direction():
 
 
 def test_agreement_is_not_told_of_a_base_that_goes_neither_along_nor_against():
-    sideways = optax.stateless(lambda g, _: g * jnp.array([1.0, 1.0, -2.0]))
+    factors = jnp.array([1.0, 1.0, -2.0])
+    sideways = optax.stateless(lambda g, _: jnp.asarray(g) * factors)
     optimizer = scale_by_memory(base_optimizer=sideways)
     states = run(optimizer, [jnp.ones(3)] * 3)
     assert [summarize_memory(one)["agreement_fraction/params"] for one in states] == [
@@ -129,7 +131,7 @@ def test_what_is_clipped_to_the_outermost_model_is_outside():
 
 def test_evidence_that_overflows_is_no_sign_and_no_agreement():
     """Infinite for one local model and against another: it points nowhere."""
-    gradients = np.float32([[1.0, -1.0], [3e38, 3e38], [3e38, -3e38]])
+    gradients = np.array([[1.0, -1.0], [3e38, 3e38], [3e38, -3e38]], np.float32)
     optimizer = scale_by_memory(
         kernels=linspace_kernels(2.0, 2),
         memory_optimizer=agreement_steps(),
@@ -324,9 +326,9 @@ def test_a_vmapped_state_is_sent_through_vmap():
 def test_readers_compile_once_where_nothing_around_them_is_compiled(make):
     compiled = []
 
-    def listen(event, duration, **_):
+    def listen(event: str, duration_secs: float, **_: Any):
         if "backend_compile" in event:
-            compiled.append(duration)
+            compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     state = run(make(), make_gradients(2, seed=7))[-1]
@@ -357,7 +359,7 @@ def test_two_states_have_no_one_tree_of_rates():
     optimizer = optax.partition(
         {"a": memory_sgd(), "b": memory_sgd()}, {"a": "a", "b": "b"}
     )
-    state = optimizer.init(params)
+    state: Any = optimizer.init(params)
     assert "rate_mean/a" in summarize_memory(state)
     assert "rate_mean/b" in summarize_memory(state)
     with pytest.raises(ValueError, match="one state of a memory, got 2"):

@@ -1,5 +1,7 @@
 """Taking memories out of training states and giving them on."""
 
+from typing import Any
+
 import chex
 import flax.linen
 import flax.nnx
@@ -213,8 +215,9 @@ def test_states_of_a_vmap_are_transferred_together():
 
 def test_a_bare_memory_is_not_a_mapping():
     state = paper_sgd().init(PARAMS)
+    bare: Any = get_memory(state)["a"]
     with pytest.raises(ValueError, match="memory must be a mapping"):
-        set_memory(state, get_memory(state)["a"])
+        set_memory(state, bare)
 
 
 def test_two_memories_under_one_label_are_not_guessed():
@@ -222,7 +225,7 @@ def test_two_memories_under_one_label_are_not_guessed():
         {"w": paper_sgd(), "b": paper_sgd(), "c": optax.identity()},
         {"a": {"w": "w", "b": "b"}, "c": "c"},
     )
-    state = optimizer.init(PARAMS)
+    state: Any = optimizer.init(PARAMS)
     with pytest.raises(ValueError, match=r"\['a'\] are in several of its 2"):
         get_memory(state)
     with pytest.raises(ValueError, match="pass the part that is meant"):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import equinox
 import flax.linen
@@ -134,7 +135,7 @@ def orientation_after(gradients, directions):
         return jnp.asarray(directions)[state], state + 1
 
     base = optax.GradientTransformation(lambda params: jnp.zeros([], int), emit)
-    optimizer = scale_by_memory(base_optimizer=base)
+    optimizer: Any = scale_by_memory(base_optimizer=base)
     state = optimizer.init(jnp.zeros(2))
     for gradient in jnp.asarray(gradients):
         _, state = optimizer.update(gradient, state)
@@ -163,7 +164,8 @@ def test_orientation(gradients, directions, expected):
 
 def test_nothing_is_learned_before_the_orientation_is_known():
     # Always at right angles to the gradient, and a signal that praises everything.
-    inner = optax.stateless(lambda g, _: jnp.array([-g[1], g[0]]))
+    turn = jnp.array([[0.0, -1.0], [1.0, 0.0]])
+    inner = optax.stateless(lambda g, _: turn @ jnp.asarray(g))
     optimizer = scale_by_memory(
         0.01,
         base_optimizer=inner,
@@ -258,7 +260,8 @@ def test_a_bad_coordinate_leaves_the_memory_of_a_base_learning(with_grad, bad):
 
 
 def test_plain_numbers_are_gradients_too():
-    for optimizer in (paper_sgd(), paper_adam(), scale_by_memory()):
+    for make in (paper_sgd, paper_adam, scale_by_memory):
+        optimizer: Any = make()
         state = optimizer.init({"x": 1.0})
         updates, _ = optimizer.update({"x": 2.0}, state)
         assert updates["x"].dtype == jnp.float32
@@ -303,7 +306,7 @@ def test_the_first_step_and_zeros_teach_nothing_whatever_the_signal():
 
 
 def test_the_authors_count_the_empty_first_step():
-    optimizer = scale_by_memory(0.01)
+    optimizer: Any = scale_by_memory(0.01)
     _, state = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
     assert int(optax.tree.get(state.memory_optimizer_state, "count")) == 1
 
@@ -325,14 +328,16 @@ def test_rates_stay_within_their_bounds():
 def test_aliases_clip_to_the_kernels():
     gradient = jnp.array([0.1, 5.0, -7.0])
     wide = Memory(linspace_kernels(4.0, 5), np.full(5, 0.01))
-    for arguments, bound in (
+    usual: dict[str, Any] = {"initial": 0.01}
+    cases: list[tuple[dict[str, Any], float]] = [
         ({}, 2.0),
         ({"kernels": linspace_kernels(3.0, 4)}, 3.0),
         ({"kernels": linspace_kernels(3.0, 1)}, 3.0),
         ({"initial": wide}, 4.0),
         ({"initial": {"params": wide}}, 4.0),
-    ):
-        optimizer = paper_sgd(**({"initial": 0.01} | arguments))
+    ]
+    for arguments, bound in cases:
+        optimizer: Any = paper_sgd(**(usual | arguments))
         updates, _ = optimizer.update(gradient, optimizer.init(gradient))
         expected = -0.01 * np.clip(gradient, -bound, bound)
         np.testing.assert_allclose(updates, expected, rtol=1e-5)
@@ -450,15 +455,17 @@ def test_kernels_that_float32_cannot_hold_fail_at_init():
 
 
 def test_a_memory_of_lists_is_a_memory():
-    kernels = Kernels([-1.0, 0.0, 1.0], [0.5, 0.5, 0.5])
-    optimizer = scale_by_memory(Memory(kernels, [0.1, 0.2, 0.3]))
+    centers: Any = [-1.0, 0.0, 1.0]
+    widths: Any = [0.5, 0.5, 0.5]
+    rates: Any = [0.1, 0.2, 0.3]
+    optimizer = scale_by_memory(Memory(Kernels(centers, widths), rates))
     rates = get_memory(optimizer.init(jnp.zeros(2)))["params"].rates
     np.testing.assert_allclose(rates, [0.1, 0.2, 0.3])
 
 
 def test_rates_that_went_through_text_are_within_the_bounds_they_came_from():
     for bounds in ((1e-9, 0.1), (3e-7, 0.7)):
-        for bound in np.float32(bounds):
+        for bound in np.array(bounds, np.float32):
             scale_by_memory(float(repr(float(bound))), rate_bounds=bounds)
 
 

@@ -6,6 +6,7 @@ Run by tests/test_loops.py as a process of its own, which it kills.
 import os
 import pathlib
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ def main(folder, steps):
     x = jax.random.normal(jax.random.key(0), (16, 4))
     params = model.init(jax.random.key(1), x)
     optimizer = memory_adam(initial=1e-3)
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+    state: Any = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
     checkpoint = folder / "checkpoint"
     if checkpoint.exists():
         state = serialization.from_bytes(state, checkpoint.read_bytes())
@@ -29,7 +30,8 @@ def main(folder, steps):
     @jax.jit
     def step(state):
         def loss(params):
-            return jnp.mean((model.apply(params, x)[:, 0] - jnp.sin(x[:, 0])) ** 2)
+            outputs = jnp.asarray(model.apply(params, x))[:, 0]
+            return jnp.mean((outputs - jnp.sin(x[:, 0])) ** 2)
 
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 

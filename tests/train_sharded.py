@@ -5,6 +5,7 @@ file for the memory it ends with.
 """
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def train(devices: np.ndarray) -> np.ndarray:
     mesh = jax.sharding.Mesh(devices, ("data", "model"))
     rng = np.random.default_rng(0)
     inputs, teacher = (rng.normal(size=shape) for shape in ((64, 256), (256, 128)))
-    data = np.float32(inputs), np.float32(inputs @ teacher)
+    data = inputs.astype(np.float32), (inputs @ teacher).astype(np.float32)
 
     def place(array: np.ndarray, *spec: str | None) -> jax.Array:
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
@@ -31,7 +32,7 @@ def train(devices: np.ndarray) -> np.ndarray:
 
     params = place(np.zeros((256, 128), np.float32), "model", "data")
     batch = tuple(place(array, "data") for array in data)
-    optimizer = paper_sgd(initial=1e-3)
+    optimizer: Any = paper_sgd(initial=1e-3)
     with jax.set_mesh(mesh):
         state = jax.jit(optimizer.init)(params)
 
@@ -46,7 +47,8 @@ def train(devices: np.ndarray) -> np.ndarray:
     for _ in range(8):
         with jax.set_mesh(mesh):
             params, state = step(params, state, batch)
-    return np.asarray(get_memory(state)["params"].rates.addressable_data(0))
+    rates: Any = get_memory(state)["params"].rates
+    return np.asarray(rates.addressable_data(0))
 
 
 if __name__ == "__main__":

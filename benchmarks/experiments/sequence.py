@@ -1,0 +1,222 @@
+"""The paper's first experiment: a CNN learns pairs of digits, one after the other."""
+
+import csv
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.harness.runner import make_runner
+from benchmarks.harness.store import write_csv
+from benchmarks.harness.sweep import averaged, in_threads, shuffled
+from benchmarks.methods import METHODS
+from benchmarks.problems.digits import (
+    Digits,
+    TwoDigits,
+    batch_loss,
+    count_errors,
+    select_two,
+)
+from benchmarks.problems.networks import LeNet
+from benchmarks.problems.problem import Problem
+from metalr_optax import Memory
+
+TASKS = ((1, 2), (1, 3), (1, 4))
+META_RATES = (0.1, 0.01, 0.001)
+BASE_RATE = 1e-3
+COLUMNS = (
+    "task",
+    "method",
+    "meta_rate",
+    "seed",
+    "update",
+    "test_accuracy",
+    "train_loss",
+)
+Memories = dict[str, Memory]  # with a leading [seeds]
+
+
+class TaskRun(NamedTuple):
+    """What one method did on one task, for all seeds."""
+
+    task: str
+    method: str
+    meta_rate: float | None
+    accuracies: np.ndarray  # [seeds, horizon], on the test images, after the update
+    losses: np.ndarray  # [seeds, horizon], on the batch, before the update
+
+
+class Lesson(NamedTuple):
+    """Two digits, and what a seed begins with and sees."""
+
+    two: TwoDigits
+    batches: jax.Array  # [horizon, batch size], indices of training images
+    params: Any  # the network at the start
+
+
+class Task(NamedTuple):
+    """Two digits to tell apart, a lesson for every seed."""
+
+    name: str
+    lessons: list[Lesson]
+
+
+def make_task(
+    digits: Digits, pair: tuple[int, int], seeds: int, horizon: int, batch_size: int
+) -> Task:
+    """Select two digits; draw a network and an order of the images for every seed."""
+    two = select_two(digits, *pair)
+    available, needed = len(two.train_labels), horizon * batch_size
+    if needed > available:
+        raise ValueError(
+            f"a horizon of {horizon} updates of {batch_size} images needs {needed} "
+            f"images, but there are {available} of the digits {pair[0]} and {pair[1]}"
+        )
+    init = jax.jit(lambda key: LeNet().init(key, two.train_images[:1]))
+
+    def draw(seed: int) -> Lesson:
+        order = np.random.default_rng([seed, *pair]).permutation(available)[:needed]
+        batches = jnp.asarray(order).reshape(horizon, batch_size)
+        return Lesson(two, batches, init(jax.random.key(100 * seed + pair[1])))
+
+    return Task(f"{pair[0]} vs {pair[1]}", [draw(seed) for seed in range(seeds)])
+
+
+@functools.cache
+def _make_runner(method: str, horizon: int) -> Callable[..., Any]:
+    """Return the runner of a lesson; it measures test errors and the batch's loss."""
+
+    def start(lesson: Lesson, key: jax.Array) -> Any:
+        del key  # what differs between seeds is in the lesson
+        return lesson.params, jnp.zeros(())
+
+    def gradients(lesson: Lesson, params: Any, loss: Any, count: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(batch_loss)(
+            params, lesson.two, lesson.batches[count]
+        )
+        return grads, loss
+
+    def measure(lesson: Lesson, params: Any, loss: jax.Array) -> jax.Array:
+        # A count, not a share: 0.98 as a float32 quotient may fall short of 98 %.
+        return jnp.stack([count_errors(params, lesson.two), loss])
+
+    problem = Problem("mnist pairs", None, start, gradients, measure, horizon, every=1)
+    return make_runner(problem, METHODS[method])
+
+
+def run_all(
+    digits: Digits, seeds: int, horizon: int, batch_size: int
+) -> Iterator[TaskRun]:
+    """Yield every run of the experiment as it is done.
+
+    Raises:
+      ValueError: there are not enough images for the horizon.
+    """
+    tasks = [make_task(digits, pair, seeds, horizon, batch_size) for pair in TASKS]
+    for task in tasks:
+        for name in ("sgd", "adam"):
+            yield train_run(task, name, None, method=name)[0]
+    for meta_rate in META_RATES:
+        yield from run_memory(tasks, meta_rate)
+        yield from run_single(tasks, meta_rate)
+
+
+def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
+    """Yield new and reloaded memories on all tasks, and the controls on the last."""
+    run, memory = train_run(tasks[0], "new", meta_rate)
+    yield run
+    for task in tasks[1:]:
+        yield train_run(task, "new", meta_rate)[0]
+        if task is tasks[-1]:
+            yield train_run(task, "frozen", meta_rate, memory, step=0.0)[0]
+            yield train_run(task, "constant", meta_rate, averaged(memory), step=0.0)[0]
+            yield train_run(task, "shuffled", meta_rate, shuffled(memory))[0]
+        run, memory = train_run(task, "reloaded", meta_rate, memory)
+        yield run
+
+
+def run_single(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
+    """Yield the control with one local model per layer: its runs on the last task."""
+    single = "paper_sgd_m1"
+    _, memory = train_run(tasks[0], "new_m1", meta_rate, method=single)
+    for task in tasks[1:-1]:
+        _, memory = train_run(task, "reloaded_m1", meta_rate, memory, method=single)
+    yield train_run(tasks[-1], "new_m1", meta_rate, method=single)[0]
+    yield train_run(tasks[-1], "reloaded_m1", meta_rate, memory, method=single)[0]
+
+
+def train_run(
+    task: Task,
+    label: str,
+    meta_rate: float | None,
+    memory: Memories | None = None,
+    *,
+    step: float | None = None,
+    method: str = "paper_sgd",
+) -> tuple[TaskRun, Memories]:
+    """Train from a memory, or from a fresh one; return the run and what it learned.
+
+    The memory steps with the meta rate, or with `step` where a control keeps it still.
+    """
+    horizon = len(task.lessons[0].batches)
+    runner = _make_runner(method, horizon)
+    rates = (BASE_RATE, meta_rate if step is None else step)
+    setting = jnp.array([[rate for rate in rates if rate is not None]])
+
+    def train(seed: int) -> Any:
+        given = jax.tree.map(lambda leaf: leaf[seed : seed + 1], memory)
+        lesson, no_key = task.lessons[seed], jnp.zeros(1, int)
+        curve, _, learned = runner(lesson, setting, no_key, given)
+        return jax.tree.map(np.asarray, (curve, learned))
+
+    parts = in_threads(train, range(len(task.lessons)))
+    curves, learned = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    images = len(task.lessons[0].two.test_labels)
+    accuracies = (images - curves[..., 0]) / images
+    return TaskRun(task.name, label, meta_rate, accuracies, curves[..., 1]), learned
+
+
+def write_rows(runs: list[TaskRun], path: pathlib.Path) -> None:
+    """Write one row per task, method, meta rate, seed and update."""
+    write_csv(
+        path,
+        COLUMNS,
+        (
+            (
+                run.task,
+                run.method,
+                "" if run.meta_rate is None else run.meta_rate,
+                seed,
+                update + 1,
+                f"{accuracy:.5g}",
+                f"{run.losses[seed, update]:.5g}",
+            )
+            for run in runs
+            for (seed, update), accuracy in np.ndenumerate(run.accuracies)
+        ),
+    )
+
+
+def read_rows(path: pathlib.Path) -> list[TaskRun]:
+    """Read back what `write_rows` wrote."""
+    grouped: dict[tuple, list[dict[str, str]]] = {}
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            key = row["task"], row["method"], row["meta_rate"]
+            grouped.setdefault(key, []).append(row)
+    runs = []
+    for (task, method, meta_rate), rows in grouped.items():
+        shape = int(rows[-1]["seed"]) + 1, int(rows[-1]["update"])
+        accuracies = np.array([float(row["test_accuracy"]) for row in rows])
+        losses = np.array([float(row["train_loss"]) for row in rows])
+        rate = float(meta_rate) if meta_rate else None
+        runs.append(
+            TaskRun(
+                task, method, rate, accuracies.reshape(shape), losses.reshape(shape)
+            )
+        )
+    return runs

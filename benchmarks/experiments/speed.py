@@ -1,0 +1,312 @@
+"""What a step costs: whole updates beside Adam's, and their share of a training step.
+
+Every case alternates between all methods, round after round, so that a slow moment of
+the machine falls on all of them; what counts are medians and ratios.
+"""
+
+import csv
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+from benchmarks.harness.store import write_csv
+from benchmarks.problems.networks import LeNet, Transformer
+from benchmarks.problems.problem import cross_entropy
+from metalr_optax import (
+    Kernels,
+    linspace_kernels,
+    memory_adam,
+    memory_sgd,
+    paper_adam,
+    paper_sgd,
+    summarize_memory,
+)
+
+SAMPLE, ALL = 2**16, 10**9
+Make = Callable[[int], optax.GradientTransformation]
+
+
+class Measurement(NamedTuple):
+    """What one method took in one case."""
+
+    case: str  # "update", or the model whose training step is meant
+    platform: str
+    size: int  # parameters
+    leaves: int
+    method: str
+    kernels: int  # M, 0 where there is none
+    milliseconds: float  # median of a whole update, or of an update in training
+    ratio: float  # median over rounds: this update over optax.adam's
+    clipped_ratio: float  # the same over the baseline that clips, with its base
+    share: float  # update / (gradient + update); 0 where there is no gradient
+    state_bytes: float  # per parameter
+    state_leaves: int
+    temporary_bytes: float  # per parameter, at most at a time, from XLA
+    compile_seconds: float  # of tracing and compiling
+
+
+class Case(NamedTuple):
+    """Optimizers beside each other on one tree of parameters."""
+
+    name: str
+    params: Any
+    methods: list[tuple[str, int]]  # name and M
+    rounds: int
+    gradient: Callable[[Any], Any] | None = None  # of a model, jitted
+
+
+def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
+    """Return a `paper_sgd` that evaluates every local model, as the authors do."""
+
+    def make() -> optax.GradientTransformation:
+        # Of traced kernels nobody knows whether a table would do.
+        return paper_sgd(kernels=Kernels(*jax.lax.optimization_barrier(kernels)))
+
+    return optax.GradientTransformation(
+        lambda params: make().init(params),
+        lambda updates, state, params=None: make().update(updates, state, params),
+    )
+
+
+def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return an optimizer that returns beside updates what there is to log."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, state = optimizer.update(updates, state, params)
+        return (updates, summarize_memory(state)), state
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+_CLIP = optax.clip_by_global_norm(1.0)
+OPTIMIZERS: dict[str, Make] = {
+    "adam": lambda _: optax.adam(1e-3),
+    "sgd": lambda _: optax.sgd(1e-3),
+    "momentum": lambda _: optax.sgd(1e-3, momentum=0.9),
+    "clip + adam": lambda _: optax.chain(_CLIP, optax.adam(1e-3)),
+    "clip + momentum": lambda _: optax.chain(_CLIP, optax.sgd(1e-3, momentum=0.9)),
+    "dowg": lambda _: contrib.dowg(),
+    "prodigy": lambda _: contrib.prodigy(),
+    "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
+    "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(1.0, num)),
+    "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(1.0, num)),
+    "memory_adam, all": lambda num: memory_adam(
+        kernels=linspace_kernels(1.0, num), evidence_sample=ALL
+    ),
+    "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
+    "paper_sgd, sampled": lambda num: paper_sgd(
+        kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
+    ),
+    "paper_sgd, one by one": lambda num: one_by_one(linspace_kernels(2.0, num)),
+    "paper_adam": lambda num: paper_adam(kernels=linspace_kernels(2.0, num)),
+    "paper_adam, sampled": lambda num: paper_adam(
+        kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
+    ),
+}
+EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
+CLIPPED = ("clip + adam", 0), ("clip + momentum", 0)
+_NEW = [(name, 1) for name in OPTIMIZERS if name.startswith("memory")]
+_PAPERS = [
+    (name, 20)
+    for name in OPTIMIZERS
+    if name.startswith("paper") and "one by" not in name
+]
+MEMORIES = [*_NEW, *_PAPERS]
+OTHERS = [(name, 0) for name in OPTIMIZERS if not name.startswith(("memory", "paper"))]
+_LOGGED = [("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20)]
+OPTIMIZERS |= {
+    f"{name}, logged": lambda num, name=name: logged(OPTIMIZERS[name](num))
+    for name, _ in _LOGGED
+}
+
+
+def make_cases(sizes: list[int]) -> Iterator[Case]:
+    """Yield the cases: by size, by M, by number of leaves, and in training."""
+    for size in sizes:
+        methods = [*OTHERS, *MEMORIES]
+        if size <= 10**6:
+            methods.append(("paper_sgd, one by one", 20))
+        if size > 10**7:
+            methods = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), EXACT]
+            methods.append(("paper_sgd, sampled", 20))
+        rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
+        yield Case("update", make_leaves(size, 1), methods, rounds)
+        if size in (10**6, 10**7):
+            more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
+            yield Case("update", make_leaves(size, 1), [ADAM, *CLIPPED, *more], rounds)
+    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1)]
+    for leaves in (10, 100, 300, 1000):
+        methods = [*ours, EXACT, ("paper_adam", 20)] if leaves <= 100 else ours
+        yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
+    squares = {f"layer {i}": {"kernel": jnp.zeros((200, 200))} for i in range(100)}
+    yield Case("100 tensors of 40,000", squares, ours, 15)
+    yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
+    yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
+
+
+def make_leaves(size: int, count: int) -> Any:
+    """Make a tree of about as many parameters: layers of a kernel and a bias."""
+    if count == 1:
+        rows = 10 ** (round(math.log10(size)) // 2)
+        return {"kernel": jnp.zeros((rows, size // rows))}
+    width = 8 * round(math.sqrt(2 * size / count) / 8)
+    return {
+        f"layer {index}": {
+            "kernel": jnp.zeros((width, width)),
+            "bias": jnp.zeros(width),
+        }
+        for index in range(count // 2)
+    }
+
+
+def cnn() -> tuple[Any, Callable[[Any], Any]]:
+    """Return the parameters and the gradient of the network of the MNIST pairs."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 28, 28)), "f4")
+    labels = jnp.arange(64) % 2
+    model = LeNet()
+
+    def loss(params: Any) -> jax.Array:
+        logits: Any = model.apply(params, images)
+        return cross_entropy(logits, labels)
+
+    return model.init(jax.random.key(0), images), jax.jit(jax.grad(loss))
+
+
+def transformer() -> tuple[Any, Callable[[Any], Any]]:
+    """Return the parameters and the gradient of a small transformer."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 129)))
+    model = Transformer(width=128, layers=4)
+
+    def loss(params: Any) -> jax.Array:
+        logits: Any = model.apply(params, tokens[:, :-1])
+        return cross_entropy(logits, tokens[:, 1:])
+
+    return model.init(jax.random.key(0), tokens[:, :-1]), jax.jit(jax.grad(loss))
+
+
+def training_case(
+    name: str, params: Any, gradient: Callable[[Any], Any], rounds: int
+) -> Case:
+    """Return the case of a model, whose gradient is timed along with the updates."""
+    also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
+    return Case(
+        name, params, [ADAM, *CLIPPED, *MEMORIES, *also_logged], rounds, gradient
+    )
+
+
+def run_case(case: Case) -> Iterator[Measurement]:
+    """Time all methods of a case in turns."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    gradients = _draw_gradients(case.params)
+    steps = {
+        method: _compile(OPTIMIZERS[method[0]](method[1]), case.params, gradients)
+        for method in case.methods
+    }
+    repeats = max(1, min(5, 10**6 // size))
+    times: dict[Any, list[float]] = {key: [] for key in [*steps, None]}
+    for _ in range(case.rounds + 2):
+        if case.gradient is not None:
+            times[None].append(_time(lambda: case.gradient(case.params), 1))
+        for method, (step, _) in steps.items():
+            times[method].append(_time(step, repeats))
+    # Two rounds to warm up.
+    rounds = {key: np.array(taken[2:]) for key, taken in times.items()}
+    adam = rounds[ADAM]
+    clipped = {True: rounds[CLIPPED[1]], False: rounds[CLIPPED[0]]}
+    for method, (_, facts) in steps.items():
+        update = rounds[method]
+        share = np.median(update / (update + rounds[None])) if case.gradient else 0.0
+        yield Measurement(
+            case.name,
+            jax.default_backend(),
+            size,
+            len(jax.tree.leaves(case.params)),
+            *method,
+            1e3 * float(np.median(update)),
+            float(np.median(update / adam)),
+            float(
+                np.median(
+                    update / clipped["sgd" in method[0] or "momentum" in method[0]]
+                )
+            ),
+            float(share),
+            facts["state"] / size,
+            int(facts["leaves"]),
+            facts["temporary"] / size,
+            facts["compile"],
+        )
+
+
+def _draw_gradients(params: Any) -> Any:
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
+    return jax.tree.map(
+        lambda leaf: 0.5 * jax.random.normal(next(keys), leaf.shape), params
+    )
+
+
+def _compile(
+    optimizer: optax.GradientTransformation, params: Any, gradients: Any
+) -> tuple[Callable[[], Any], dict[str, float]]:
+    """Return a step that keeps its own, donated state, and what XLA says of it."""
+    state = jax.jit(optimizer.init)(params)
+    jax.clear_caches()
+    start = time.perf_counter()
+    step = (
+        jax.jit(optimizer.update, donate_argnums=1)
+        .lower(gradients, state, params)
+        .compile()
+    )
+    seconds = time.perf_counter() - start
+    analysis = step.memory_analysis()
+    facts = {
+        "compile": seconds,
+        "state": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
+        "leaves": len(jax.tree.leaves(state)),
+        "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
+    }
+    box = [state]
+
+    def run() -> Any:
+        updates, box[0] = step(gradients, box[0], params)
+        return updates, box[0]
+
+    return run, facts
+
+
+def _time(function: Callable[[], Any], repeats: int) -> float:
+    """Return the seconds of one call."""
+    result, start = None, time.perf_counter()
+    for _ in range(repeats):
+        result = function()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def write_rows(measurements: list[Measurement], path: pathlib.Path) -> None:
+    """Write one row per case and method."""
+    write_csv(
+        path,
+        Measurement._fields,
+        (
+            [f"{value:.4g}" if isinstance(value, float) else value for value in one]
+            for one in measurements
+        ),
+    )
+
+
+def read_rows(path: pathlib.Path) -> list[Measurement]:
+    """Read back what `write_rows` wrote."""
+    types = Measurement.__annotations__
+    with open(path, newline="") as file:
+        return [
+            Measurement(**{key: types[key](value) for key, value in row.items()})
+            for row in csv.DictReader(file)
+        ]

@@ -1,0 +1,195 @@
+"""Every network that is trained here, once.
+
+Flax names layers, and draws their parameters, in the order in which they are made: the
+committed rows hold for the order in this file.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Mlp(nn.Module):
+    """Dense layers of the given widths."""
+
+    widths: tuple[int, ...]
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return [B, widths[-1]] for x [B, ...]."""
+        x = x.reshape(len(x), -1)
+        for width in self.widths[:-1]:
+            x = self.activation(nn.Dense(width)(x))
+        return nn.Dense(self.widths[-1])(x)
+
+
+class Residual(nn.Module):
+    """Eight residual blocks, each with a normalisation and two dense layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images x [B, 28, 28]."""
+        x = nn.Dense(64)(x.reshape(len(x), -1))
+        for _ in range(8):
+            x += nn.Dense(64)(nn.relu(nn.Dense(64)(nn.LayerNorm()(x))))
+        return nn.Dense(10)(nn.LayerNorm()(x))
+
+
+class Cnn(nn.Module):
+    """Convolutions of 3 x 3, each halving the image, and two dense layers."""
+
+    channels: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images x [B, 28, 28]."""
+        x = x[..., None]
+        for channels in self.channels:
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2))(x))
+        x = x.reshape(len(x), -1)
+        return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
+
+
+class LeNet(nn.Module):
+    """The authors' small LeNet: conv 5x5x8, max-pool, dense 128, 2 outputs."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return logits [B, 2] for images [B, 28, 28] in [0, 1]."""
+        # A convolution as patches times a kernel, a pool as two maxima: as nn.Conv and
+        # as one window it takes a CPU twice as long to look at all test images.
+        tall = jnp.stack([images[:, i : i + 24] for i in range(5)], -1)
+        patches = jnp.stack([tall[:, :, i : i + 24] for i in range(5)], -1)
+        features = nn.Dense(8, name="Conv_0")(patches.reshape(-1, 24, 24, 25))
+        features = features.reshape(-1, 12, 2, 12, 2, 8)
+        rows = jnp.maximum(features[:, :, 0], features[:, :, 1])
+        pooled = jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+        hidden = nn.relu(nn.Dense(128)(nn.relu(pooled).reshape(-1, 12 * 12 * 8)))
+        return nn.Dense(2)(hidden)
+
+
+class Transformer(nn.Module):
+    """A language model over bytes."""
+
+    width: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return logits [B, T, 256] for bytes [B, T]."""
+        x: Any = nn.Embed(256, self.width)(tokens)
+        shape = (1, *x.shape[-2:])
+        x += self.param("position", nn.initializers.normal(0.02), shape)
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            attend = nn.MultiHeadDotProductAttention(num_heads=4)
+            x += attend(nn.LayerNorm()(x), mask=mask)
+            out, inner = nn.Dense(self.width), nn.Dense(4 * self.width)
+            x += out(nn.gelu(inner(nn.LayerNorm()(x))))
+        return nn.Dense(256)(nn.LayerNorm()(x))
+
+
+class Bag(nn.Module):
+    """The mean of the embeddings of some tokens, then two dense layers."""
+
+    tokens: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return [B, 4] for tokens [B, T]."""
+        x = nn.Embed(self.tokens, self.width)(tokens)
+        return nn.Dense(4)(nn.tanh(nn.Dense(self.width)(jnp.mean(x, axis=-2))))
+
+
+class Lstm(nn.Module):
+    """LSTM cells and a linear layer."""
+
+    cells: int
+    width: int
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Return [B, T, width] for inputs [B, T, ...]."""
+        hidden = nn.RNN(nn.OptimizedLSTMCell(self.cells, name="LSTM"))(inputs)
+        return nn.Dense(self.width)(hidden)
+
+
+class Autoencoder(nn.Module):
+    """Dense layers that draw images again through a narrow middle."""
+
+    width: int
+    middle: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return images [B, P] in [0, 1] for images [B, P]."""
+        middle = nn.Dense(self.middle)(nn.elu(nn.Dense(self.width)(images)))
+        out, hidden = nn.Dense(images.shape[-1]), nn.Dense(self.width)
+        return nn.sigmoid(out(nn.elu(hidden(middle))))
+
+
+class VariationalAutoencoder(nn.Module):
+    """Dense layers that draw images again from a code with noise in it."""
+
+    width: int
+    code: int
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, noise: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return logits [B, P], means and log variances [B, code] for images [B, P]."""
+        hidden = nn.relu(nn.Dense(self.width)(images))
+        mean, log_variance = nn.Dense(self.code)(hidden), nn.Dense(self.code)(hidden)
+        code = mean + jnp.exp(0.5 * log_variance) * noise
+        out, inner = nn.Dense(images.shape[-1]), nn.Dense(self.width)
+        return out(nn.relu(inner(code))), mean, log_variance
+
+
+class ByteLstm(nn.Module):
+    """A recurrent language model over bytes."""
+
+    cells: int
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Return logits [B, T, 256] for bytes [B, T]."""
+        recur = nn.RNN(nn.OptimizedLSTMCell(self.cells))
+        return nn.Dense(256)(recur(nn.Embed(256, self.width)(tokens)))
+
+
+class ActorCritic(nn.Module):
+    """Two tanh layers, then how much each action is wanted, and what comes of it."""
+
+    actions: int
+    width: int
+
+    @nn.compact
+    def __call__(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return logits [..., actions] and values [...] for states [..., S]."""
+        outer, inner = nn.Dense(self.width), nn.Dense(self.width)
+        hidden = nn.tanh(outer(nn.tanh(inner(states))))
+        return nn.Dense(self.actions)(hidden), nn.Dense(1)(hidden)[..., 0]
+
+
+class Waves(nn.Module):
+    """Sines of fixed random directions, then dense layers."""
+
+    waves: int
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, places: jax.Array) -> jax.Array:
+        """Return [B] for places [B, 2] in [-1, 1]."""
+        directions = np.random.default_rng(0).normal(size=(2, self.waves)) * 6.0
+        phases = places @ jnp.asarray(directions, jnp.float32)
+        x = jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1)
+        return Mlp((*self.widths, 1), nn.relu)(x)[:, 0]

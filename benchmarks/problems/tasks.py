@@ -1,0 +1,213 @@
+"""The tasks of the suite: learning problems that differ, and the paper's own.
+
+Full batch: a rotated quadratic and Rosenbrock. Regression: a tanh teacher, without and
+with noise on its labels. Classes: ten digits, batches of 64, and a deep residual
+network with normalisation on the same digits. Language: a transformer on the bytes of
+Python's standard library. And the paper's: one digit at a time, the robot's change of
+speed, BEGAN. All are judged on what they are not trained on, where there is such a
+thing.
+"""
+
+import functools
+import hashlib
+import lzma
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.problems import gan, robot
+from benchmarks.problems.digits import ONLINE, load_digits, load_pair
+from benchmarks.problems.networks import Bag, Mlp, Residual, Transformer
+from benchmarks.problems.problem import (
+    Examples,
+    Problem,
+    cross_entropy,
+    squared_error,
+    supervised,
+)
+
+SOURCES = pathlib.Path(__file__).parents[1] / "data" / "python_stdlib.xz"
+_SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
+_DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
+_CONTEXT = 64  # bytes that a language model sees
+_TOKENS, _LENGTH = 2**14, 16  # of the embedding, of a bag of them
+ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
+
+
+def quadratic() -> Problem:
+    """Return x' A x / 2 of condition 1,000, rotated, from a normal start.
+
+    Judged relative to the mean height of a start.
+    """
+    rng = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(rng.normal(size=(_DIMENSIONS, _DIMENSIONS)))
+    curvatures = np.geomspace(1.0 / _CONDITION, 1.0, _DIMENSIONS)
+    matrix = jnp.asarray(rotation * curvatures @ rotation.T, jnp.float32)
+    height = float(curvatures.sum()) / 2.0
+
+    def start(matrix: jax.Array, key: jax.Array) -> tuple[Any, tuple]:
+        return {"x": jax.random.normal(key, (len(matrix),))}, ()
+
+    def gradients(matrix: jax.Array, params: Any, extra: Any, count: Any) -> Any:
+        del count
+        return {"x": matrix @ params["x"]}, extra
+
+    def measure(matrix: jax.Array, params: Any, extra: Any) -> jax.Array:
+        del extra
+        return params["x"] @ matrix @ params["x"] / (2.0 * height)
+
+    return Problem("quadratic", matrix, start, gradients, measure, 300, 5)
+
+
+def rosenbrock_height(x1: jax.typing.ArrayLike, x2: jax.typing.ArrayLike) -> jax.Array:
+    """Return the height of the surface; its lowest point is (1, 1)."""
+    return (1.0 - jnp.asarray(x1)) ** 2 + 100.0 * (x2 - jnp.asarray(x1) ** 2) ** 2
+
+
+def _valley(params: dict[str, jax.Array]) -> jax.Array:
+    return rosenbrock_height(params["x1"], params["x2"])
+
+
+def rosenbrock() -> Problem:
+    """Return the descent into the valley, from near the notebook's start."""
+
+    def start(data: None, key: jax.Array) -> tuple[Any, tuple]:
+        del data
+        x1, x2 = jnp.array(ROSENBROCK_START) + 0.1 * jax.random.normal(key, (2,))
+        return {"x1": x1, "x2": x2}, ()
+
+    def gradients(data: None, params: Any, extra: Any, count: jax.Array) -> Any:
+        del data, count
+        return jax.grad(_valley)(params), extra
+
+    def measure(data: None, params: Any, extra: Any) -> jax.Array:
+        del data, extra
+        return _valley(params)
+
+    return Problem(ROSENBROCK, None, start, gradients, measure, 100, every=2)
+
+
+def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
+    """Return the regression on a tanh network 12-24-4, outputs of variance 1.
+
+    A spread makes inputs of unequal scale, as raw measurements are: from 1 / spread to
+    spread, geometrically.
+    """
+    rng = np.random.default_rng(0)
+    hidden, output = rng.normal(size=(12, 24)) / np.sqrt(12), rng.normal(size=(24, 4))
+    inputs = rng.normal(size=(5000, 12))
+    labels = np.tanh(2.0 * inputs @ hidden) @ output
+    labels = (labels - labels.mean(0)) / labels.std(0)
+    noisy = labels + noise * rng.normal(size=labels.shape)
+    inputs = inputs * np.geomspace(1.0 / spread, spread, 12)
+    arrays = (inputs[:4000], noisy[:4000], inputs[4000:], labels[4000:])
+    examples = Examples(*(jnp.asarray(one, jnp.float32) for one in arrays))
+    network = Mlp((48, 48, 4), nn.tanh)
+    return supervised(name, network, examples, squared_error, 64, 400, 10)
+
+
+@functools.cache
+def digits() -> Examples:
+    """Return ten digits: images in [0, 1] and labels."""
+    loaded = load_digits()
+    return Examples(
+        jnp.asarray(loaded.train_images / 255.0, jnp.float32),
+        jnp.asarray(loaded.train_labels, jnp.int32),
+        jnp.asarray(loaded.test_images / 255.0, jnp.float32),
+        jnp.asarray(loaded.test_labels, jnp.int32),
+    )
+
+
+def digit_classes(name: str, network: nn.Module) -> Problem:
+    """Return ten digits for a network, in batches of 64."""
+    return supervised(name, network, digits(), cross_entropy, 64, 300, 10)
+
+
+def classes() -> Problem:
+    """Return ten digits for dense layers 784-64-64-10."""
+    return digit_classes("classes", Mlp((64, 64, 10), nn.relu))
+
+
+def residual() -> Problem:
+    """Return ten digits for a deep residual network with normalisation."""
+    return digit_classes("residual", Residual())
+
+
+def source_bytes(length: int) -> np.ndarray:
+    """Return Python's sources in rows of bytes [N, length + 1].
+
+    Raises:
+      ValueError: the bundled file is not the original.
+    """
+    packed = SOURCES.read_bytes()
+    digest = hashlib.md5(packed, usedforsecurity=False).hexdigest()
+    if digest != _SOURCES_MD5:
+        raise ValueError(
+            f"{SOURCES} is damaged: its MD5 is {digest}, not {_SOURCES_MD5}"
+        )
+    text = np.frombuffer(lzma.decompress(packed), np.uint8)
+    rows = text[: len(text) // (length + 1) * (length + 1)]
+    return rows.reshape(-1, length + 1)
+
+
+def next_bytes(length: int, stride: int) -> Examples:
+    """Return rows of Python's sources, each byte labelled by the one after it.
+
+    Judged are the last tenth of the rows, one in every `stride`.
+    """
+    rows = source_bytes(length)
+    split = len(rows) * 9 // 10
+    train, judged = rows[:split], rows[split:][::stride]
+    arrays = (train[:, :-1], train[:, 1:], judged[:, :-1], judged[:, 1:])
+    return Examples(*(jnp.asarray(one, jnp.int32) for one in arrays))
+
+
+def language() -> Problem:
+    """Return the next byte of Python's sources; judged on the last tenth."""
+    examples = next_bytes(_CONTEXT, stride=24)
+    network = Transformer(width=96, layers=2)  # about 280,000 parameters
+    return supervised("language", network, examples, cross_entropy, 8, 300, 10)
+
+
+def zipf() -> Problem:
+    """Return the regression on a teacher's embedding of tokens, k-th as often as 1/k.
+
+    Which row of the embedding a token has says nothing about its frequency.
+    """
+    rng = np.random.default_rng(0)
+    odds = 1.0 / np.arange(1, _TOKENS + 1)
+    ranks = rng.choice(_TOKENS, size=(9000, _LENGTH), p=odds / odds.sum())
+    tokens = rng.permutation(_TOKENS)[ranks]
+    labels = rng.normal(size=(_TOKENS, 4))[tokens].mean(axis=1)
+    labels = (labels - labels.mean(0)) / labels.std(0)
+    x, y = jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.float32)
+    examples = Examples(x[:8000], y[:8000], x[8000:], y[8000:])
+    network = Bag(_TOKENS, 64)
+    return supervised("zipf embedding", network, examples, squared_error, 64, 300, 10)
+
+
+def wide() -> Problem:
+    """Return ten digits for dense layers of 1.1 and 1.4 million weights."""
+    return digit_classes("wide classes", Mlp((1408, 1024, 10), nn.relu))
+
+
+SUITE: dict[str, Callable[[], Problem]] = {
+    "quadratic": quadratic,
+    ROSENBROCK: rosenbrock,
+    "teacher": lambda: teacher("teacher"),
+    "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
+    "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
+    "classes": classes,
+    ONLINE: lambda: load_pair(ONLINE),
+    robot.CHANGE: lambda: robot.load_problem(robot.CHANGE),
+    gan.NAME: gan.load_problem,
+    "language": language,
+    "residual": residual,
+}
+# Each has a tensor above a million numbers.
+LARGE: dict[str, Callable[[], Problem]] = {"wide classes": wide, "zipf embedding": zipf}
