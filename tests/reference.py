@@ -52,7 +52,7 @@ def adam(xi, b1=0.9, b2=0.999, eps=1e-8):
     return {}, ascend
 
 
-def agreement_steps(xi):
+def agreement_steps(xi, gain):
     """Return (initial state, ascend): factors, by agreement relative to the past."""
 
     def ascend(rates, u, state, activity):
@@ -60,7 +60,7 @@ def agreement_steps(xi):
         before = state.get("peak", 0.0)
         peak = max(0.99 * before, min(total, 2 * before) if before else total)
         k = state.get("k", 0) + (peak > 0)
-        moments, factors = [], []
+        moments, doubts, factors = [], [], []
         for m, (u_m, b_m) in enumerate(zip(u, activity, strict=True)):
             e = 0.0
             if total > 0:
@@ -71,10 +71,16 @@ def agreement_steps(xi):
             if square > 0:
                 bias = 1 - 0.8**k
                 consistency = min((mean / bias) ** 2 / (square / bias), 1.0)
-            step = xi * math.tanh(e / 0.3) * (0.2 + 0.8 * consistency)
+            doubt = state.get("doubts", [0.0] * len(u))[m]
+            if e != 0:
+                doubt += 1 - consistency
+            doubt *= 1 - 0.1 * consistency**8
+            size = min(xi, gain / doubt) if doubt > 0 else xi
+            step = size * math.tanh(e / 0.3) * (0.2 + 0.8 * consistency)
             factors.append(math.exp(step))
             moments.append((mean, square))
-        new_state = {"k": k, "peak": peak, "moments": moments}
+            doubts.append(doubt)
+        new_state = {"k": k, "peak": peak, "moments": moments, "doubts": doubts}
         return rates * np.array(factors), new_state
 
     return {}, ascend

@@ -20,6 +20,8 @@ from metalr_optax import (
     memory_sgd,
     raw_product,
     scale_by_memory,
+    set_memory,
+    summarize_memory,
 )
 
 MAKERS = {"memory_sgd": memory_sgd, "memory_adam": memory_adam}
@@ -43,12 +45,15 @@ def gradients(size=64, steps=8, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "base"),
-    [("memory_sgd", optax.trace(0.9)), ("memory_adam", optax.scale_by_adam())],
+    ("name", "clip", "base"),
+    [
+        ("memory_sgd", optax.clip_by_global_norm(1.0), optax.trace(0.9)),
+        ("memory_adam", optax.identity(), optax.scale_by_adam(b2=0.99)),
+    ],
 )
-def test_is_the_chain_that_its_docstring_says(name, base):
+def test_is_the_chain_that_its_docstring_says(name, clip, base):
     by_hand = optax.chain(
-        optax.clip_by_global_norm(1.0),
+        clip,
         scale_by_memory(
             1e-3,
             base_optimizer=base,
@@ -124,6 +129,51 @@ def test_a_landscape_decays_at_its_mean_rate_by_evidence():
     np.testing.assert_allclose(updates, -0.1 * 0.007 / 4 * x, rtol=1e-5)
 
 
+ROOMS = {"wide": {"w": jnp.full(3, 2.0), "b": jnp.zeros(1)}, "zero": jnp.zeros(4)}
+
+
+def climb(optimizer, params, updates=60, state=None):
+    """Return the rates after updates from gradients that always agree."""
+    state = optimizer.init(params) if state is None else state
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def step(state, _):
+        return optimizer.update(grads, state, params)[1], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(step, state, length=updates))(state)
+    return {label: one.rates[0] for label, one in get_memory(state).items()}, state
+
+
+def test_no_rate_climbs_above_its_part_of_the_weights():
+    """A memory of 3 twos and a zero; one of zeros, which has the size of the tree."""
+    optimizer = memory_adam(largest_step=0.2)
+    expected = {"wide": 0.2 * np.sqrt(12 / 4), "zero": 0.2 * np.sqrt(12 / 8)}
+    rates, state = climb(optimizer, ROOMS)
+    chex.assert_trees_all_close(rates, expected, rtol=1e-5)
+    assert summarize_memory(state)["at_bound_fraction/wide"] == 1.0
+    # The ceiling stays where other memories are put.
+    lower = {
+        label: one._replace(rates=one.rates / 9)
+        for label, one in get_memory(state).items()
+    }
+    moved = set_memory(optimizer.init(ROOMS), lower)
+    rates, _ = climb(optimizer, ROOMS, state=moved)
+    chex.assert_trees_all_close(rates, expected, rtol=1e-5)
+
+
+def test_without_a_ceiling_the_bound_is_the_limit():
+    rates, _ = climb(memory_adam(largest_step=None), ROOMS)
+    np.testing.assert_allclose(list(rates.values()), 10.0)
+    rates, _ = climb(memory_adam(), jax.tree.map(jnp.zeros_like, ROOMS))
+    np.testing.assert_allclose(list(rates.values()), 10.0)
+
+
+def test_a_rate_above_its_ceiling_stays_or_falls():
+    memory = get_memory(memory_sgd(initial=1.0).init(jnp.ones(3)))
+    rates, _ = climb(memory_adam(initial=memory), jnp.ones(3), 5)
+    np.testing.assert_allclose(rates["params"], 1.0)
+
+
 def test_a_decay_is_no_evidence():
     grads = gradients(8, 6)
     plain, decayed = (run(memory_adam(weight_decay=w), grads)[1] for w in (0.0, 0.5))
@@ -181,6 +231,7 @@ def test_a_relative_address_survives_any_scale(scale):
         ("memory_adam", {"clip_norm": "1"}, "clip_norm must be"),
         ("memory_adam", {"weight_decay": -1e-4}, "weight_decay must be"),
         ("memory_adam", {"weight_decay": True}, "weight_decay must be"),
+        ("memory_adam", {"largest_step": 0.0}, "largest_step must be"),
         ("memory_adam", {"initial": 0.1}, "initial must be at most 0.01 .* got 0.1"),
         ("memory_adam", {"initial": jnp.array(0.1)}, "initial must be at most 0.01"),
     ],

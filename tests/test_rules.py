@@ -20,20 +20,20 @@ from metalr_optax import (
 SCALAR = linspace_kernels(2.0, num=1)
 
 
-def make(initial=1e-3, kernels=SCALAR, **settings):
+def make(initial=1e-3, kernels=SCALAR, gain=2.0, **settings):
     return scale_by_memory(
         initial,
         kernels=kernels,
-        memory_optimizer=agreement_steps(1.0),
+        memory_optimizer=agreement_steps(1.0, gain),
         signal=raw_product,
         **settings,
     )
 
 
 @functools.cache
-def trajectory():
+def trajectory(gain=2.0):
     """One compiled run: gradients [T, D] to rates [T]."""
-    optimizer = make()
+    optimizer = make(gain=gain)
 
     def update(state, gradient):
         _, state = optimizer.update(gradient, state)
@@ -94,14 +94,52 @@ def test_a_rate_that_is_too_large_comes_down():
 @pytest.mark.parametrize("outlier", [1e6, 1e18, 1e30, np.inf, np.nan])
 def test_an_outlier_hardly_matters(outlier):
     # Consistent gradients of both signs, so that rates stay where they are.
-    gradients = np.ones((40, 8)) * np.where(
-        np.arange(8) < 4, 1, (-1) ** np.arange(40)[:, None]
+    gradients = np.ones((44, 8)) * np.where(
+        np.arange(8) < 4, 1, (-1) ** np.arange(44)[:, None]
     )
     gradients[20] *= outlier
     gradients[21:] = 1.0
     rates = trajectory()(gradients)
     assert np.isfinite(rates).all()
     assert rates[-1] > 100 * rates[20]
+
+
+def test_disagreement_moves_rates_ever_less():
+    """Noise with a little disagreement at any rate, as near a minimum."""
+    rng = np.random.default_rng(0)
+    gradients = rng.normal(size=(2000, 8))
+    gradients[1:] -= 0.1 * gradients[:-1]
+    rates = np.log(trajectory()(gradients))
+    early, late = (np.abs(np.diff(part)).mean() for part in (rates[:40], rates[-1000:]))
+    assert late < 0.05 * early
+    assert rates[100] - rates[-1] < 2.0
+    # Steps that do not fall follow it down to the bound.
+    assert trajectory(None)(gradients)[-1] < 1.1e-9 < 1e-3 * np.exp(rates[-1])
+
+
+def test_steps_are_the_gain_over_the_inconsistent_evidence():
+    """Evidence of both signs in turn is as inconsistent as can be."""
+    steps = agreement_steps(1.0, gain=3.0)
+    rates, activity = jnp.array([[1e-3]]), jnp.ones([1, 1])
+    state = steps.init(rates)
+    moved = []
+    for turn in range(200):
+        minus_u = jnp.array([[-1.0 if turn % 2 else 1.0]])
+        changes, state = steps.update(minus_u, state, rates, activity=activity)
+        moved.append(abs(np.log1p(float(changes[0, 0] / rates[0, 0]))))
+    # A mean of alternating signs is (1 - .8) / (1 + .8) of them, .2 + .8 / 81 trusted.
+    doubt = 200 * (1 - 1 / 81)
+    expected = 3.0 / doubt * np.tanh(1 / 0.3) * (0.2 + 0.8 / 81)
+    np.testing.assert_allclose(moved[-1], expected, rtol=0.05)
+
+
+def test_agreement_uses_up_nothing_and_undoes_what_was_settled():
+    gradients = np.random.default_rng(0).normal(size=(1080, 8))
+    gradients[1000:] = 1.0
+    rates = trajectory()(gradients)
+    assert rates[-1] > 100 * rates[1000]
+    steady = trajectory()(np.ones((12, 8)))
+    np.testing.assert_allclose(np.diff(np.log(steady))[1:6], 1.0, rtol=0.01)
 
 
 def test_products_that_overflow_are_no_evidence():
@@ -161,6 +199,12 @@ def test_an_optimizer_without_extra_arguments_gets_none():
 def test_a_step_that_is_none_is_refused(step):
     with pytest.raises(ValueError, match="step must be a positive, finite number"):
         agreement_steps(step)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, np.nan, np.inf, "1", True, [1.0]])
+def test_a_gain_that_is_none_is_refused(gain):
+    with pytest.raises(ValueError, match="gain must be a positive, finite number"):
+        agreement_steps(gain=gain)
 
 
 @pytest.mark.parametrize("missing", ["params", "activity"])
