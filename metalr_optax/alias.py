@@ -64,10 +64,12 @@ def memory_sgd(
     rule is :func:`paper_sgd`.
 
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule. The
-        memory does not see it and makes up for factors that change slowly: a warm-up
-        or a decay over tens of steps works, one over thousands is learned away. A
-        constant below 0.05 warns: it was probably meant to be ``initial``.
+      learning_rate: factor on all learned rates, a number or a schedule. Once it has
+        fallen below 0.9 of its highest value, no memory raises a rate above the highest
+        it had until then: a decay means what it says. (A factor in a link of its own
+        is not known here, and is made up for.) ``optax.linear_schedule(1.0, 0.0,
+        updates)`` is the way to finish a run. A constant below 0.05 warns: it was
+        probably meant to be ``initial``.
       momentum: decay of the direction, in [0, 1); 0 for none.
       nesterov: as in ``optax.sgd``.
       initial: the rate the memory starts with, or memories, see
@@ -266,6 +268,7 @@ def _ready(
         clip_norm,
         decay,
         largest_step,
+        None if isinstance(learning_rate, numbers.Real) else learning_rate,
     )
     link = scale_base(base, memories)
     return optax.chain(link, optax.scale_by_learning_rate(learning_rate))

@@ -11,7 +11,7 @@ from metalr_optax.checks import require
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.interpolation import replicated
 from metalr_optax.memory import Memory, mean_rate, read, root_mean_square
-from metalr_optax.table import Diagnostics, Table, memory_at
+from metalr_optax.table import Table, diagnostics_of, memory_at
 from metalr_optax.transfer import labels_in, memory_states, table_in
 from metalr_optax.transform import ScaleByMemoryState
 
@@ -182,7 +182,7 @@ def get_kernel_inputs(
 def _quantities(table: Table) -> dict[str, jax.Array]:
     """Return name -> [L]."""
     rates, weights = table.rates, table.evidence_weight
-    known = Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
+    known = diagnostics_of(table)
     in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
     mean, sign = mean_rate(rates, weights), known.evidence_sign
     return {

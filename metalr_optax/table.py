@@ -20,6 +20,8 @@ class Diagnostics(NamedTuple):
       start: [L], mean rate at the start.
       highest: [L], highest mean rate so far.
       ceiling: [L], no rate is raised above it; the largest number where there is none.
+      updates: [L], so far.
+      highest_factor: [L], the highest factor on the rates so far.
     """
 
     agreement_fraction: Any
@@ -29,10 +31,12 @@ class Diagnostics(NamedTuple):
     start: Any
     highest: Any
     ceiling: Any
+    updates: Any
+    highest_factor: Any
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 7].
+    """L memories of M local models; packed, one array [L, 4 M + 9].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -42,7 +46,7 @@ class Table(NamedTuple):
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
       widths: [L, M], of kernels.
-      diagnostics: [L, 7].
+      diagnostics: [L, 9].
     """
 
     rates: Any
@@ -81,7 +85,9 @@ def from_memories(
     if ceiling is None:
         # Not infinity, which states do not survive that are blended with zero.
         ceiling = jnp.full_like(start, jnp.finfo(dtype).max)
-    diagnostics = Diagnostics(zero + 0.5, zero, zero, zero, start, start, ceiling)
+    diagnostics = Diagnostics(
+        zero + 0.5, zero, zero, zero, start, start, ceiling, zero, zero
+    )
     return Table(
         rates,
         weight,
@@ -89,6 +95,11 @@ def from_memories(
         column([one.kernels.widths for one in memories]),
         jnp.stack(diagnostics, axis=-1),
     )
+
+
+def diagnostics_of(table: Table) -> Diagnostics:
+    """Return the columns by name."""
+    return Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
 
 
 def memory_at(table: Table, row: int, rms: bool) -> Memory:

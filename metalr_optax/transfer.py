@@ -9,7 +9,14 @@ import numpy as np
 from metalr_optax import checks
 from metalr_optax.interpolation import make_grid
 from metalr_optax.memory import Memory
-from metalr_optax.table import Table, from_memories, memory_at, pack, unpack
+from metalr_optax.table import (
+    Table,
+    diagnostics_of,
+    from_memories,
+    memory_at,
+    pack,
+    unpack,
+)
 from metalr_optax.transform import ScaleByMemoryState, same_kernels
 
 _START = "to start from others, build the optimizer with initial=memory"
@@ -138,7 +145,7 @@ def _fill(
     for row, (label, one) in enumerate(chosen.items()):
         _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
     _check_shared(table, chosen)
-    ceiling = table.diagnostics[..., -1]
+    ceiling = diagnostics_of(table).ceiling
     array = pack(from_memories(list(chosen.values()), table.rates.dtype, ceiling))
     # Flax NNX keeps every array of an optimizer in a variable: fill that.
     structure = jax.tree.structure(state.table)

@@ -18,12 +18,21 @@ from metalr_optax.interpolation import make_grid
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.signals import Signal, sign_agreement
-from metalr_optax.table import Diagnostics, Table, from_memories, pack, unpack
+from metalr_optax.table import (
+    Diagnostics,
+    Table,
+    diagnostics_of,
+    from_memories,
+    pack,
+    unpack,
+)
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
 
 # The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
 _SIGN_DECAY = 0.9
+# A schedule that has come down so far from its highest factor means it.
+_FALLEN = 0.9
 # Rates are within the bounds up to rounding.
 _SLACK = 1e-6
 
@@ -37,7 +46,7 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 7], rates, evidence
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 9], rates, evidence
         weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
@@ -65,6 +74,9 @@ class Settings(NamedTuple):
     decay: optax.GradientTransformation | None = None
     # Of the root mean square of the parameters at the start, in one step.
     largest_step: Any = None
+    # What rates are multiplied with further down, if it may change: a schedule or a
+    # traced number.
+    factor: Any = None
 
 
 def scale_by_memory(
@@ -159,7 +171,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 7 and
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 9 and
     the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -448,7 +460,7 @@ def _correct(
 
 def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
     """Return a corrected table with new diagnostics."""
-    old = Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
+    old = diagnostics_of(table)
     usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
     ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
     sign = jnp.sign(jnp.sum(evidence.u, axis=-1))
@@ -467,6 +479,8 @@ def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
         old.start,
         jnp.maximum(old.highest, means),
         old.ceiling,
+        old.updates + 1,
+        jnp.maximum(old.highest_factor, _factor(settings, old)),
     )
     return table._replace(diagnostics=jnp.stack(new, axis=-1))
 
@@ -499,7 +513,19 @@ def _finish(
 def _bounds(settings: Settings, table: Table) -> tuple[jax.Array, jax.Array]:
     """Return the smallest rate [] and the largest [L, 1] of each memory."""
     low, high = (jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds)
-    return low, jnp.minimum(high, table.diagnostics[..., -1:])
+    known = diagnostics_of(table)
+    # A memory would make up for a schedule that takes rates down.
+    has_fallen = _factor(settings, known) < _FALLEN * known.highest_factor
+    most = jnp.where(has_fallen, known.highest, known.ceiling)
+    return low, jnp.minimum(high, most[:, None])
+
+
+def _factor(settings: Settings, known: Diagnostics) -> jax.Array:
+    """Return what the rates of this step are multiplied with further down."""
+    factor: Any = 1.0 if settings.factor is None else settings.factor
+    if callable(factor):
+        factor = factor(jnp.max(known.updates, initial=0).astype(jnp.int32))
+    return jnp.asarray(factor, known.highest_factor.dtype)
 
 
 def _row(array: jax.Array, row: jax.Array) -> jax.Array:

@@ -174,6 +174,25 @@ def test_a_rate_above_its_ceiling_stays_or_falls():
     np.testing.assert_allclose(rates["params"], 1.0)
 
 
+def test_a_factor_that_falls_is_not_made_up_for():
+    """It falls below .9 after 5 of 50 updates, while all gradients agree."""
+    params = jnp.full(3, 100.0)
+    falling = optax.linear_schedule(1.0, 0.0, 50)
+    rates, state = climb(memory_adam(falling, initial=1e-5), params, 8)
+    again, _ = climb(memory_adam(falling, initial=1e-5), params, 40, state)
+    chex.assert_trees_all_equal(again, rates)
+    free, _ = climb(memory_adam(initial=1e-5), params, 8)
+    assert free["params"] > 2 * rates["params"] > 2e-5
+    # A warm-up is not in the way, and injected factors are schedules too.
+    rising = optax.linear_schedule(0.0, 1.0, 50)
+    chex.assert_trees_all_close(
+        climb(memory_adam(rising, initial=1e-5), params, 8)[0], free
+    )
+    injected = optax.inject_hyperparams(memory_adam)(falling, initial=1e-5)
+    rates_of_injected, _ = climb(injected, params, 8)
+    chex.assert_trees_all_close(rates_of_injected, rates, rtol=1e-4)
+
+
 def test_a_decay_is_no_evidence():
     grads = gradients(8, 6)
     plain, decayed = (run(memory_adam(weight_decay=w), grads)[1] for w in (0.0, 0.5))

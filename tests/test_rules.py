@@ -1,6 +1,7 @@
 """What steps by agreement promise, beside the reference they are compared with."""
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -119,7 +120,7 @@ def test_disagreement_moves_rates_ever_less():
 
 def test_steps_are_the_gain_over_the_inconsistent_evidence():
     """Evidence of both signs in turn is as inconsistent as can be."""
-    steps = agreement_steps(1.0, gain=3.0)
+    steps: Any = agreement_steps(1.0, gain=3.0)
     rates, activity = jnp.array([[1e-3]]), jnp.ones([1, 1])
     state = steps.init(rates)
     moved = []
