@@ -268,7 +268,7 @@ def _ready(
         clip_norm,
         decay,
         largest_step,
-        None if isinstance(learning_rate, numbers.Real) else learning_rate,
+        learning_rate,
     )
     link = scale_base(base, memories)
     return optax.chain(link, optax.scale_by_learning_rate(learning_rate))

@@ -74,9 +74,8 @@ class Settings(NamedTuple):
     decay: optax.GradientTransformation | None = None
     # Of the root mean square of the parameters at the start, in one step.
     largest_step: Any = None
-    # What rates are multiplied with further down, if it may change: a schedule or a
-    # traced number.
-    factor: Any = None
+    # What rates are multiplied with further down, a number or a schedule.
+    factor: Any = 1.0
 
 
 def scale_by_memory(
@@ -522,7 +521,7 @@ def _bounds(settings: Settings, table: Table) -> tuple[jax.Array, jax.Array]:
 
 def _factor(settings: Settings, known: Diagnostics) -> jax.Array:
     """Return what the rates of this step are multiplied with further down."""
-    factor: Any = 1.0 if settings.factor is None else settings.factor
+    factor = settings.factor
     if callable(factor):
         factor = factor(jnp.max(known.updates, initial=0).astype(jnp.int32))
     return jnp.asarray(factor, known.highest_factor.dtype)

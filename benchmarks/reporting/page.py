@@ -10,6 +10,7 @@ from benchmarks.harness.sweep import TARGETS
 from benchmarks.reporting import (
     library_figures,
     library_tables,
+    long_runs,
     paper_figures,
     paper_tables,
     verdicts,
@@ -33,6 +34,7 @@ def make_page() -> str:
     sections = [
         fill("introduction", targets=_format_targets()),
         _fill_suite(),
+        _fill_long(),
         fill(
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
@@ -52,7 +54,7 @@ def make_page() -> str:
     ]
     if (RESULTS / f"{sampling.STEM}.csv").exists():
         table = library_tables.format_sampling(RESULTS)
-        sections.insert(4, fill("sampling", table=table))
+        sections.insert(5, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
@@ -81,6 +83,21 @@ def _fill_suite() -> str:
         base_rates=library_tables.format_base_rates(comparisons),
         variants=library_tables.format_variants(comparisons),
         tasks="\n\n".join(tasks),
+    )
+
+
+def _fill_long() -> str:
+    runs = long_runs.load(RESULTS)
+    solved = ", ".join(
+        f"{name.removesuffix(', long')} {end:g}"
+        for name, end in long_runs.SOLVED.items()
+    )
+    return fill(
+        "long",
+        constant=long_runs.format_ends(runs, long_runs.CONSTANT),
+        decayed=long_runs.format_ends(runs, long_runs.DECAYED),
+        solved=solved,
+        sentences=long_runs.say_all(runs),
     )
 
 
@@ -169,5 +186,6 @@ def draw_all() -> None:
     tasks = library_tables.load_suite(RESULTS)
     library_figures.draw_profile(tasks, RESULTS / "suite.png")
     library_figures.draw_base_rates(tasks, RESULTS / "suite_starts.png")
+    long_runs.draw(long_runs.load(RESULTS), RESULTS / "long.png")
     runs = sequence.read_rows(RESULTS / "mnist.csv")
     paper_figures.draw_sequence(runs, RESULTS / "mnist.png")
