@@ -28,6 +28,7 @@ from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting import (
     library_figures,
     library_tables,
+    long_runs,
     page,
     paper_figures,
     paper_tables,
@@ -246,6 +247,9 @@ def run_long(arguments: argparse.Namespace) -> None:
         long.run_baselines(arguments.out, names, say)
     else:
         long.run(arguments.out, names, arguments.seeds, say)
+        # The tuned baselines are those that were published.
+        runs = long_runs.load(page.RESULTS, arguments.out)
+        say(f"\n{long_runs.describe(runs)}")
 
 
 def run_suite(arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from benchmarks.problems.agent import fallen, push
 from benchmarks.problems.long_tasks import LONG, solution
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE, digits, source_bytes
+from benchmarks.reporting import long_runs
 
 NEW = (
     "autoencoder",
@@ -266,3 +267,63 @@ def test_ours_and_what_runs_as_it_comes(bowl, tmp_path):
         (name, "fresh", write_setting({"rate": rate}), 0)
         for name, rate in rates.items()
     }
+
+
+def fake_runs(ends):
+    """Return the rows of three seeds per start of methods that end at numbers."""
+    runs = {}
+    for (name, method), values in ends.items():
+        for number, value in enumerate(values):
+            start, seed = divmod(number, 3)
+            text = write_setting({"rate": 10.0**-start})
+            curve = np.array([9.0, *5 * [value]])
+            runs[Key(name, method, "fresh", text, seed)] = curve
+    # Trials are not compared.
+    trial = Key("agent", "adam", "fresh", "rate=1", TUNING_SEED)
+    return runs | {trial: np.full(6, 1e-9)}
+
+
+def test_the_tables_of_long_runs_say_what_the_rows_say():
+    runs = fake_runs(
+        {
+            ("agent", "adam"): [0.1, 0.3, 0.2],
+            ("agent", "memory_adam"): [0.5, 0.1, 0.1, 0.1, 0.2, 0.5],
+            ("physics", "adam"): [1.0, 2.0, np.nan],
+            ("physics", "memory_adam"): [0.5, 0.6],  # not all are there
+        }
+    )
+    table = long_runs.format_ends(runs, long_runs.CONSTANT).splitlines()
+    assert table[0] == "| task | updates | Adam, best | **memory_adam** |"
+    assert "| agent | 2400 | 0.2 | **0.15** |" in table
+    assert "| physics | 3000 | **2** | - |" in table
+    assert "| characters | 2400 | - | - |" in table
+    assert len(table) == 2 + len(LONG)
+
+
+def test_a_solved_task_is_level_and_a_lost_one_is_named():
+    runs = fake_runs(
+        {
+            ("agent", "adam"): [1e-8] * 3,
+            ("agent", "memory_adam"): [0.02] * 6,
+            ("characters", "adam"): [1.0] * 3,
+            ("characters", "memory_adam"): [1.05] * 6,
+            ("autoencoder", "adam"): [100.0] * 3,
+            ("autoencoder", "memory_adam"): [150.0] * 6,
+        }
+    )
+    assert long_runs.say(runs, "memory_adam", "adam") == (
+        "`memory_adam` ends within 2 % of `adam`, or lower, on 1 of 3 tasks, within "
+        "10 % on 2. Behind it on: characters (1.05 times its end), autoencoder (1.50 "
+        "times its end)."
+    )
+
+
+def test_a_picture_of_long_runs_is_drawn_of_what_there_is(tmp_path):
+    name = "unequal inputs, long"
+    measures = LONG[name]().horizon // LONG[name]().every
+    runs = {
+        Key(name, "adam", "fresh", "rate=1", seed): np.linspace(1.0, 0.01, measures)
+        for seed in range(3)
+    }
+    long_runs.draw(runs, tmp_path / "long.png")
+    assert (tmp_path / "long.png").stat().st_size > 10_000

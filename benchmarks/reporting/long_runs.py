@@ -1,7 +1,6 @@
 """What long runs end at: tables, a sentence and a picture, from the raw rows."""
 
 import pathlib
-from collections.abc import Sequence
 
 import matplotlib.figure
 import matplotlib.ticker
@@ -44,28 +43,33 @@ _LINES = {
     "memory_adam, decay": ("memory_adam, decayed", "#E69F00", ":"),
     "memory_sgd": ("memory_sgd", "#009E73", "-"),
 }
-_SEEDS = 3
+# Judged by a share of failures, which comes to 0.
+_SHARES = ("agent", "mnist online, long")
 _CLOSE, _NEAR = 1.02, 1.1
 _COLUMNS = 5
 
 
-def load(folder: pathlib.Path) -> Runs:
-    """Return the raw rows of a folder."""
-    return read_runs(folder / f"{long.STEM}.csv")
+def load(*folders: pathlib.Path) -> Runs:
+    """Return the raw rows of folders; what a later one has stands for the same."""
+    runs: Runs = {}
+    for folder in folders:
+        runs.update(read_runs(folder / f"{long.STEM}.csv"))
+    return runs
 
 
 def curves_of(runs: Runs, name: str, method: str) -> np.ndarray | None:
     """Return the curves [runs, measures] of a method on a task, from all its starts.
 
-    Of a tuned one there is one start, its best rate. None unless all seeds are there.
+    Of a tuned one there is one start, its best rate. None unless all starts are there
+    with the same number of seeds.
     """
-    found = [
-        curve
-        for key, curve in runs.items()
-        if (key.problem, key.method) == (name, method) and key.seed < TUNING_SEED
-    ]
+    found: dict[str, list[np.ndarray]] = {}
+    for key, curve in runs.items():
+        if (key.problem, key.method) == (name, method) and key.seed < TUNING_SEED:
+            found.setdefault(key.setting, []).append(curve)
     starts = len(long.RATES) if method.startswith("memory") else 1
-    return np.stack(found) if len(found) == starts * _SEEDS else None
+    is_whole = len(found) == starts and len({len(one) for one in found.values()}) == 1
+    return np.concatenate(list(found.values())) if is_whole else None
 
 
 def end_of(runs: Runs, name: str, method: str) -> float | None:
@@ -126,6 +130,12 @@ def say(runs: Runs, ours: str, rival: str) -> str:
     return f"{text} Behind it on: {', '.join(missed)}." if missed else text
 
 
+def describe(runs: Runs) -> str:
+    """Return both tables and the sentences as Markdown."""
+    tables = (format_ends(runs, methods) for methods in (CONSTANT, DECAYED))
+    return "\n\n".join([*tables, say_all(runs)])
+
+
 def say_all(runs: Runs) -> str:
     """Return the sentences on constant rates, on decays, and beside Prodigy."""
     pairs = (
@@ -148,6 +158,8 @@ def draw(runs: Runs, path: pathlib.Path) -> None:
     for axes in cells[: len(LONG)]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    for axes in cells[len(LONG) - _COLUMNS : len(LONG)]:
+        axes.set_xlabel("updates", fontsize=8)
     for axes in cells[len(LONG) :]:
         axes.axis("off")
     cells[len(LONG)].legend(
@@ -158,7 +170,7 @@ def draw(runs: Runs, path: pathlib.Path) -> None:
 
 def _draw_panel(axes, runs: Runs, problem: Problem) -> None:
     updates = problem.every * np.arange(1, problem.horizon // problem.every + 1)
-    ends, starts = [], []
+    shown = []
     for method, (label, color, dash) in _LINES.items():
         curves = curves_of(runs, problem.name, method)
         if curves is None:
@@ -167,19 +179,29 @@ def _draw_panel(axes, runs: Runs, problem: Problem) -> None:
         width = 1.8 if method.startswith("memory") else 1.0
         axes.plot(updates, middle, color=color, linestyle=dash, lw=width, label=label)
         if np.isfinite(middle).all():
-            ends.append(middle.min())
-            starts.append(middle[: max(1, len(middle) // 10)].max())
+            shown.append(middle)
     axes.set_title(problem.name.removesuffix(", long"), fontsize=9)
     axes.tick_params(labelsize=7)
-    _limit(axes, ends, starts)
+    if shown:
+        _limit(axes, np.stack(shown), problem.name in _SHARES)
 
 
-def _limit(axes, ends: Sequence[float], starts: Sequence[float]) -> None:
-    """Show from the lowest end up to where learning begins, by decades if there are."""
-    low, high = max(min(ends), 1e-12), np.median(starts)
-    if low < high / 4:
+def _limit(axes, curves: np.ndarray, is_share: bool) -> None:
+    """Show from the lowest measure up to where learning begins, if need be by decades.
+
+    Every end is inside. A share of errors that is 0 has no place on such an axis.
+    """
+    tenth = max(1, curves.shape[1] // 10)
+    begin = float(np.median(curves[:, :tenth].max(axis=1)))
+    low, high = float(curves.min()), max(begin, float(curves[:, -tenth:].max()))
+    if is_share:
+        axes.set_ylim(-0.05 * high, high)
+    elif low < high / 4:
+        low = max(low, 1e-12)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.5, high * 1.2)
         axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     else:
-        axes.set_ylim(low - 0.05 * (high - low), low + 0.6 * (high - low))
+        last = float(curves[:, -tenth:].max())
+        high = max(low + 0.6 * (high - low), 1.02 * last)
+        axes.set_ylim(low - 0.05 * (high - low), high)
