@@ -97,9 +97,11 @@ OPTIMIZERS: dict[str, Make] = {
     "prodigy": lambda _: contrib.prodigy(),
     "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
     "memory_sgd": lambda num: memory_sgd(kernels=linspace_kernels(1.0, num)),
-    "memory_adam": lambda num: memory_adam(kernels=linspace_kernels(1.0, num)),
+    "memory_adam": lambda num: memory_adam(
+        kernels=linspace_kernels(1.0, num), clip_norm=1.0
+    ),
     "memory_adam, all": lambda num: memory_adam(
-        kernels=linspace_kernels(1.0, num), evidence_sample=ALL
+        clip_norm=1.0, kernels=linspace_kernels(1.0, num), evidence_sample=ALL
     ),
     "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
     "paper_sgd, sampled": lambda num: paper_sgd(
