@@ -121,8 +121,13 @@ def memory_sgd(
     check_number("momentum", momentum, 0.0, 1.0, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.momentum(momentum, nesterov, size)
-    settings = initial, kernels, group_by, rate_bounds, None
-    return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
+    settings = Settings(
+        *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
+        normalize="rms",
+        clip_norm=clip_norm,
+        factor=learning_rate,
+    )
+    return _ready(base, settings, weight_decay, mask)
 
 
 def memory_adam(
@@ -226,49 +231,35 @@ def memory_adam(
     base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
     if largest_step is not None:
         check_number("largest_step", largest_step)
-    settings = initial, kernels, group_by, rate_bounds, largest_step
-    return _ready(base, settings, learning_rate, clip_norm, weight_decay, mask)
+    settings = Settings(
+        *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
+        normalize="rms",
+        clip_norm=clip_norm,
+        largest_step=largest_step,
+        factor=learning_rate,
+    )
+    return _ready(base, settings, weight_decay, mask)
 
 
 def _ready(
-    base: bases.Base,
-    settings: tuple[
-        Initial, Kernels | None, GroupBy, tuple[float, float], float | None
-    ],
-    learning_rate: optax.ScalarOrSchedule,
-    clip_norm: float | None,
-    weight_decay: float,
-    mask: Mask | None,
+    base: bases.Base, settings: Settings, weight_decay: float, mask: Mask | None
 ) -> optax.GradientTransformationExtraArgs:
     """Always two links: a memory is found, and a state restored, at one place."""
-    if clip_norm is not None:
+    if settings.clip_norm is not None:
         smallest = float(np.finfo(np.float32).tiny)
-        check_number("clip_norm", clip_norm, smallest, closed=True)
+        check_number("clip_norm", settings.clip_norm, smallest, closed=True)
     check_number("weight_decay", weight_decay, closed=True)
     # Without a decay nobody needs to pass the parameters.
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
-    if isinstance(learning_rate, int | float) and 0 < learning_rate < _RATE_NOT_FACTOR:
+    factor, kernels = settings.factor, settings.kernels
+    if isinstance(factor, int | float) and 0 < factor < _RATE_NOT_FACTOR:
         warnings.warn(
-            f"learning_rate={learning_rate} is a factor on the learned rates, which "
-            f"climb against it; a rate to start from is initial={learning_rate}",
+            f"learning_rate={factor} is a factor on the learned rates, which "
+            f"climb against it; a rate to start from is initial={factor}",
             stacklevel=3,
         )
-    initial, kernels, group_by, rate_bounds, largest_step = settings
-    if kernels is None and not isinstance(initial, Memory | Mapping):
+    if kernels is None and not isinstance(settings.initial, Memory | Mapping):
         kernels = _KERNELS
-    memories = Settings(
-        initial,
-        kernels,
-        group_by,
-        rate_bounds,
-        agreement_steps(),
-        raw_product,
-        "rms",
-        clip_norm,
-        decay,
-        largest_step,
-        learning_rate,
-    )
-    link = scale_base(base, memories)
-    return optax.chain(link, optax.scale_by_learning_rate(learning_rate))
+    link = scale_base(base, settings._replace(kernels=kernels, decay=decay))
+    return optax.chain(link, optax.scale_by_learning_rate(factor))

@@ -1,5 +1,6 @@
 """How far evidence moves rates when only its size relative to the past counts."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -130,25 +131,7 @@ def agreement_steps(
                 "activity, as scale_by_memory gives them to its memory_optimizer"
             )
 
-        def change(minus_u, activity, history, rates):
-            num = rates.shape[-1]
-            places = [1, 2, 2 + num, 2 + 2 * num]
-            count, peak, mean, square, doubt = jnp.split(history, places, axis=-1)
-            peak = _new_peak(peak, activity)
-            count += (peak > 0).astype(count.dtype)
-            e = _relative(minus_u, activity, peak)
-            mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
-            square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
-            consistency = _consistency(mean, square, count)
-            doubt += jnp.where(e != 0, 1 - consistency, 0)
-            doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
-            trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
-            power = step * trust * jnp.tanh(e / _SATURATION)
-            if gain is not None:
-                power *= gain / jnp.maximum(gain, step * doubt)
-            history = jnp.concatenate([count, peak, mean, square, doubt], axis=-1)
-            return rates * jnp.expm1(power).astype(rates.dtype), history
-
+        change = functools.partial(_change, step, gain)
         both = jax.tree.map(change, updates, activity, state.history, params)
         changes, history = (
             jax.tree.map(lambda _, pair, i=i: pair[i], params, both) for i in range(2)
@@ -156,6 +139,34 @@ def agreement_steps(
         return changes, AgreementStepsState(history)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _change(
+    step: Any,
+    gain: Any,
+    minus_u: jax.Array,
+    activity: jax.Array,
+    history: jax.Array,
+    rates: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return what is to be added to the rates [L, M], and the new history."""
+    num = rates.shape[-1]
+    places = [1, 2, 2 + num, 2 + 2 * num]
+    count, peak, mean, square, doubt = jnp.split(history, places, axis=-1)
+    peak = _new_peak(peak, activity)
+    count += (peak > 0).astype(count.dtype)
+    e = _relative(minus_u, activity, peak)
+    mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
+    square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
+    consistency = _consistency(mean, square, count)
+    doubt += jnp.where(e != 0, 1 - consistency, 0)
+    doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
+    trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
+    power = step * trust * jnp.tanh(e / _SATURATION)
+    if gain is not None:
+        power *= gain / jnp.maximum(gain, step * doubt)
+    history = jnp.concatenate([count, peak, mean, square, doubt], axis=-1)
+    return rates * jnp.expm1(power).astype(rates.dtype), history
 
 
 def _new_peak(peak: jax.Array, activity: jax.Array) -> jax.Array:

@@ -349,7 +349,7 @@ def _ceiling(
     if settings.largest_step is None or not leaves:
         return None
     squares = [jnp.sum(jnp.square(jnp.asarray(leaf, dtype))) for leaf in leaves]
-    sizes = jnp.array([leaf.size for leaf in leaves], dtype)
+    sizes = jnp.array([jnp.size(leaf) for leaf in leaves], dtype)
     which = labels_of(params, settings.group_by)
     belongs = jnp.array([[one == label for one in which] for label in labels], dtype)
     means = belongs @ jnp.stack(squares) / jnp.maximum(belongs @ sizes, 1)
