@@ -172,7 +172,6 @@ VARIANTS = (
         "memory_sgd_m21",
         "memory_sgd, M=21",
         lambda rate: memory_sgd(initial=rate, kernels=_MANY),
-        BASE_RATES,
     ),
     _variant(
         "memory_adam_m21",

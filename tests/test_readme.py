@@ -4,7 +4,13 @@ import tomllib
 
 import metalr_optax
 from benchmarks.experiments import sequence, speed
-from benchmarks.reporting import headlines, library_tables, page, paper_tables
+from benchmarks.reporting import (
+    headlines,
+    library_tables,
+    long_runs,
+    page,
+    paper_tables,
+)
 
 MODULES = {
     path.stem
@@ -67,6 +73,7 @@ def test_its_results_are_what_the_raw_rows_say():
     transfers = library_tables.load_transfer(page.RESULTS)
     assert headlines.format_headlines(tasks) in README
     assert headlines.format_facts(tasks, transfers, speeds) in README
+    assert long_runs.format_counts(long_runs.load(page.RESULTS)) in README
 
 
 def test_its_first_result_of_the_paper_is_what_the_raw_rows_say():

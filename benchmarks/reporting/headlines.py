@@ -98,7 +98,7 @@ def _landscapes(tasks: Sequence[Comparison]) -> str:
     """Say on how many tasks twenty-one local models end lower or higher than one."""
     counted = {}
     for many, single in _LANDSCAPES:
-        lower = higher = 0
+        lower = higher = compared = 0
         for comparison in tasks:
             one, other = (
                 from_rate(comparison, OURS_BY_NAME[name], 1e-3)
@@ -107,9 +107,10 @@ def _landscapes(tasks: Sequence[Comparison]) -> str:
             if one is None or other is None:
                 continue
             test = paired_test(one.finals, other.finals)
+            compared += 1
             lower += test.p < SIGNIFICANT and test.wins > test.losses
             higher += test.p < SIGNIFICANT and test.wins < test.losses
         counted[single] = (
-            f"ends clearly lower on {lower}, higher on {higher} of {len(tasks)} tasks"
+            f"ends clearly lower on {lower}, higher on {higher} of {compared} tasks"
         )
     return _list(counted)

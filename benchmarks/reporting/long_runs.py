@@ -107,14 +107,45 @@ def _cell(end: float | None, is_lowest: bool) -> str:
     return f"**{text}**" if is_lowest else text
 
 
-def say(runs: Runs, ours: str, rival: str) -> str:
-    """Say on how many tasks ours ends where a rival does, and where it does not."""
+def find_ratios(runs: Runs, ours: str, rival: str) -> dict[str, float]:
+    """Return task -> our end over that of a rival, of all tasks that both have run."""
     ratios = {}
     for name in LONG:
         one, other = (end_of(runs, name, method) for method in (ours, rival))
-        if one is None or other is None:
-            continue
-        ratios[name] = one / max(other, SOLVED.get(name, 0.0))
+        if one is not None and other is not None:
+            ratios[name] = one / max(other, SOLVED.get(name, 0.0))
+    return ratios
+
+
+def format_counts(runs: Runs) -> str:
+    """Return on how many tasks ours end where a rival does, a line per rival."""
+    lines = [
+        "| on how many tasks | within 2 %, or lower | within 10 % |",
+        "|---|---|---|",
+    ]
+    for said, pair in (
+        (
+            "`memory_adam` ends where the best constant Adam does",
+            ("memory_adam", "adam"),
+        ),
+        (
+            "with a linear decay, where the best decayed Adam does",
+            ("memory_adam, decay", "adam, decay"),
+        ),
+        ("`memory_adam` ends where Prodigy does", ("memory_adam", "prodigy")),
+    ):
+        ratios = find_ratios(runs, *pair).values()
+        cells = [
+            f"{sum(one <= bound for one in ratios)} of {len(ratios)}"
+            for bound in (_CLOSE, _NEAR)
+        ]
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def say(runs: Runs, ours: str, rival: str) -> str:
+    """Say on how many tasks ours ends where a rival does, and where it does not."""
+    ratios = find_ratios(runs, ours, rival)
     close, near = (
         sum(x <= bound for x in ratios.values()) for bound in (_CLOSE, _NEAR)
     )
