@@ -247,8 +247,7 @@ def run_long(arguments: argparse.Namespace) -> None:
         long.run_baselines(arguments.out, names, say)
     else:
         long.run(arguments.out, names, arguments.seeds, say)
-        # The tuned baselines are those that were published.
-        runs = long_runs.load(page.RESULTS, arguments.out)
+        runs = long_runs.load_beside(page.RESULTS, arguments.out)
         say(f"\n{long_runs.describe(runs)}")
 
 

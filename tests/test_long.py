@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks import __main__ as command
 from benchmarks.experiments import long
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
@@ -269,6 +270,9 @@ def test_ours_and_what_runs_as_it_comes(bowl, tmp_path):
     }
 
 
+MISSING = "\N{EN DASH}"
+
+
 def fake_runs(ends):
     """Return the rows of three seeds per start of methods that end at numbers."""
     runs = {}
@@ -283,21 +287,55 @@ def fake_runs(ends):
     return runs | {trial: np.full(6, 1e-9)}
 
 
+def rows_of(table):
+    """Return task -> cells of a table in Markdown; the heads are at "task"."""
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {task: cells for task, *cells in rows}
+
+
 def test_the_tables_of_long_runs_say_what_the_rows_say():
     runs = fake_runs(
         {
             ("agent", "adam"): [0.1, 0.3, 0.2],
             ("agent", "memory_adam"): [0.5, 0.1, 0.1, 0.1, 0.2, 0.5],
             ("physics", "adam"): [1.0, 2.0, np.nan],
-            ("physics", "memory_adam"): [0.5, 0.6],  # not all are there
+            ("physics", "memory_adam"): [0.5, 0.6],  # a seed and a start are missing
+            ("characters", "adam"): [np.nan, np.nan, 1.0],
+            ("characters", "schedule_free"): [4.0, 5.0],  # a seed is missing
+            ("characters", "memory_adam"): [3.0] * 6,
         }
     )
-    table = long_runs.format_ends(runs, long_runs.CONSTANT).splitlines()
-    assert table[0] == "| task | updates | Adam, best | **memory_adam** |"
-    assert "| agent | 2400 | 0.2 | **0.15** |" in table
-    assert "| physics | 3000 | **2** | - |" in table
-    assert "| characters | 2400 | - | - |" in table
+    table = rows_of(long_runs.format_ends(runs, long_runs.CONSTANT))
+    assert table["task"] == [
+        *("updates", "Adam, best", "schedule-free", "**memory_adam**"),
+        "memory_adam / Adam",
+    ]
+    assert table["agent"] == ["2400", "0.2", MISSING, "**0.15**", "0.75"]
+    assert table["physics"] == ["3000", "**2**", *3 * [MISSING]]
+    assert table["characters"] == ["2400", "diverged", MISSING, "**3**", MISSING]
+    assert table["autoencoder"] == ["3000", *4 * [MISSING]]
     assert len(table) == 2 + len(LONG)
+
+
+def test_a_table_without_ours_has_no_ratio_and_one_without_rows_no_column():
+    runs = fake_runs({("mnist online, long", "adam, decay"): [0.0] * 3})
+    table = rows_of(long_runs.format_ends(runs, long_runs.DECAYED))
+    assert table["task"] == ["updates", "Adam, best"]
+    assert table["mnist online"] == ["8000", "**0**"]
+    assert rows_of(long_runs.format_ends({}, long_runs.DECAYED))["task"] == ["updates"]
+    assert long_runs.say_all(runs) == ""
+
+
+def test_a_ratio_to_an_end_of_0_is_left_out():
+    ends = {"adam, decay": [0.0] * 3, "memory_adam, decay": [0.1] * 6}
+    runs = fake_runs({("agent", name): values for name, values in ends.items()})
+    table = rows_of(long_runs.format_ends(runs, long_runs.DECAYED))
+    assert table["agent"] == ["2400", "**0**", "0.1", MISSING]
+
+
+def test_a_start_with_fewer_seeds_than_the_other_is_not_compared():
+    runs = fake_runs({("agent", "memory_adam"): [0.1] * 5})
+    assert long_runs.end_of(runs, "agent", "memory_adam") is None
 
 
 def test_a_solved_task_is_level_and_a_lost_one_is_named():
@@ -305,25 +343,83 @@ def test_a_solved_task_is_level_and_a_lost_one_is_named():
         {
             ("agent", "adam"): [1e-8] * 3,
             ("agent", "memory_adam"): [0.02] * 6,
+            ("physics", "adam"): [1e-9] * 3,
+            ("physics", "memory_adam"): [3e-3] * 6,
             ("characters", "adam"): [1.0] * 3,
             ("characters", "memory_adam"): [1.05] * 6,
             ("autoencoder", "adam"): [100.0] * 3,
-            ("autoencoder", "memory_adam"): [150.0] * 6,
+            ("autoencoder", "memory_adam"): [np.nan] * 6,
+            ("gan, long", "adam"): [1.0] * 3,
+            ("gan, long", "memory_adam"): [0.5] * 6,
+            ("coordinates", "memory_adam"): [0.5] * 6,  # nothing to compare with
         }
     )
     assert long_runs.say(runs, "memory_adam", "adam") == (
-        "`memory_adam` ends within 2 % of `adam`, or lower, on 1 of 3 tasks, within "
-        "10 % on 2. Behind it on: characters (1.05 times its end), autoencoder (1.50 "
-        "times its end)."
+        "`memory_adam` ends within 2 % of the best constant Adam, or lower, on 2 of 5 "
+        "tasks, within 10 % on 3. Behind it on: physics (3.00 times its end), "
+        "characters (1.05 times its end), autoencoder (diverged)."
     )
 
 
+def test_what_is_ahead_of_prodigy_is_counted_by_the_medians():
+    ends = {
+        "agent": ([1e-9] * 3, [0.01, 0.01, 0.01, 0.01, 0.9, 0.9]),  # both solved
+        "physics": ([0.5, 0.1, 9.0], [0.4] * 6),
+        "characters": ([1.0, 9.0, 9.0], [8.0, 8.0, 8.0, 8.0, 10.0, 10.0]),
+        "autoencoder": ([1.0] * 3, [1.001] * 6),
+        "gan, long": ([np.nan] * 3, [1.0] * 6),
+        "noisy labels": ([1.0] * 3, [np.nan] * 6),
+    }
+    runs = fake_runs(
+        {
+            (name, method): values
+            for name, both in ends.items()
+            for method, values in zip(("prodigy", "memory_adam"), both, strict=True)
+        }
+    )
+    assert long_runs.say_order(runs, "memory_adam", "prodigy") == (
+        "By the medians `memory_adam` ends ahead of Prodigy on 3 of 6 tasks, behind it "
+        "on 2, level on 1."
+    )
+
+
+def test_the_command_ends_with_the_tables_and_takes_baselines_from_those_published(
+    tmp_path, monkeypatch, capsys
+):
+    published, out = tmp_path / "published", tmp_path / "out"
+    published.mkdir()
+    ends = {"adam": [0.2] * 3, "memory_adam": [0.1] * 6, "prodigy": [0.1] * 3}
+    rows = fake_runs({("agent", name): values for name, values in ends.items()})
+    append_runs(published / "long.csv", rows)
+
+    def run(folder, names, seeds, say):
+        folder.mkdir()
+        mine = fake_runs({(names[0], "memory_adam"): [0.4] * 6})
+        append_runs(folder / "long.csv", mine)
+
+    monkeypatch.setattr(command.page, "RESULTS", published)
+    monkeypatch.setattr(long, "run", run)
+    command.main(["suite", "--long", "--tasks", "agent", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert "| agent | 2400 | **0.2** | 0.4 | 2 |" in said
+    assert "Behind it on: agent (2.00 times its end)." in said
+
+
 def test_a_picture_of_long_runs_is_drawn_of_what_there_is(tmp_path):
+    """Runs that broke are there too."""
     name = "unequal inputs, long"
     measures = LONG[name]().horizon // LONG[name]().every
+    curve = np.linspace(1.0, 0.01, measures)
+    broken = np.where(np.arange(measures) < 9, curve, np.nan)
     runs = {
-        Key(name, "adam", "fresh", "rate=1", seed): np.linspace(1.0, 0.01, measures)
-        for seed in range(3)
+        Key(name, method, "fresh", f"rate={rate}", seed): one
+        for method, rates in {
+            "adam": [1],
+            "memory_adam": [1, 2],
+            "prodigy": [1],
+        }.items()
+        for rate in rates
+        for seed, one in enumerate([curve, broken, broken])
     }
     long_runs.draw(runs, tmp_path / "long.png")
     assert (tmp_path / "long.png").stat().st_size > 10_000

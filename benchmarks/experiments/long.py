@@ -38,7 +38,7 @@ STEM = "long"
 TARGETS = pathlib.Path(__file__).parents[1] / "long_targets.csv"
 RATES = (1e-5, 1e-3)
 TRIALS = 20
-_SEEDS = 3
+SEEDS = 3
 _COLUMNS = (
     "problem",
     "target",
@@ -102,8 +102,8 @@ def _missing(runs: Runs, problem: Problem, method: Method) -> int:
         for text in texts
     )
     if missing:
-        return missing + _SEEDS
-    return max(0, _SEEDS - len(_best_runs(runs, problem, method)))
+        return missing + SEEDS
+    return max(0, SEEDS - len(_best_runs(runs, problem, method)))
 
 
 def _best_runs(runs: Runs, problem: Problem, method: Method) -> Runs:
@@ -165,13 +165,13 @@ def _tune(problem: Problem, method: Method, store: Store) -> dict[str, float]:
     trainer = Trainer(problem, method, store, 1)
     trainer.run([(one, TUNING_SEED) for one in sample_settings(method, TRIALS)])
     best = lowest_trial(store.runs, problem, method, TRIALS)
-    trainer.run([(best, seed) for seed in range(_SEEDS)])
+    trainer.run([(best, seed) for seed in range(SEEDS)])
     return best
 
 
 def _decay_weights(problem: Problem, setting: dict[str, float], store: Store) -> None:
     adamw = Method("adamw", lambda rate: optax.adamw(rate, weight_decay=1e-2), {}, {})
-    jobs = [(setting, seed) for seed in range(_SEEDS)]
+    jobs = [(setting, seed) for seed in range(SEEDS)]
     Trainer(problem, adamw, store, 1).run(jobs)
 
 

@@ -1,6 +1,7 @@
 """What long runs end at: tables, a sentence and a picture, from the raw rows."""
 
 import pathlib
+from typing import NamedTuple
 
 import matplotlib.figure
 import matplotlib.ticker
@@ -11,65 +12,102 @@ from benchmarks.harness.store import TUNING_SEED, Runs, final, read_runs
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 
-# A run that is there is done: nobody would go on for what is left.
+
+class Table(NamedTuple):
+    """Methods that share a table, by the head of their column."""
+
+    heads: dict[str, str]
+    over: tuple[str, str]  # whose ends are divided in the last column
+    ratio: str
+
+
+# A run that is there is done: heights at which nobody would go on for what is left.
 SOLVED = {
     "agent": 0.02,
     "quadratic, long": 1e-6,
     "mnist online, long": 0.005,
     "physics": 1e-3,
-    "rosenbrock, long": 0.01,
+    "rosenbrock, long": 1e-3,
 }
-CONSTANT = {
-    "adam": "Adam, best",
-    "momentum": "momentum, best",
+CONSTANT = Table(
+    {
+        "adam": "Adam, best",
+        "momentum": "momentum, best",
+        "prodigy": "Prodigy",
+        "schedule_free": "schedule-free",
+        "memory_adam": "**memory_adam**",
+        "memory_sgd": "**memory_sgd**",
+    },
+    ("memory_adam", "adam"),
+    "memory_adam / Adam",
+)
+DECAYED = Table(
+    {
+        "adam, decay": "Adam, best",
+        "momentum, decay": "momentum, best",
+        "prodigy, decay": "Prodigy",
+        "memory_adam, decay": "**memory_adam**",
+        "memory_sgd, decay": "**memory_sgd**",
+    },
+    ("memory_adam, decay", "adam, decay"),
+    "memory_adam / Adam",
+)
+_RIVALS = {
+    "adam": "the best constant Adam",
+    "adam, decay": "the best decayed Adam",
+    "momentum": "the best constant momentum",
     "prodigy": "Prodigy",
-    "schedule_free": "schedule-free",
-    "memory_adam": "**memory_adam**",
-    "memory_sgd": "**memory_sgd**",
 }
-DECAYED = {
-    "adam, decay": "Adam, best",
-    "momentum, decay": "momentum, best",
-    "prodigy, decay": "Prodigy",
-    "memory_adam, decay": "**memory_adam**",
-    "memory_sgd, decay": "**memory_sgd**",
-}
+_TUNED = ("adam", "momentum")  # not run again with ours
 _LINES = {
     "adam": ("Adam, best constant rate", "#0072B2", "-"),
     "adam, decay": ("Adam, best rate, decayed", "#0072B2", ":"),
     "momentum": ("momentum, best constant rate", "#000000", "-"),
     "prodigy": ("Prodigy", "#CC79A7", "-"),
-    "memory_adam": ("memory_adam", "#E69F00", "-"),
+    "memory_adam": ("memory_adam (band: all runs)", "#E69F00", "-"),
     "memory_adam, decay": ("memory_adam, decayed", "#E69F00", ":"),
     "memory_sgd": ("memory_sgd", "#009E73", "-"),
 }
 # Judged by a share of failures, which comes to 0.
 _SHARES = ("agent", "mnist online, long")
+_MISSING = "\N{EN DASH}"
 _CLOSE, _NEAR = 1.02, 1.1
+_SEEDS = range(long.SEEDS)
+_BANDED = "memory_adam"
 _COLUMNS = 5
+_DECADES = 30.0  # an axis that is shorter has more numbers than powers of ten
 
 
-def load(*folders: pathlib.Path) -> Runs:
-    """Return the raw rows of folders; what a later one has stands for the same."""
-    runs: Runs = {}
-    for folder in folders:
-        runs.update(read_runs(folder / f"{long.STEM}.csv"))
-    return runs
+def load(folder: pathlib.Path) -> Runs:
+    """Return the raw rows of a folder."""
+    return read_runs(folder / f"{long.STEM}.csv")
+
+
+def load_beside(published: pathlib.Path, out: pathlib.Path) -> Runs:
+    """Return the rows of a folder, beside the baselines that were published.
+
+    Only those: the published rows of ours may be of another rule.
+    """
+    runs = load(published)
+    tuned = {key: runs[key] for key in runs if key.method.partition(",")[0] in _TUNED}
+    return tuned | load(out)
 
 
 def curves_of(runs: Runs, name: str, method: str) -> np.ndarray | None:
     """Return the curves [runs, measures] of a method on a task, from all its starts.
 
     Of a tuned one there is one start, its best rate. None unless all starts are there
-    with the same number of seeds.
+    with the same seeds, at least those of the comparison.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, dict[int, np.ndarray]] = {}
     for key, curve in runs.items():
         if (key.problem, key.method) == (name, method) and key.seed < TUNING_SEED:
-            found.setdefault(key.setting, []).append(curve)
+            found.setdefault(key.setting, {})[key.seed] = curve
     starts = len(long.RATES) if method.startswith("memory") else 1
-    is_whole = len(found) == starts and len({len(one) for one in found.values()}) == 1
-    return np.concatenate(list(found.values())) if is_whole else None
+    seeds = {frozenset(curves) for curves in found.values()}
+    if len(found) != starts or len(seeds) != 1 or not seeds.pop() >= set(_SEEDS):
+        return None
+    return np.stack([curve for curves in found.values() for curve in curves.values()])
 
 
 def end_of(runs: Runs, name: str, method: str) -> float | None:
@@ -78,42 +116,64 @@ def end_of(runs: Runs, name: str, method: str) -> float | None:
     return None if curves is None else float(np.median([final(one) for one in curves]))
 
 
-def format_ends(runs: Runs, methods: dict[str, str]) -> str:
-    """Return a table of ends: a row per task, its lowest in bold."""
-    ends = {name: [end_of(runs, name, method) for method in methods] for name in LONG}
-    known = [
-        any(row[i] is not None for row in ends.values()) for i in range(len(methods))
-    ]
-    heads = [
-        label for label, there in zip(methods.values(), known, strict=True) if there
-    ]
+def format_ends(runs: Runs, table: Table) -> str:
+    """Return a table of ends: a row per task, its lowest in bold.
+
+    A method without any run has no column.
+    """
+    there = {key.method for key in runs if key.seed < TUNING_SEED}
+    heads = {name: head for name, head in table.heads.items() if name in there}
+    has_ratio = there >= set(table.over)
+    titles = [*heads.values(), *([table.ratio] if has_ratio else [])]
     lines = [
-        f"| task | updates | {' | '.join(heads)} |",
-        "|---|---|" + "---|" * len(heads),
+        f"| task | updates | {' | '.join(titles)} |",
+        "|---|---|" + "---|" * len(titles),
     ]
-    for name, row in ends.items():
-        shown = [end for end, there in zip(row, known, strict=True) if there]
-        lowest = min((end for end in shown if end is not None), default=None)
-        cells = [_cell(end, end == lowest) for end in shown]
-        task = name.removesuffix(", long")
-        lines.append(f"| {task} | {LONG[name]().horizon} | {' | '.join(cells)} |")
+    for name, load_problem in LONG.items():
+        ends = {method: end_of(runs, name, method) for method in heads}
+        cells = _cells(list(ends.values()))
+        if has_ratio:
+            cells.append(_ratio(*(ends[method] for method in table.over)))
+        task = _short(name), str(load_problem().horizon)
+        lines.append(f"| {' | '.join([*task, *cells])} |")
     return "\n".join(lines)
 
 
-def _cell(end: float | None, is_lowest: bool) -> str:
-    if end is None:
-        return "-"
-    text = "diverged" if not np.isfinite(end) else f"{end:.3g}"
-    return f"**{text}**" if is_lowest else text
+def _short(name: str) -> str:
+    return name.removesuffix(", long")
+
+
+def _cells(ends: list[float | None]) -> list[str]:
+    lowest = min((end for end in ends if end is not None), default=np.inf)
+    cells = []
+    for end in ends:
+        if end is None:
+            cells.append(_MISSING)
+        elif not np.isfinite(end):
+            cells.append("diverged")
+        else:
+            cells.append(f"**{end:.3g}**" if end == lowest else f"{end:.3g}")
+    return cells
+
+
+def _ratio(one: float | None, other: float | None) -> str:
+    if one is None or other is None or not np.isfinite([one, other]).all():
+        return _MISSING
+    return f"{one / other:.3g}" if other > 0 else _MISSING
 
 
 def find_ratios(runs: Runs, ours: str, rival: str) -> dict[str, float]:
-    """Return task -> our end over that of a rival, of all tasks that both have run."""
+    """Return task -> end of ours over that of a rival; what is solved is level.
+
+    Only of tasks where both are known. Infinite where ours diverged.
+    """
     ratios = {}
     for name in LONG:
         one, other = (end_of(runs, name, method) for method in (ours, rival))
-        if one is not None and other is not None:
-            ratios[name] = one / max(other, SOLVED.get(name, 0.0))
+        if one is None or other is None:
+            continue
+        floor = SOLVED.get(name, np.finfo(float).tiny)
+        ratios[name] = max(one, floor) / max(other, floor) if one < np.inf else np.inf
     return ratios
 
 
@@ -146,36 +206,51 @@ def format_counts(runs: Runs) -> str:
 def say(runs: Runs, ours: str, rival: str) -> str:
     """Say on how many tasks ours ends where a rival does, and where it does not."""
     ratios = find_ratios(runs, ours, rival)
+    if not ratios:
+        return ""
     close, near = (
         sum(x <= bound for x in ratios.values()) for bound in (_CLOSE, _NEAR)
     )
     missed = [
-        f"{name.removesuffix(', long')} ({ratio:.2f} times its end)"
-        for name, ratio in ratios.items()
-        if ratio > _CLOSE
+        f"{_short(name)} ({f'{x:.2f} times its end' if x < np.inf else 'diverged'})"
+        for name, x in ratios.items()
+        if x > _CLOSE
     ]
     text = (
-        f"`{ours}` ends within 2 % of `{rival}`, or lower, on {close} of {len(ratios)} "
-        f"tasks, within 10 % on {near}."
+        f"`{ours}` ends within 2 % of {_RIVALS[rival]}, or lower, on {close} of "
+        f"{len(ratios)} tasks, within 10 % on {near}."
     )
     return f"{text} Behind it on: {', '.join(missed)}." if missed else text
 
 
+def say_order(runs: Runs, ours: str, rival: str) -> str:
+    """Say on how many tasks the median end of ours is lower than that of a rival."""
+    ratios = list(find_ratios(runs, ours, rival).values())
+    if not ratios:
+        return ""
+    ahead, behind = sum(x < 1 for x in ratios), sum(x > 1 for x in ratios)
+    return (
+        f"By the medians `{ours}` ends ahead of {_RIVALS[rival]} on {ahead} of "
+        f"{len(ratios)} tasks, behind it on {behind}, level on "
+        f"{len(ratios) - ahead - behind}."
+    )
+
+
 def describe(runs: Runs) -> str:
     """Return both tables and the sentences as Markdown."""
-    tables = (format_ends(runs, methods) for methods in (CONSTANT, DECAYED))
+    tables = (format_ends(runs, table) for table in (CONSTANT, DECAYED))
     return "\n\n".join([*tables, say_all(runs)])
 
 
 def say_all(runs: Runs) -> str:
-    """Return the sentences on constant rates, on decays, and beside Prodigy."""
-    pairs = (
-        ("memory_adam", "adam"),
-        ("memory_adam, decay", "adam, decay"),
-        ("memory_adam", "prodigy"),
-        ("memory_sgd", "momentum"),
+    """Return a list of what is known beside constant rates, decays and Prodigy."""
+    sentences = (
+        say(runs, "memory_adam", "adam"),
+        say_order(runs, "memory_adam", "prodigy"),
+        say(runs, "memory_adam, decay", "adam, decay"),
+        say(runs, "memory_sgd", "momentum"),
     )
-    return "\n".join(f"- {say(runs, *pair)}" for pair in pairs)
+    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
 
 
 def draw(runs: Runs, path: pathlib.Path) -> None:
@@ -193,9 +268,16 @@ def draw(runs: Runs, path: pathlib.Path) -> None:
         axes.set_xlabel("updates", fontsize=8)
     for axes in cells[len(LONG) :]:
         axes.axis("off")
-    cells[len(LONG)].legend(
-        handles.values(), handles.keys(), loc="upper left", frameon=False, fontsize=8
+    labels = [label for label, _, _ in _LINES.values() if label in handles]
+    legend = cells[len(LONG)].legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="upper left",
+        frameon=False,
+        fontsize=9,
     )
+    legend.set_in_layout(False)  # it is wider than its column
+    figure.supylabel("measure, lower is better", fontsize=8)
     figure.savefig(path, dpi=110, facecolor="white")
 
 
@@ -206,15 +288,32 @@ def _draw_panel(axes, runs: Runs, problem: Problem) -> None:
         curves = curves_of(runs, problem.name, method)
         if curves is None:
             continue
+        # A run that broke is above all others, and no line is drawn where most did.
+        curves = np.where(np.isfinite(curves), curves, np.inf)
         middle = np.median(curves, axis=0)
         width = 1.8 if method.startswith("memory") else 1.0
         axes.plot(updates, middle, color=color, linestyle=dash, lw=width, label=label)
-        if np.isfinite(middle).all():
-            shown.append(middle)
-    axes.set_title(problem.name.removesuffix(", long"), fontsize=9)
+        shown.append(middle)
+        if method == _BANDED:
+            shown += [curves.min(axis=0), curves.max(axis=0)]
+    finite = [curve for curve in shown if np.isfinite(curve).all()]
+    if finite:
+        _limit(axes, np.stack(finite), problem.name in _SHARES)
+    _draw_band(axes, updates, curves_of(runs, problem.name, _BANDED))
+    axes.set_title(_short(problem.name), fontsize=9)
     axes.tick_params(labelsize=7)
-    if shown:
-        _limit(axes, np.stack(shown), problem.name in _SHARES)
+
+
+def _draw_band(axes, updates: np.ndarray, curves: np.ndarray | None) -> None:
+    """Draw from the lowest to the highest of all runs, as far as there is room."""
+    if curves is None:
+        return
+    curves = np.where(np.isfinite(curves), curves, np.inf)
+    inside = np.clip(curves, *axes.get_ylim())
+    low, high = inside.min(axis=0), inside.max(axis=0)
+    axes.fill_between(
+        updates, low, high, color=_LINES[_BANDED][1], alpha=0.25, linewidth=0
+    )
 
 
 def _limit(axes, curves: np.ndarray, is_share: bool) -> None:
@@ -226,12 +325,15 @@ def _limit(axes, curves: np.ndarray, is_share: bool) -> None:
     begin = float(np.median(curves[:, :tenth].max(axis=1)))
     low, high = float(curves.min()), max(begin, float(curves[:, -tenth:].max()))
     if is_share:
-        axes.set_ylim(-0.05 * high, high)
+        axes.set_ylim(-0.05 * high, 1.05 * high)
     elif low < high / 4:
         low = max(low, 1e-12)
         axes.set_yscale("log")
         axes.set_ylim(low / 1.5, high * 1.2)
         axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        if high < _DECADES * low:
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
     else:
         last = float(curves[:, -tenth:].max())
         high = max(low + 0.6 * (high - low), 1.02 * last)
