@@ -56,7 +56,8 @@ def agreement_steps(
       e_m &= \frac{u_m}{b_m + 0.001 \sum_k b_k}
         \cdot \min(\textstyle\sum_k b_k / n, 1) \\
       k_m &= \mathrm{mean}(e_m)^2 / \mathrm{mean}(e_m^2) \\
-      N_m &\leftarrow (N_m + 1 - k_m) (1 - 0.1\, k_m^8) \\
+      N_m &\leftarrow \Big(N_m + \frac{b_m (1 - k_m)}{b_m + 0.001 \sum_{k \ne m} b_k}
+        \Big) (1 - 0.1\, k_m^8) \\
       v_m &\leftarrow v_m \exp\big(\min(\text{step}, \text{gain} / N_m)
         \cdot \tanh(e_m / 0.3) \cdot (0.2 + 0.8\, k_m)\big)
 
@@ -67,7 +68,8 @@ def agreement_steps(
     start, as Adam's are) keeps noise from moving rates at full speed. The first
     activity is the first :math:`n`. Sums that overflow are no evidence.
 
-    :math:`N_m` is how much inconsistent evidence there was. Near the noise floor a
+    :math:`N_m` is how much inconsistent evidence there was, in steps, of which a local
+    model that few coordinates use takes its share. Near the noise floor a
     gradient disagrees a little with the last step at any rate; steps of a constant size
     follow that down for ever, and a long run ends with rates of nothing. Steps that
     fall like 1 / N settle instead, as in stochastic approximation. Evidence that agrees
@@ -155,11 +157,11 @@ def _change(
     count, peak, mean, square, doubt = jnp.split(history, places, axis=-1)
     peak = _new_peak(peak, activity)
     count += (peak > 0).astype(count.dtype)
-    e = _relative(minus_u, activity, peak)
+    e, own = _relative(minus_u, activity, peak)
     mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
     square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
     consistency = _consistency(mean, square, count)
-    doubt += jnp.where(e != 0, 1 - consistency, 0)
+    doubt += jnp.where(e != 0, own * (1 - consistency), 0)
     doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
     trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
     power = step * trust * jnp.tanh(e / _SATURATION)
@@ -176,13 +178,20 @@ def _new_peak(peak: jax.Array, activity: jax.Array) -> jax.Array:
     return jnp.maximum(_PEAK_DECAY * peak, jnp.minimum(total, most))
 
 
-def _relative(minus_u: jax.Array, activity: jax.Array, peak: jax.Array) -> jax.Array:
-    """Return the evidence [L, M] in [-1, 1]; 0 where there is none or it overflowed."""
+def _relative(
+    minus_u: jax.Array, activity: jax.Array, peak: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the evidence [L, M] in [-1, 1], and how much of it is a model's own.
+
+    Both are 0 where there is none or it overflowed.
+    """
     total = jnp.sum(activity, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
-    share = activity + _SHARED * total
+    share = jnp.where(usable, activity + _SHARED * total, 1)
+    own = jnp.where(usable, activity + _SHARED * (total - activity), 1)
     size = jnp.minimum(total / jnp.where(usable, peak, 1), 1)
-    return jnp.where(usable, -minus_u / jnp.where(usable, share, 1) * size, 0)
+    e = jnp.where(usable, -minus_u / share * size, 0)
+    return e, jnp.where(usable, activity / own, 0)
 
 
 def _consistency(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:

@@ -62,9 +62,11 @@ def agreement_steps(xi, gain):
         k = state.get("k", 0) + (peak > 0)
         moments, doubts, factors = [], [], []
         for m, (u_m, b_m) in enumerate(zip(u, activity, strict=True)):
-            e = 0.0
+            e = own = 0.0
             if total > 0:
                 e = u_m / (b_m + 0.001 * total) * min(total / peak, 1.0)
+            if e != 0:
+                own = b_m / (b_m + 0.001 * (total - b_m))
             mean, square = state.get("moments", [(0.0, 0.0)] * len(u))[m]
             mean, square = 0.8 * mean + 0.2 * e, 0.8 * square + 0.2 * e**2
             consistency = 0.0
@@ -72,10 +74,9 @@ def agreement_steps(xi, gain):
                 bias = 1 - 0.8**k
                 consistency = min((mean / bias) ** 2 / (square / bias), 1.0)
             doubt = state.get("doubts", [0.0] * len(u))[m]
-            if e != 0:
-                doubt += 1 - consistency
+            doubt += own * (1 - consistency)
             doubt *= 1 - 0.1 * consistency**8
-            size = min(xi, gain / doubt) if doubt > 0 else xi
+            size = gain / doubt if xi * doubt > gain else xi
             step = size * math.tanh(e / 0.3) * (0.2 + 0.8 * consistency)
             factors.append(math.exp(step))
             moments.append((mean, square))

@@ -143,6 +143,21 @@ def test_agreement_uses_up_nothing_and_undoes_what_was_settled():
     np.testing.assert_allclose(np.diff(np.log(steady))[1:6], 1.0, rtol=0.01)
 
 
+def test_a_local_model_settles_on_what_is_its_own():
+    """Noise that hardly reaches it leaves its steps as they are."""
+    steps: Any = agreement_steps(1.0, gain=3.0)
+    rates = jnp.full([1, 2], 1e-3)
+    state = steps.init(rates)
+    step = jax.jit(steps.update)
+    for turn in range(100):
+        activity = jnp.array([[1.0, 1e-9]])
+        _, state = step(activity * (-1.0) ** turn, state, rates, activity=activity)
+    for _ in range(20):
+        activity = jnp.array([[1e-9, 1.0]])
+        changes, state = step(-activity, state, rates, activity=activity)
+    np.testing.assert_allclose(changes[0, 1], rates[0, 1] * np.expm1(1.0), rtol=0.02)
+
+
 def test_products_that_overflow_are_no_evidence():
     rates = trajectory()(np.full((6, 8), 1e25))
     np.testing.assert_array_equal(rates, rates[0])

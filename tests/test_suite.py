@@ -109,7 +109,7 @@ def test_headlines_count_tasks_and_failures(bowl):
         "10 of 90 |",
         "20 on bowl |",
         "`memory_sgd` ; `memory_adam`  |",
-        "`memory_sgd` ends clearly lower on 0, higher on 0 of 1 tasks; `memory_adam` "
+        "`memory_sgd` ends clearly lower on 0, higher on 0 of 0 tasks; `memory_adam` "
         "ends clearly lower on 0, higher on 1 of 1 tasks |",
         "`memory_sgd` 1.25 |",
     ]
