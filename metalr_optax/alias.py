@@ -64,12 +64,11 @@ def memory_sgd(
     rule is :func:`paper_sgd`.
 
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule. Once it has
-        fallen below 0.9 of its highest value, no memory raises a rate above the highest
-        it had until then: a decay means what it says. (A factor in a link of its own
-        is not known here, and is made up for.) ``optax.linear_schedule(1.0, 0.0,
-        updates)`` is the way to finish a run. A constant below 0.05 warns: it was
-        probably meant to be ``initial``.
+      learning_rate: factor on all learned rates, a number or a schedule. While it is
+        below 0.9 of its highest value so far, rates stand still: a decay means what it
+        says. (A factor in a link of its own is not known here, and is made up for.)
+        ``optax.linear_schedule(1.0, 0.0, updates)`` is the way to finish a run. A
+        constant below 0.05 warns: it was probably meant to be ``initial``.
       momentum: decay of the direction, in [0, 1); 0 for none.
       nesterov: as in ``optax.sgd``.
       initial: the rate the memory starts with, or memories, see

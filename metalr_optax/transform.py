@@ -31,7 +31,7 @@ PAPER_KERNELS = linspace_kernels(2.0, 20)
 
 # The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
 _SIGN_DECAY = 0.9
-# A schedule that has come down so far from its highest factor means it.
+# A schedule that has come down so far from its highest factor takes over.
 _FALLEN = 0.9
 # Rates are within the bounds up to rounding.
 _SLACK = 1e-6
@@ -445,13 +445,18 @@ def _correct(
     rates: Any = optax.apply_updates(table.rates, steps)
     low, high = _bounds(settings, table)
     most = jnp.asarray(settings.rate_bounds[1], high.dtype)
+    # What starts above its ceiling stays there, or falls.
+    rates = jnp.clip(rates, low, jnp.maximum(high, jnp.minimum(table.rates, most)))
     size = jnp.abs(evidence.u)
     total = jnp.sum(size, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
     shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
+    # Evidence of steps that a schedule makes smaller would only make up for it, and what
+    # is left of them finishes the better, the higher the rates are that it takes down.
+    known = diagnostics_of(table)
+    has_fallen = _factor(settings, known) < _FALLEN * known.highest_factor
     table = table._replace(
-        # What starts above its ceiling stays there, or falls.
-        rates=jnp.clip(rates, low, jnp.maximum(high, jnp.minimum(table.rates, most))),
+        rates=jnp.where(has_fallen[:, None], table.rates, rates),
         evidence_weight=table.evidence_weight + shares,
     )
     return table, rule_state
@@ -512,11 +517,7 @@ def _finish(
 def _bounds(settings: Settings, table: Table) -> tuple[jax.Array, jax.Array]:
     """Return the smallest rate [] and the largest [L, 1] of each memory."""
     low, high = (jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds)
-    known = diagnostics_of(table)
-    # A memory would make up for a schedule that takes rates down.
-    has_fallen = _factor(settings, known) < _FALLEN * known.highest_factor
-    most = jnp.where(has_fallen, known.highest, known.ceiling)
-    return low, jnp.minimum(high, most[:, None])
+    return low, jnp.minimum(high, diagnostics_of(table).ceiling[:, None])
 
 
 def _factor(settings: Settings, known: Diagnostics) -> jax.Array:

@@ -181,8 +181,17 @@ def test_a_factor_that_falls_is_not_made_up_for():
     rates, state = climb(memory_adam(falling, initial=1e-5), params, 8)
     again, _ = climb(memory_adam(falling, initial=1e-5), params, 40, state)
     chex.assert_trees_all_equal(again, rates)
+    # Nor does contradiction take rates down that the schedule takes down.
+    flips = memory_adam(falling, initial=1e-5).update
+    for sign in (-1.0, 1.0) * 4:
+        _, state = flips(jnp.full(3, sign), state, params)
+    assert get_memory(state)["params"].rates[0] == rates["params"]
     free, _ = climb(memory_adam(initial=1e-5), params, 8)
     assert free["params"] > 2 * rates["params"] > 2e-5
+    # A restart lets it learn again.
+    restarts = optax.join_schedules([falling, falling], [8])
+    again, _ = climb(memory_adam(restarts, initial=1e-5), params, 16)
+    assert again["params"] > 2 * rates["params"]
     # A warm-up is not in the way, and injected factors are schedules too.
     rising = optax.linear_schedule(0.0, 1.0, 50)
     chex.assert_trees_all_close(
