@@ -13,6 +13,7 @@ from benchmarks.experiments import (
     long,
     paper,
     sampling,
+    search,
     sequence,
     speed,
     suite,
@@ -85,6 +86,7 @@ def make_parser() -> Parser:
     _add_suite(add("suite", "one default from five base rates, eleven tasks"))
     _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
     _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
+    _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     _add_speed(add("speed", "what an update costs, beside Adam and others"))
@@ -277,6 +279,12 @@ def run_sampling(arguments: argparse.Namespace) -> None:
     say(f"\n{library_tables.format_sampling(arguments.out)}")
 
 
+def run_search(arguments: argparse.Namespace) -> None:
+    """Run variants of the rule; print how they end beside the default."""
+    search.run(arguments.out, arguments.seeds, make_clock())
+    say(f"\n{long_runs.format_search(arguments.out)}")
+
+
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
@@ -349,6 +357,7 @@ def main(command_line: list[str] | None = None) -> None:
             "suite": run_suite,
             "transfer": run_transfer,
             "sampling": run_sampling,
+            "search": run_search,
             "report": make_report,
         }
         commands.get(arguments.experiment, compare)(arguments)

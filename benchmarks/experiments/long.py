@@ -4,7 +4,8 @@ Constant: Adam and momentum, each with the best of 20 rates for the task, chosen
 end on a seed that nothing else uses. Decay: the same with a rate that falls linearly to
 zero over the run, chosen anew. As they come: Prodigy, also with that decay, and
 schedule-free AdamW. AdamW has the rate of the best Adam and a decay of weights of .01.
-Ours start from 1e-5 and .001, with and without a linear factor.
+Ours start from 1e-5 and .001, with and without a linear factor; memory_adam without
+one also from 1e-6 and 1e-4.
 """
 
 import csv
@@ -28,7 +29,13 @@ from benchmarks.harness.store import (
     write_csv,
     write_setting,
 )
-from benchmarks.harness.sweep import Trainer, lowest_trial, median_end, target_of
+from benchmarks.harness.sweep import (
+    Trainer,
+    in_threads,
+    lowest_trial,
+    median_end,
+    target_of,
+)
 from benchmarks.methods import METHODS, Method, sample_settings
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
@@ -37,6 +44,7 @@ from metalr_optax import memory_adam, memory_sgd
 STEM = "long"
 TARGETS = pathlib.Path(__file__).parents[1] / "long_targets.csv"
 RATES = (1e-5, 1e-3)
+ALL_RATES = (1e-6, 1e-5, 1e-4, 1e-3)  # of memory_adam at a constant factor
 TRIALS = 20
 SEEDS = 3
 _COLUMNS = (
@@ -180,7 +188,7 @@ def run(
     names: Sequence[str],
     seeds: int,
     say: Callable[[str], None],
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] | None = None,
 ) -> None:
     """Run ours from every base rate, and what runs as it comes."""
     out.mkdir(parents=True, exist_ok=True)
@@ -188,12 +196,20 @@ def run(
     for name in names:
         problem = LONG[name]()
         begin = time.perf_counter()
-        for method in our_methods(problem):
-            jobs = [({"rate": one}, seed) for one in rates for seed in range(seeds)]
+
+        def run_one(
+            pair: tuple[Method, Sequence[float]], problem: Problem = problem
+        ) -> None:
+            method, starts = pair
+            jobs = [({"rate": one}, seed) for one in starts for seed in range(seeds)]
             Trainer(problem, method, store, 1).run(jobs)
-        for method in fixed_methods(problem):
-            jobs = [(method.default, seed) for seed in range(seeds)]
-            Trainer(problem, method, store, 1).run(jobs)
+
+        pairs = [
+            (one, rates or (ALL_RATES if one.name == "memory_adam" else RATES))
+            for one in our_methods(problem)
+        ]
+        pairs += [(one, (one.default["rate"],)) for one in fixed_methods(problem)]
+        in_threads(run_one, pairs, store)
         say(f"{name}: all runs are done, in {time.perf_counter() - begin:.0f} s")
 
 

@@ -1,14 +1,22 @@
 """What long runs end at: tables, a sentence and a picture, from the raw rows."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from benchmarks.experiments import long
-from benchmarks.harness.store import TUNING_SEED, Runs, final, read_runs
+from benchmarks.experiments import long, search
+from benchmarks.harness.store import (
+    TUNING_SEED,
+    Runs,
+    final,
+    find,
+    read_runs,
+    write_setting,
+)
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 
@@ -93,26 +101,34 @@ def load_beside(published: pathlib.Path, out: pathlib.Path) -> Runs:
     return tuned | load(out)
 
 
-def curves_of(runs: Runs, name: str, method: str) -> np.ndarray | None:
+def curves_of(
+    runs: Runs, name: str, method: str, rates: Sequence[float] = long.RATES
+) -> np.ndarray | None:
     """Return the curves [runs, measures] of a method on a task, from all its starts.
 
-    Of a tuned one there is one start, its best rate. None unless all starts are there
-    with the same seeds, at least those of the comparison.
+    Ours start from `rates`; of all others there is one setting. None unless all starts
+    are there with the same seeds, at least those of the comparison.
     """
+    starts = {write_setting({"rate": rate}) for rate in rates}
+    is_ours = method.startswith("memory")
     found: dict[str, dict[int, np.ndarray]] = {}
     for key, curve in runs.items():
-        if (key.problem, key.method) == (name, method) and key.seed < TUNING_SEED:
+        if (key.problem, key.method) != (name, method) or key.seed >= TUNING_SEED:
+            continue
+        if not is_ours or key.setting in starts:
             found.setdefault(key.setting, {})[key.seed] = curve
-    starts = len(long.RATES) if method.startswith("memory") else 1
     seeds = {frozenset(curves) for curves in found.values()}
-    if len(found) != starts or len(seeds) != 1 or not seeds.pop() >= set(_SEEDS):
+    expected = len(starts) if is_ours else 1
+    if len(found) != expected or len(seeds) != 1 or not seeds.pop() >= set(_SEEDS):
         return None
     return np.stack([curve for curves in found.values() for curve in curves.values()])
 
 
-def end_of(runs: Runs, name: str, method: str) -> float | None:
+def end_of(
+    runs: Runs, name: str, method: str, rates: Sequence[float] = long.RATES
+) -> float | None:
     """Return the median end of a method on a task; None unless all runs are there."""
-    curves = curves_of(runs, name, method)
+    curves = curves_of(runs, name, method, rates)
     return None if curves is None else float(np.median([final(one) for one in curves]))
 
 
@@ -162,19 +178,80 @@ def _ratio(one: float | None, other: float | None) -> str:
     return f"{one / other:.3g}" if other > 0 else _MISSING
 
 
-def find_ratios(runs: Runs, ours: str, rival: str) -> dict[str, float]:
+def find_ratios(
+    runs: Runs,
+    ours: str,
+    rival: str,
+    solved: Mapping[str, float] = SOLVED,
+    rates: Sequence[float] = long.RATES,
+) -> dict[str, float]:
     """Return task -> end of ours over that of a rival; what is solved is level.
 
     Only of tasks where both are known. Infinite where ours diverged.
     """
     ratios = {}
     for name in LONG:
-        one, other = (end_of(runs, name, method) for method in (ours, rival))
+        one, other = (end_of(runs, name, method, rates) for method in (ours, rival))
         if one is None or other is None:
             continue
-        floor = SOLVED.get(name, np.finfo(float).tiny)
+        floor = solved.get(name, np.finfo(float).tiny)
         ratios[name] = max(one, floor) / max(other, floor) if one < np.inf else np.inf
     return ratios
+
+
+def format_starts(runs: Runs) -> str:
+    """Return a table of the ends of memory_adam over the best Adam's, by its start."""
+    columns = [
+        find_ratios(runs, "memory_adam", "adam", {}, (rate,)) for rate in long.ALL_RATES
+    ]
+    heads = " | ".join(f"{rate:g}" for rate in long.ALL_RATES)
+    lines = [f"| from | {heads} |", "|---|" + "---|" * len(columns)]
+    for name in LONG:
+        cells = [f"{one[name]:.3g}" if name in one else _MISSING for one in columns]
+        lines.append(f"| {_short(name)} | {' | '.join(cells)} |")
+    for text, bound in (("2 %", _CLOSE), ("10 %", _NEAR)):
+        cells = [
+            f"{sum(x <= bound for x in one.values())} of {len(one)}" for one in columns
+        ]
+        lines.append(f"| *within {text}, or lower* | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_search(folder: pathlib.Path) -> str:
+    """Return a table of ends of variants over the default's, from both starts."""
+    runs = read_runs(folder / f"{search.STEM}.csv")
+    lines = [
+        f"| variant | {' | '.join(_short(name) for name in search.TASKS)} |",
+        "|---|" + "---|" * len(search.TASKS),
+    ]
+    usual, *others = search.VARIANTS
+    for variant in others:
+        cells = []
+        for task in search.TASKS:
+            one, other = (
+                _median_ends(runs, task, name, search.RATES)
+                for name in (variant, usual)
+            )
+            pairs = zip(one, other, strict=True)
+            cells.append(", ".join(_ratio(*pair) for pair in pairs))
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _median_ends(
+    runs: Runs, task: str, method: str, rates: Sequence[float]
+) -> list[float | None]:
+    """Return the median end from each start; None where nothing was run."""
+    found = (
+        find(runs, task, method, "fresh", write_setting({"rate": rate}))
+        for rate in rates
+    )
+    return [
+        float(np.median([final(curve) for curve in curves.values()]))
+        if curves
+        else None
+        for curves in found
+    ]
 
 
 def format_counts(runs: Runs) -> str:
@@ -194,13 +271,26 @@ def format_counts(runs: Runs) -> str:
         ),
         ("`memory_adam` ends where Prodigy does", ("memory_adam", "prodigy")),
     ):
-        ratios = find_ratios(runs, *pair).values()
+        counts, bare, total = _count(runs, *pair)
         cells = [
-            f"{sum(one <= bound for one in ratios)} of {len(ratios)}"
-            for bound in (_CLOSE, _NEAR)
+            f"{one} of {total}"
+            + (f" ({other} by the bare ends)" if one > other else "")
+            for one, other in zip(counts, bare, strict=True)
         ]
         lines.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _count(runs: Runs, ours: str, rival: str) -> tuple[list[int], list[int], int]:
+    """Return on how many tasks ours is within 2 and 10 %, by the bare ends, of all."""
+    level, bare = (
+        list(find_ratios(runs, ours, rival, one).values()) for one in (SOLVED, {})
+    )
+    counts, strict = (
+        [sum(x <= bound for x in ratios) for bound in (_CLOSE, _NEAR)]
+        for ratios in (level, bare)
+    )
+    return counts, strict, len(level)
 
 
 def say(runs: Runs, ours: str, rival: str) -> str:
@@ -208,9 +298,7 @@ def say(runs: Runs, ours: str, rival: str) -> str:
     ratios = find_ratios(runs, ours, rival)
     if not ratios:
         return ""
-    close, near = (
-        sum(x <= bound for x in ratios.values()) for bound in (_CLOSE, _NEAR)
-    )
+    (close, near), bare, total = _count(runs, ours, rival)
     missed = [
         f"{_short(name)} ({f'{x:.2f} times its end' if x < np.inf else 'diverged'})"
         for name, x in ratios.items()
@@ -218,8 +306,11 @@ def say(runs: Runs, ours: str, rival: str) -> str:
     ]
     text = (
         f"`{ours}` ends within 2 % of {_RIVALS[rival]}, or lower, on {close} of "
-        f"{len(ratios)} tasks, within 10 % on {near}."
+        f"{total} tasks, within 10 % on {near}"
     )
+    if bare != [close, near]:
+        text += f" (by the bare ends, on {bare[0]} and {bare[1]})"
+    text += "."
     return f"{text} Behind it on: {', '.join(missed)}." if missed else text
 
 

@@ -97,6 +97,8 @@ def _fill_long() -> str:
         constant=long_runs.format_ends(runs, long_runs.CONSTANT),
         decayed=long_runs.format_ends(runs, long_runs.DECAYED),
         solved=solved,
+        starts=long_runs.format_starts(runs),
+        search=long_runs.format_search(RESULTS),
         sentences=long_runs.say_all(runs),
     )
 
