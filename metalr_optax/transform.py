@@ -451,8 +451,8 @@ def _correct(
     total = jnp.sum(size, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
     shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
-    # Evidence of steps that a schedule makes smaller would only make up for it, and what
-    # is left of them finishes the better, the higher the rates are that it takes down.
+    # Evidence about steps that a schedule makes smaller would only make up for it, and
+    # rates that noise went on to take down would leave it nothing to finish with.
     known = diagnostics_of(table)
     has_fallen = _factor(settings, known) < _FALLEN * known.highest_factor
     table = table._replace(
