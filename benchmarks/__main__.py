@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.experiments import (
     long,
+    noise_floor,
     paper,
     sampling,
     search,
@@ -87,6 +88,7 @@ def make_parser() -> Parser:
     _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
     _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
+    add("noise-floor", "why rates fall near a noise floor: one dimension, seconds")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     _add_speed(add("speed", "what an update costs, beside Adam and others"))
@@ -285,6 +287,19 @@ def run_search(arguments: argparse.Namespace) -> None:
     say(f"\n{long_runs.format_search(arguments.out)}")
 
 
+def run_noise_floor(arguments: argparse.Namespace) -> None:
+    """Follow two rules to a noise floor; print the tables, write rows and picture."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    found = noise_floor.measure()
+    rows, picture = (
+        arguments.out / f"{noise_floor.STEM}{suffix}" for suffix in (".csv", ".png")
+    )
+    noise_floor.write_rows(found, rows)
+    library_figures.draw_noise_floor(found, picture)
+    table = library_tables.format_noise_floor(found)
+    say(f"{table}\n\nWrote {rows} and {picture}.")
+
+
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
@@ -356,6 +371,7 @@ def main(command_line: list[str] | None = None) -> None:
             "targets": find_targets,
             "suite": run_suite,
             "transfer": run_transfer,
+            "noise-floor": run_noise_floor,
             "sampling": run_sampling,
             "search": run_search,
             "report": make_report,

@@ -152,6 +152,16 @@ def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
     require(not missing and not unknown, name, allowed, list(memory))
 
 
+def check_known(labels: Iterable[str], rows: Mapping[str, Any]) -> None:
+    """Raise ValueError if updates have a label that the state has no memory for."""
+    unknown = sorted(set(labels) - set(rows))
+    if unknown:
+        raise ValueError(
+            f"updates have the labels {unknown}, but the state has memories for "
+            f"{sorted(rows)}: it must come from init with parameters of this structure"
+        )
+
+
 def check_normalized(name: str, memory: Memory, rms: bool) -> None:
     """Raise ValueError if the memory is known to be for other kernel inputs."""
     learned = memory.rms_normalized

@@ -370,6 +370,7 @@ def _update(link, updates, state, params=None, **extra_args):
         gradient = updates
     ((name, array),) = state.table.items()
     labels, table = labels_of(updates, link.settings.group_by), unpack(array)
+    checks.check_known(labels, state.rows)
     rows = [state.rows[label] for label in labels]
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     said, update = _compare(link, state, kernels, updates, gradient)

@@ -375,7 +375,8 @@ def test_a_solved_task_is_level_and_a_lost_one_is_named():
     assert long_runs.say(runs, "memory_adam", "adam") == (
         "`memory_adam` ends within 2 % of the best constant Adam, or lower, on 2 of 5 "
         "tasks, within 10 % on 3 (by the bare ends, on 1 and 2). Behind it on: "
-        "physics (3.00 times its end), characters (1.05 times its end), autoencoder (diverged)."
+        "physics (3.00 times its end), characters (1.05 times its end), "
+        "autoencoder (diverged)."
     )
 
 

@@ -429,6 +429,13 @@ def test_a_label_that_is_no_string_fails_at_init():
         scale_by_memory(group_by=lambda path, leaf: leaf.ndim).init(jnp.zeros(2))
 
 
+def test_updates_of_another_model_are_refused():
+    optimizer: Any = scale_by_memory(0.1)
+    state = optimizer.init({"one": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"labels \['two'\].* memories for \['one'\]"):
+        optimizer.update({"two": jnp.ones(2)}, state)
+
+
 def test_a_raw_gradient_of_another_structure_is_refused():
     optimizer = scale_by_memory()
     params = {"a": jnp.ones(2)}

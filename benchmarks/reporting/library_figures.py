@@ -7,6 +7,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
+from benchmarks.experiments import noise_floor
 from benchmarks.experiments.speed import MEMORIES, Measurement
 from benchmarks.harness.store import TUNING_SEED, final, read_setting
 from benchmarks.methods import BASELINES, LABELS, OURS, OURS_BY_NAME, plain
@@ -181,6 +182,36 @@ def draw_profile(comparisons: Sequence[Comparison], path: pathlib.Path) -> None:
     axes.set_title(f"{len(comparisons)} tasks, medians over seeds")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def draw_noise_floor(rows: list[noise_floor.Row], path: pathlib.Path) -> None:
+    """Draw the agreement over the rate, and what two rules make of it over updates."""
+    figure = matplotlib.figure.Figure(figsize=(13, 3.6), layout="constrained")
+    still, rates, distances = figure.subplots(1, 3)
+    points = [one for one in rows if one.what == noise_floor.AGREEMENT]
+    at = np.array([one.at for one in points])
+    still.plot(at, -at / 2, color="#0072B2", label="-rate x curvature / 2")
+    still.plot(at, [one.value for one in points], "o", color="black", label="measured")
+    still.set_xscale("log")
+    still.set_xlabel("rate x curvature")
+    still.set_title("agreement of a gradient with the last one, at rest", fontsize=10)
+    still.legend(frameon=False)
+    for name, color in zip(noise_floor.GAINS, ("#D55E00", "#E69F00"), strict=True):
+        course = [one for one in rows if one.what == name]
+        updates = [one.at for one in course]
+        rates.plot(updates, [one.value for one in course], color=color, label=name)
+        distances.plot(updates, [one.distance for one in course], color=color)
+    for axes, title in (
+        (rates, "rate of the layer"),
+        (distances, "distance of its flat half from where it should be"),
+    ):
+        axes.set_xscale("log")
+        axes.set_xlabel("updates")
+        axes.set_title(title, fontsize=10)
+    rates.set_yscale("log")
+    rates.legend(frameon=False)
+    distances.set_ylim(bottom=0.0)
     figure.savefig(path, dpi=110, facecolor="white")
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.experiments import sampling, suite, transfer
+from benchmarks.experiments import noise_floor, sampling, suite, transfer
 from benchmarks.experiments.speed import Measurement
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import final, find, read_runs, write_setting
@@ -320,6 +320,27 @@ def format_sampling(folder: pathlib.Path) -> str:
                 f"| {name} | {contrast.sampled.name} | {mean:{sign}.3f} "
                 f"| {low:{sign}.3f} to {high:{sign}.3f} | {len(ends[0])} |"
             )
+    return "\n".join(lines)
+
+
+def format_noise_floor(rows: list[noise_floor.Row]) -> str:
+    """Return the agreement at fixed rates, then rates and distances over updates."""
+    still = [one for one in rows if one.what == noise_floor.AGREEMENT]
+    lines = [
+        "| rate times curvature | agreement measured | predicted |",
+        "|---|---|---|",
+        *(f"| {one.at:g} | {one.value:.4f} | {-one.at / 2:.4f} |" for one in still),
+        "",
+        "| rule | " + " | ".join(f"{at:,} updates" for at in noise_floor.SHOWN) + " |",
+        "|---|" + "---|" * len(noise_floor.SHOWN),
+    ]
+    for name in noise_floor.GAINS:
+        found = {one.at: one for one in rows if one.what == name}
+        cells = [
+            f"{found[at].value:.2g}, {found[at].distance:.2g}"
+            for at in noise_floor.SHOWN
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

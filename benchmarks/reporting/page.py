@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from benchmarks.experiments import sampling, sequence, speed, suite
+from benchmarks.experiments import noise_floor, sampling, sequence, speed, suite
 from benchmarks.experiments.paper import EXPERIMENTS, Experiment, cost_path, descend
 from benchmarks.harness.costs import Cost, read_costs
 from benchmarks.harness.sweep import TARGETS
@@ -35,6 +35,7 @@ def make_page() -> str:
         fill("introduction", targets=_format_targets()),
         _fill_suite(),
         _fill_long(),
+        _fill_noise_floor(),
         fill(
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
@@ -54,7 +55,7 @@ def make_page() -> str:
     ]
     if (RESULTS / f"{sampling.STEM}.csv").exists():
         table = library_tables.format_sampling(RESULTS)
-        sections.insert(5, fill("sampling", table=table))
+        sections.insert(6, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
@@ -101,6 +102,11 @@ def _fill_long() -> str:
         search=long_runs.format_search(RESULTS),
         sentences=long_runs.say_all(runs),
     )
+
+
+def _fill_noise_floor() -> str:
+    rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
+    return fill("noise_floor", table=library_tables.format_noise_floor(rows))
 
 
 def _fill_answers(comparisons: list[Comparison]) -> str:
@@ -189,5 +195,7 @@ def draw_all() -> None:
     library_figures.draw_profile(tasks, RESULTS / "suite.png")
     library_figures.draw_base_rates(tasks, RESULTS / "suite_starts.png")
     long_runs.draw(long_runs.load(RESULTS), RESULTS / "long.png")
+    rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
+    library_figures.draw_noise_floor(rows, RESULTS / f"{noise_floor.STEM}.png")
     runs = sequence.read_rows(RESULTS / "mnist.csv")
     paper_figures.draw_sequence(runs, RESULTS / "mnist.png")
