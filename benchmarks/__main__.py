@@ -10,6 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from benchmarks.experiments import (
+    layer_rates,
     long,
     noise_floor,
     paper,
@@ -89,6 +90,7 @@ def make_parser() -> Parser:
     _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
     add("noise-floor", "why rates fall near a noise floor: one dimension, seconds")
+    add("layer-rates", "the rate of every layer over long runs, on three tasks")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
     _add_speed(add("speed", "what an update costs, beside Adam and others"))
@@ -300,6 +302,15 @@ def run_noise_floor(arguments: argparse.Namespace) -> None:
     say(f"{table}\n\nWrote {rows} and {picture}.")
 
 
+def run_layer_rates(arguments: argparse.Namespace) -> None:
+    """Follow the rates of all layers; write rows and picture."""
+    rows = layer_rates.run(arguments.out, make_clock())
+    picture = arguments.out / f"{layer_rates.STEM}.png"
+    library_figures.draw_layer_rates(rows, picture)
+    say(f"Lowest rate over its highest: {long_runs.say_lowest(rows)}.")
+    say(f"Wrote {picture} and the rows beside it.")
+
+
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
@@ -372,6 +383,7 @@ def main(command_line: list[str] | None = None) -> None:
             "suite": run_suite,
             "transfer": run_transfer,
             "noise-floor": run_noise_floor,
+            "layer-rates": run_layer_rates,
             "sampling": run_sampling,
             "search": run_search,
             "report": make_report,

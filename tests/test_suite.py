@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.experiments import transfer
+from benchmarks.experiments import layer_rates, transfer
 from benchmarks.experiments.paper import EXPERIMENTS
 from benchmarks.experiments.speed import Measurement
 from benchmarks.harness import sweep
@@ -18,7 +18,13 @@ from benchmarks.harness.store import TUNING_SEED, Key, Store, write_setting
 from benchmarks.methods import METHODS, OURS, VARIANTS, sample_settings
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
-from benchmarks.reporting import headlines, library_figures, library_tables, page
+from benchmarks.reporting import (
+    headlines,
+    library_figures,
+    library_tables,
+    long_runs,
+    page,
+)
 from benchmarks.reporting.statistics import Comparison, Outcome
 from metalr_optax import adapt_memory, get_memory, memory_sgd
 
@@ -248,3 +254,17 @@ def test_the_whole_job_on_a_small_task(tmp_path, capsys):
         "suite.csv",
         "suite_cost.csv",
     }
+
+
+def test_rates_of_layers_are_followed_and_drawn(tmp_path):
+    problem = SUITE["teacher"]()._replace(horizon=30)
+    rows = layer_rates.follow(problem, points=5)
+    assert {one.layer for one in rows} == {f"params/Dense_{i}" for i in range(3)}
+    assert sorted({one.updates for one in rows}) == [1, 2, 5, 12, 30]
+    climbed = [one.rate for one in rows if one.layer == "params/Dense_0"]
+    assert climbed[0] == layer_rates.START < climbed[1] < climbed[2]
+    library_figures.draw_layer_rates(rows, tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").stat().st_size > 10_000
+    some = [layer_rates.Row("a, long", "x", at, rate) for at, rate in ((1, 4), (2, 1))]
+    others = [layer_rates.Row("b", "y", at, rate) for at, rate in ((1, 2), (2, 8))]
+    assert long_runs.say_lowest([*some, *others]) == "a 0.25, b 1"

@@ -3,11 +3,12 @@
 import pathlib
 from collections.abc import Sequence
 
+import matplotlib
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from benchmarks.experiments import noise_floor
+from benchmarks.experiments import layer_rates, noise_floor
 from benchmarks.experiments.speed import MEMORIES, Measurement
 from benchmarks.harness.store import TUNING_SEED, final, read_setting
 from benchmarks.methods import BASELINES, LABELS, OURS, OURS_BY_NAME, plain
@@ -182,6 +183,30 @@ def draw_profile(comparisons: Sequence[Comparison], path: pathlib.Path) -> None:
     axes.set_title(f"{len(comparisons)} tasks, medians over seeds")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.savefig(path, dpi=110, facecolor="white")
+
+
+def draw_layer_rates(rows: list[layer_rates.Row], path: pathlib.Path) -> None:
+    """Draw the rate of every layer over updates, a panel per task."""
+    tasks = dict.fromkeys(one.task for one in rows)
+    figure = matplotlib.figure.Figure(figsize=(13, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    colors = matplotlib.colormaps["viridis"]
+    for axes, task in zip(panels, tasks, strict=True):
+        courses: dict[str, list[layer_rates.Row]] = {}
+        for one in rows:
+            if one.task == task:
+                courses.setdefault(one.layer, []).append(one)
+        for number, course in enumerate(courses.values()):
+            color = colors(number / max(len(courses) - 1, 1))
+            updates, rates = zip(*(one[2:] for one in course), strict=True)
+            axes.plot(updates, rates, color=color, linewidth=1.0)
+        title = f"{task.removesuffix(', long')}: {len(courses)} layers"
+        axes.set_title(title, fontsize=10)
+        axes.set_xscale("log")
+        axes.set_xlabel("updates")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("learning rate of a layer")
     figure.savefig(path, dpi=110, facecolor="white")
 
 

@@ -8,7 +8,7 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-from benchmarks.experiments import long, search
+from benchmarks.experiments import layer_rates, long, search
 from benchmarks.harness.store import (
     TUNING_SEED,
     Runs,
@@ -252,6 +252,18 @@ def _median_ends(
         else None
         for curves in found
     ]
+
+
+def say_lowest(rows: Sequence[layer_rates.Row]) -> str:
+    """Say how far below its highest the rate of any layer ended, by task."""
+    shares: dict[str, float] = {}
+    highest: dict[tuple[str, str], float] = {}
+    for one in rows:
+        layer = one.task, one.layer
+        highest[layer] = max(highest.get(layer, 0.0), one.rate)
+        share = one.rate / highest[layer]
+        shares[one.task] = min(shares.get(one.task, 1.0), share)
+    return ", ".join(f"{_short(task)} {share:.2g}" for task, share in shares.items())
 
 
 def format_counts(runs: Runs) -> str:

@@ -3,7 +3,14 @@
 import pathlib
 from collections.abc import Sequence
 
-from benchmarks.experiments import noise_floor, sampling, sequence, speed, suite
+from benchmarks.experiments import (
+    layer_rates,
+    noise_floor,
+    sampling,
+    sequence,
+    speed,
+    suite,
+)
 from benchmarks.experiments.paper import EXPERIMENTS, Experiment, cost_path, descend
 from benchmarks.harness.costs import Cost, read_costs
 from benchmarks.harness.sweep import TARGETS
@@ -100,6 +107,7 @@ def _fill_long() -> str:
         solved=solved,
         starts=long_runs.format_starts(runs),
         search=long_runs.format_search(RESULTS),
+        lowest=long_runs.say_lowest(layer_rates.read_rows(RESULTS)),
         sentences=long_runs.say_all(runs),
     )
 
@@ -195,6 +203,8 @@ def draw_all() -> None:
     library_figures.draw_profile(tasks, RESULTS / "suite.png")
     library_figures.draw_base_rates(tasks, RESULTS / "suite_starts.png")
     long_runs.draw(long_runs.load(RESULTS), RESULTS / "long.png")
+    rates = layer_rates.read_rows(RESULTS)
+    library_figures.draw_layer_rates(rates, RESULTS / f"{layer_rates.STEM}.png")
     rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
     library_figures.draw_noise_floor(rows, RESULTS / f"{noise_floor.STEM}.png")
     runs = sequence.read_rows(RESULTS / "mnist.csv")
