@@ -16,6 +16,7 @@ from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.rules import agreement_steps
 from metalr_optax.signals import raw_product
+from metalr_optax.skip import skip_not_finite
 from metalr_optax.transform import Initial, Settings, scale_base
 
 # A rate per layer: more local models win where inputs are of unequal scale, and lose
@@ -62,6 +63,10 @@ def memory_sgd(
     memory climbs from ``initial`` to what the task bears within some tens of steps and
     comes down again where gradients begin to contradict each other. The paper's own
     rule is :func:`paper_sgd`.
+
+    A step is skipped whole if a coordinate of the gradient is not finite: its update is
+    zero, and weights, memory and schedule are as before. (Inside ``optax.MultiSteps``
+    one such batch skips the step of all.) A finite gradient never is, however large.
 
     Args:
       learning_rate: factor on all learned rates, a number or a schedule. While it is
@@ -157,7 +162,8 @@ def memory_adam(
 
     As :func:`memory_sgd`, with directions of Adam. The evidence about them is the
     gradient of the next step, because directions of Adam agree with each other even in
-    pure noise. The paper's own rule is :func:`paper_adam`.
+    pure noise. Steps that are not finite are skipped, see :func:`memory_sgd`. The
+    paper's own rule is :func:`paper_adam`.
 
     Args:
       learning_rate: see :func:`memory_sgd`.
@@ -261,4 +267,5 @@ def _ready(
     if kernels is None and not isinstance(settings.initial, Memory | Mapping):
         kernels = _KERNELS
     link = scale_base(base, settings._replace(kernels=kernels, decay=decay))
-    return optax.chain(link, optax.scale_by_learning_rate(factor))
+    chain = optax.chain(link, optax.scale_by_learning_rate(factor))
+    return skip_not_finite(chain)

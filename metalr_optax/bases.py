@@ -18,6 +18,8 @@ class Base(NamedTuple):
       init: parameters -> state.
       update: (updates, state, parameters, gradient or None, extra arguments) ->
         (direction, state).
+      current: state -> the direction of the update that made it, or None where that
+        does not follow from it.
       last: (state, whether there are gradients) -> for every tensor, arrays that its
         last direction follows from.
       direction: those arrays of a tensor -> its last direction, or the sample of it
@@ -29,6 +31,7 @@ class Base(NamedTuple):
 
     init: Callable[[optax.Params], Any]
     update: Callable[..., tuple[optax.Updates, Any]]
+    current: Callable[[Any], optax.Updates | None]
     last: Callable[[Any, bool], list[tuple[jax.Array, ...]]]
     direction: Callable[..., tuple[jax.Array, ...]]
     size: int | None
@@ -93,7 +96,10 @@ def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Bas
         return [(leaf, *more) for leaf in jax.tree.leaves(state.last_direction)]
 
     # The last direction is known as it is, and so is what turns it.
-    return Base(init, update, last, lambda *known: known, size, is_derived=False)
+    return Base(
+        *(init, update, lambda _: None, last, lambda *known: known, size),
+        is_derived=False,
+    )
 
 
 def momentum(decay: Any, nesterov: bool, size: int | None) -> Base:
@@ -111,7 +117,10 @@ def momentum(decay: Any, nesterov: bool, size: int | None) -> Base:
     def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
         return [(leaf,) for leaf in jax.tree.leaves(state.trace)]
 
-    return _derived(trace, last, lambda leaf: sample(leaf, size), size)
+    def current(state: Any) -> optax.Updates:
+        return state.trace
+
+    return _derived(trace, current, last, lambda leaf: sample(leaf, size), size)
 
 
 def adam(
@@ -145,11 +154,23 @@ def adam(
         root = jnp.sqrt(nu * second.astype(nu.dtype) + eps_root)
         return mu * first.astype(nu.dtype) / (root + eps)
 
-    return _derived(optimizer, last, direction, size)
+    def current(state: Any) -> optax.Updates | None:
+        if mu_dtype is not None:
+            return None  # it is of what was not yet rounded
+        first, second = 1 - b1**state.count, 1 - b2**state.count
+
+        def one(mu: jax.Array, nu: jax.Array) -> jax.Array:
+            root = jnp.sqrt(nu / second.astype(nu.dtype) + eps_root)
+            return mu / first.astype(mu.dtype) / (root + eps)
+
+        return jax.tree.map(one, state.mu, state.nu)
+
+    return _derived(optimizer, current, last, direction, size)
 
 
 def _derived(
     optimizer: optax.GradientTransformation,
+    current: Callable[[Any], optax.Updates | None],
     last: Callable[[Any, bool], list[tuple[jax.Array, ...]]],
     direction: Callable[..., jax.Array],
     size: int | None,
@@ -163,7 +184,7 @@ def _derived(
     def both(*known: jax.Array) -> tuple[jax.Array, ...]:
         return (direction(*known),)
 
-    return Base(optimizer.init, update, last, both, size, is_derived=True)
+    return Base(optimizer.init, update, current, last, both, size, is_derived=True)
 
 
 def _orientation(gradient: optax.Updates, direction: optax.Updates) -> jax.Array:

@@ -100,7 +100,8 @@ def tensor_evidence(
     if not single:
         means = _with_logged(kernels, means, compare, g, d, more)
     if scale is not None:
-        update = update * scale.astype(update.dtype)
+        # In the wide dtype: float16 has no such small scales.
+        update = (update.astype(dtype) * scale.astype(dtype)).astype(update.dtype)
     if not how.base.is_derived:
         return means, update
     # It is never below 0, which XLA does not know.

@@ -47,6 +47,9 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       local model or further out, what ``optax.clip`` in front has cut back to it among
       them; of large tensors in a sample of 4,096 at most. What is not finite is out of
       range. Always 0 with a single local model.
+    - ``skipped/label``, ``skipped_in_a_row/label``: steps that :func:`memory_sgd` and
+      :func:`memory_adam` skipped, because a coordinate of the gradient was not finite,
+      so far and since the last one that was. Alike for all labels.
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it,
@@ -197,6 +200,8 @@ def _quantities(table: Table) -> dict[str, jax.Array]:
         "rate_too_large": (sign < -_CLEAR).astype(mean.dtype),
         "at_bound_fraction": known.at_bound_fraction,
         "out_of_range_fraction": known.out_of_range_fraction,
+        "skipped": known.skipped,
+        "skipped_in_a_row": known.skipped_in_a_row,
     }
 
 

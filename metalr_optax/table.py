@@ -22,6 +22,8 @@ class Diagnostics(NamedTuple):
       ceiling: [L], no rate is raised above it; the largest number where there is none.
       updates: [L], so far.
       highest_factor: [L], the highest factor on the rates so far.
+      skipped: [L], steps that were not finite, so far.
+      skipped_in_a_row: [L], of them, since the last one that was.
     """
 
     agreement_fraction: Any
@@ -33,10 +35,12 @@ class Diagnostics(NamedTuple):
     ceiling: Any
     updates: Any
     highest_factor: Any
+    skipped: Any
+    skipped_in_a_row: Any
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 9].
+    """L memories of M local models; packed, one array [L, 4 M + 11].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -46,7 +50,7 @@ class Table(NamedTuple):
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
       widths: [L, M], of kernels.
-      diagnostics: [L, 9].
+      diagnostics: [L, 11].
     """
 
     rates: Any
@@ -86,7 +90,11 @@ def from_memories(
         # Not infinity, which states do not survive that are blended with zero.
         ceiling = jnp.full_like(start, jnp.finfo(dtype).max)
     diagnostics = Diagnostics(
-        zero + 0.5, zero, zero, zero, start, start, ceiling, zero, zero
+        zero + 0.5,
+        *[zero] * 3,
+        *[start] * 2,
+        ceiling,
+        *[zero] * 4,
     )
     return Table(
         rates,
@@ -100,6 +108,22 @@ def from_memories(
 def diagnostics_of(table: Table) -> Diagnostics:
     """Return the columns by name."""
     return Diagnostics(*jnp.unstack(table.diagnostics, axis=-1))
+
+
+def with_diagnostics(table: Table, diagnostics: Diagnostics) -> Table:
+    """Return a table with other diagnostics."""
+    return table._replace(diagnostics=jnp.stack(diagnostics, axis=-1))
+
+
+def count_step(table: Table, usable: jax.Array) -> Table:
+    """Return a table that knows of one more step, taken or skipped."""
+    known = diagnostics_of(table)
+    skips = jnp.where(usable, 0, 1).astype(known.skipped.dtype)
+    known = known._replace(
+        skipped=known.skipped + skips,
+        skipped_in_a_row=skips * (known.skipped_in_a_row + 1),
+    )
+    return with_diagnostics(table, known)
 
 
 def memory_at(table: Table, row: int, rms: bool) -> Memory:

@@ -16,9 +16,12 @@ from metalr_optax.table import (
     memory_at,
     pack,
     unpack,
+    with_diagnostics,
 )
 from metalr_optax.transform import ScaleByMemoryState, same_kernels
 
+# What is known of the run and not of its memories: other memories leave it as it is.
+_OF_THE_RUN = ("ceiling", "updates", "highest_factor", "skipped", "skipped_in_a_row")
 _START = "to start from others, build the optimizer with initial=memory"
 
 
@@ -145,8 +148,12 @@ def _fill(
     for row, (label, one) in enumerate(chosen.items()):
         _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
     _check_shared(table, chosen)
-    ceiling = diagnostics_of(table).ceiling
-    array = pack(from_memories(list(chosen.values()), table.rates.dtype, ceiling))
+    old = diagnostics_of(table)
+    new = from_memories(list(chosen.values()), table.rates.dtype)
+    known = diagnostics_of(new)._replace(
+        **{name: getattr(old, name) for name in _OF_THE_RUN}
+    )
+    array = pack(with_diagnostics(new, known))
     # Flax NNX keeps every array of an optimizer in a variable: fill that.
     structure = jax.tree.structure(state.table)
     return state._replace(table=jax.tree.unflatten(structure, [array]))

@@ -25,6 +25,7 @@ from metalr_optax.table import (
     from_memories,
     pack,
     unpack,
+    with_diagnostics,
 )
 
 PAPER_KERNELS = linspace_kernels(2.0, 20)
@@ -33,6 +34,8 @@ PAPER_KERNELS = linspace_kernels(2.0, 20)
 _SIGN_DECAY = 0.9
 # A schedule that has come down so far from its highest factor takes over.
 _FALLEN = 0.9
+# Of a gradient, if none is asked for: its squares are finite.
+_LARGEST_NORM = 1e18
 # Rates are within the bounds up to rounding.
 _SLACK = 1e-6
 
@@ -46,8 +49,8 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 9], rates, evidence
-        weight and kernels of L memories of M local models, and what logs need.
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 11], rates,
+        evidence weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
         that does not follow from it.
@@ -170,7 +173,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 9 and
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 11 and
     the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -373,10 +376,14 @@ def _update(link, updates, state, params=None, **extra_args):
     checks.check_known(labels, state.rows)
     rows = [state.rows[label] for label in labels]
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
-    said, update = _compare(link, state, kernels, updates, gradient)
+    norm = extra_args.get("norm")
+    scale = _clip_scale(link.settings, norm)
+    said, update = _compare(link, state, kernels, scale, updates, gradient)
     direction, base_state = link.base.update(
         update, state.base_state, params, gradient, extra_args
     )
+    if norm is not None:
+        direction, base_state = _keep(link.base, norm, direction, base_state, state)
     sizes = [leaf.size for leaf in jax.tree.leaves(updates)]
     evidence = _gather(labels, sizes, said, table.rates)
     table, rule_state = _correct(link.settings, state, table, evidence)
@@ -394,6 +401,7 @@ def _compare(
     link: _Link,
     state: ScaleByMemoryState,
     kernels: Sequence[Kernels],
+    scale: jax.Array | None,
     updates: optax.Updates,
     gradient: optax.Updates | None,
 ) -> tuple[list[Any], optax.Updates]:
@@ -401,7 +409,6 @@ def _compare(
     last = link.base.last(state.base_state, gradient is not None)
     gradients = jax.tree.leaves(updates if gradient is None else gradient)
     leaves, structure = jax.tree.flatten(updates)
-    scale = _clip_scale(link.settings, updates)
     pairs = [
         link.evidence_of(one, scale, *tensors)
         for one, *tensors in zip(kernels, gradients, leaves, last, strict=True)
@@ -410,11 +417,32 @@ def _compare(
     return said, jax.tree.unflatten(structure, [update for _, update in pairs])
 
 
-def _clip_scale(settings: Settings, updates: optax.Updates) -> jax.Array | None:
-    """Return what brings the norm of updates down to the largest that is allowed."""
-    if settings.clip_norm is None:
+def _keep(
+    base: Base,
+    norm: jax.Array,
+    direction: optax.Updates,
+    new: Any,
+    state: ScaleByMemoryState,
+) -> tuple[optax.Updates, Any]:
+    """Return a direction and the state of its base, as before if a norm is not finite.
+
+    Where the direction follows from that state it is taken from what is kept: XLA would
+    copy a donated state that it needs both as it was and as it will be.
+    """
+    kept = jax.tree.map(
+        lambda one, old: jnp.where(jnp.isfinite(norm), one, old), new, state.base_state
+    )
+    current = base.current(kept)
+    return direction if current is None else current, kept
+
+
+def _clip_scale(settings: Settings, norm: jax.Array | None) -> jax.Array | None:
+    """Return what brings a norm down to the largest that is allowed, at most 1."""
+    if norm is None:
         return None
-    return jnp.minimum(1.0, settings.clip_norm / optax.tree.norm(updates))
+    largest = _LARGEST_NORM if settings.clip_norm is None else settings.clip_norm
+    scale = largest / jnp.where(norm > 0, norm, 1)
+    return jnp.clip(scale, jnp.finfo(norm.dtype).tiny, 1.0)
 
 
 def _gather(
@@ -486,8 +514,10 @@ def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
         old.ceiling,
         old.updates + 1,
         jnp.maximum(old.highest_factor, _factor(settings, old)),
+        old.skipped,
+        old.skipped_in_a_row,
     )
-    return table._replace(diagnostics=jnp.stack(new, axis=-1))
+    return with_diagnostics(table, new)
 
 
 def _finish(

@@ -472,9 +472,12 @@ def test_variants_stand_over_the_default(tmp_path):
             text = write_setting({"rate": rate})
             for seed in range(3):
                 curve = np.array([9.0, *5 * [end + seed - 1]])
+                runs[Key("physics", name, "fresh", text, seed)] = curve
                 runs[Key("agent", name, "fresh", text, seed)] = curve
     append_runs(tmp_path / "search.csv", runs)
     table = rows_of(long_runs.format_search(tmp_path))
-    assert len(table) == 1 + len(search.VARIANTS)
-    assert table["gain 1"] == [*[f"{MISSING}, {MISSING}"] * 5, "0.5, 1.25"]
+    assert len(table) == 2 + len(search.VARIANTS)
+    nothing = f"{MISSING}, {MISSING}"
+    assert table["gain 1"] == [*[nothing] * 4, "0.5, 1.25", "1, 5"]
+    assert table["the default"] == [*[nothing] * 4, "1, 1", "2, 4"]
     assert table["gain 4"] == [f"{MISSING}, {MISSING}"] * 6

@@ -14,6 +14,7 @@ from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
 from metalr_optax import agreement_steps, linspace_kernels, raw_product
 from metalr_optax.bases import adam
+from metalr_optax.skip import skip_not_finite
 from metalr_optax.transform import Settings, scale_base
 
 STEM = "search"
@@ -72,7 +73,7 @@ def make(variant: Variant, rate: float) -> optax.GradientTransformationExtraArgs
         largest_step=variant.largest_step,
     )
     base = adam(0.9, variant.b2, 1e-8, 0.0, None, nesterov=False, size=4096)
-    return optax.chain(scale_base(base, settings), optax.scale(-1.0))
+    return skip_not_finite(optax.chain(scale_base(base, settings), optax.scale(-1.0)))
 
 
 def method_of(name: str) -> Method:

@@ -218,20 +218,25 @@ def format_starts(runs: Runs) -> str:
 
 
 def format_search(folder: pathlib.Path) -> str:
-    """Return a table of ends of variants over the default's, from both starts."""
+    """Return a table of ends of variants over the default's, from both starts.
+
+    Of a share of failures, which comes to 0, the ends themselves.
+    """
     runs = read_runs(folder / f"{search.STEM}.csv")
     lines = [
         f"| variant | {' | '.join(_short(name) for name in search.TASKS)} |",
         "|---|" + "---|" * len(search.TASKS),
     ]
-    usual, *others = search.VARIANTS
-    for variant in others:
+    usual, *_ = search.VARIANTS
+    for variant in search.VARIANTS:
         cells = []
         for task in search.TASKS:
             one, other = (
                 _median_ends(runs, task, name, search.RATES)
                 for name in (variant, usual)
             )
+            if task in _SHARES:
+                other = [None if end is None else 1.0 for end in one]
             pairs = zip(one, other, strict=True)
             cells.append(", ".join(_ratio(*pair) for pair in pairs))
         lines.append(f"| {variant} | {' | '.join(cells)} |")
