@@ -34,9 +34,8 @@ def skip_not_finite(
             return jax.tree.map(lambda one, two: jnp.where(usable, one, two), new, old)
 
         extra_args["norm"] = norm
-        moves, (new, *new_others) = optimizer.update(
-            updates, state, params, **extra_args
-        )
+        step: Any = optimizer.update(updates, state, params, **extra_args)
+        moves, (new, *new_others) = step
         moves = jax.tree.map(lambda move: jnp.where(usable, move, 0), moves)
         table = count_step(unpack(choose(new.table, memory.table)[name]), usable)
         # Rows are what they were: nothing is to be traced for every label.

@@ -90,11 +90,17 @@ def from_memories(
         # Not infinity, which states do not survive that are blended with zero.
         ceiling = jnp.full_like(start, jnp.finfo(dtype).max)
     diagnostics = Diagnostics(
-        zero + 0.5,
-        *[zero] * 3,
-        *[start] * 2,
-        ceiling,
-        *[zero] * 4,
+        agreement_fraction=zero + 0.5,
+        evidence_sign=zero,
+        at_bound_fraction=zero,
+        out_of_range_fraction=zero,
+        start=start,
+        highest=start,
+        ceiling=ceiling,
+        updates=zero,
+        highest_factor=zero,
+        skipped=zero,
+        skipped_in_a_row=zero,
     )
     return Table(
         rates,
