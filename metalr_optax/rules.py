@@ -36,7 +36,8 @@ class AgreementStepsState(NamedTuple):
       history: [L, 3 M + 2], one array, because every array of a state costs time in
         every call: steps since there was evidence for the first time, the largest
         activity of the recent past, and [M] each the running means of the relative
-        evidence and of its square and the amount of inconsistent evidence.
+        evidence and of its squared distance from that, and the amount of
+        inconsistent evidence.
     """
 
     history: Any
@@ -154,20 +155,28 @@ def _change(
     """Return what is to be added to the rates [L, M], and the new history."""
     num = rates.shape[-1]
     places = [1, 2, 2 + num, 2 + 2 * num]
-    count, peak, mean, square, doubt = jnp.split(history, places, axis=-1)
+    count, peak, mean, variance, doubt = jnp.split(history, places, axis=-1)
     peak = _new_peak(peak, activity)
     count += (peak > 0).astype(count.dtype)
     e, own = _relative(minus_u, activity, peak)
-    mean = _AVERAGE_DECAY * mean + (1 - _AVERAGE_DECAY) * e
-    square = _AVERAGE_DECAY * square + (1 - _AVERAGE_DECAY) * e * e
-    consistency = _consistency(mean, square, count)
-    doubt += jnp.where(e != 0, own * (1 - consistency), 0)
+    # The weight of this step, corrected for the start as Adam's means are.
+    weight = (1 - _AVERAGE_DECAY) / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1))
+    away = e - mean
+    mean += weight * away
+    variance = (1 - weight) * (variance + weight * away * away)
+    total = variance + mean * mean
+    # Not 1 less the other: of that little would be left where evidence agrees.
+    consistency, inconsistency = (
+        jnp.where(total > 0, one / jnp.where(total > 0, total, 1), 0)
+        for one in (mean * mean, variance)
+    )
+    doubt += own * jnp.where((e != 0) & (total > 0), inconsistency, 0)
     doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
     trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
     power = step * trust * jnp.tanh(e / _SATURATION)
     if gain is not None:
         power *= gain / jnp.maximum(gain, step * doubt)
-    history = jnp.concatenate([count, peak, mean, square, doubt], axis=-1)
+    history = jnp.concatenate([count, peak, mean, variance, doubt], axis=-1)
     return rates * jnp.expm1(power).astype(rates.dtype), history
 
 
@@ -192,9 +201,3 @@ def _relative(
     size = jnp.minimum(total / jnp.where(usable, peak, 1), 1)
     e = jnp.where(usable, -minus_u / share * size, 0)
     return e, jnp.where(usable, activity / own, 0)
-
-
-def _consistency(mean: jax.Array, square: jax.Array, count: jax.Array) -> jax.Array:
-    """Return how far the evidence of about five steps agrees with itself, in [0, 1]."""
-    corrected = mean / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1))
-    return jnp.minimum(mean * corrected / jnp.where(square > 0, square, 1), 1)
