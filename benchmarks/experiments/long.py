@@ -31,9 +31,9 @@ from benchmarks.harness.store import (
 )
 from benchmarks.harness.sweep import (
     Trainer,
-    in_threads,
     lowest_trial,
     median_end,
+    run_methods,
     target_of,
 )
 from benchmarks.methods import METHODS, Method, sample_settings
@@ -196,20 +196,16 @@ def run(
     for name in names:
         problem = LONG[name]()
         begin = time.perf_counter()
-
-        def run_one(
-            pair: tuple[Method, Sequence[float]], problem: Problem = problem
-        ) -> None:
-            method, starts = pair
+        pairs = []
+        for method in our_methods(problem):
+            starts = rates or (ALL_RATES if method.name == "memory_adam" else RATES)
             jobs = [({"rate": one}, seed) for one in starts for seed in range(seeds)]
-            Trainer(problem, method, store, 1).run(jobs)
-
-        pairs = [
-            (one, rates or (ALL_RATES if one.name == "memory_adam" else RATES))
-            for one in our_methods(problem)
+            pairs.append((method, jobs))
+        pairs += [
+            (method, [(method.default, seed) for seed in range(seeds)])
+            for method in fixed_methods(problem)
         ]
-        pairs += [(one, (one.default["rate"],)) for one in fixed_methods(problem)]
-        in_threads(run_one, pairs, store)
+        run_methods(problem, store, pairs, 1)
         say(f"{name}: all runs are done, in {time.perf_counter() - begin:.0f} s")
 
 

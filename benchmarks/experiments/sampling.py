@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import Trainer, in_threads
+from benchmarks.harness.sweep import run_methods
 from benchmarks.methods import Method
-from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import LARGE, SUITE
 from metalr_optax import memory_adam, memory_sgd
 
@@ -57,11 +56,10 @@ def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
     store = Store(out / f"{STEM}.csv")
     for name, load in PROBLEMS.items():
         problem = load()
-
-        def run_one(method: Method, problem: Problem = problem) -> None:
-            jobs = [(method.default, seed) for seed in range(seeds)]
-            Trainer(problem, method, store, min(seeds, 5)).run(jobs)
-
-        methods = [method for contrast in contrasts_of(name) for method in contrast]
-        in_threads(run_one, methods, store)
+        pairs = [
+            (method, [(method.default, seed) for seed in range(seeds)])
+            for contrast in contrasts_of(name)
+            for method in contrast
+        ]
+        run_methods(problem, store, pairs, min(seeds, 5))
         say(f"{name}: all runs are done")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import optax
 
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import Trainer, in_threads
+from benchmarks.harness.sweep import run_methods
 from benchmarks.methods import Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
@@ -19,7 +19,6 @@ from metalr_optax.transform import Settings, scale_base
 
 STEM = "search"
 RATES = (1e-5, 1e-3)
-SEEDS = 3
 TASKS: dict[str, Callable[[], Problem]] = {
     name: (SUITE | LONG)[name]
     for name in (
@@ -86,11 +85,7 @@ def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
     for task, load in TASKS.items():
-        problem = load()
-
-        def run_one(name: str, problem: Problem = problem) -> None:
-            jobs = [({"rate": rate}, seed) for rate in RATES for seed in range(seeds)]
-            Trainer(problem, method_of(name), store, 1).run(jobs)
-
-        in_threads(run_one, list(VARIANTS), store)
+        jobs = [({"rate": rate}, seed) for rate in RATES for seed in range(seeds)]
+        pairs = [(method_of(name), jobs) for name in VARIANTS]
+        run_methods(load(), store, pairs, 1)
         say(f"{task}: all runs are done")

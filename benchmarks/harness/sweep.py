@@ -253,6 +253,21 @@ def in_threads(
             raise
 
 
+def run_methods(
+    problem: Problem,
+    store: Store,
+    pairs: Iterable[tuple[Method, Sequence[tuple[dict, int]]]],
+    chunk: int,
+) -> None:
+    """Run methods, each with its settings and seeds, side by side."""
+
+    def run_one(pair: tuple[Method, Sequence[tuple[dict, int]]]) -> None:
+        method, jobs = pair
+        Trainer(problem, method, store, chunk).run(jobs)
+
+    in_threads(run_one, pairs, store)
+
+
 def _check_lengths(problem: Problem, store: Store) -> None:
     expected = problem.horizon // problem.every
     for key, curve in store.runs.items():
