@@ -22,6 +22,7 @@ class Diagnostics(NamedTuple):
       ceiling: [L], no rate is raised above it; the largest number where there is none.
       updates: [L], so far.
       highest_factor: [L], the highest factor on the rates so far.
+      usual_norm: [L], the largest norm of a gradient of the last hundred steps or so.
       skipped: [L], steps that were not finite, so far.
       skipped_in_a_row: [L], of them, since the last one that was.
     """
@@ -35,12 +36,13 @@ class Diagnostics(NamedTuple):
     ceiling: Any
     updates: Any
     highest_factor: Any
+    usual_norm: Any
     skipped: Any
     skipped_in_a_row: Any
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 11].
+    """L memories of M local models; packed, one array [L, 4 M + 12].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -50,7 +52,7 @@ class Table(NamedTuple):
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
       widths: [L, M], of kernels.
-      diagnostics: [L, 11].
+      diagnostics: [L, 12].
     """
 
     rates: Any
@@ -99,6 +101,7 @@ def from_memories(
         ceiling=ceiling,
         updates=zero,
         highest_factor=zero,
+        usual_norm=zero,
         skipped=zero,
         skipped_in_a_row=zero,
     )

@@ -21,7 +21,10 @@ from metalr_optax.table import (
 from metalr_optax.transform import ScaleByMemoryState, same_kernels
 
 # What is known of the run and not of its memories: other memories leave it as it is.
-_OF_THE_RUN = ("ceiling", "updates", "highest_factor", "skipped", "skipped_in_a_row")
+_OF_THE_RUN = (
+    *("ceiling", "updates", "highest_factor", "usual_norm"),
+    *("skipped", "skipped_in_a_row"),
+)
 _START = "to start from others, build the optimizer with initial=memory"
 
 

@@ -34,7 +34,14 @@ PAPER_KERNELS = linspace_kernels(2.0, 20)
 _SIGN_DECAY = 0.9
 # A schedule that has come down so far from its highest factor takes over.
 _FALLEN = 0.9
-# Of a gradient, if none is asked for: its squares are finite.
+# Without a clip a gradient of more than so many times the largest norm of the last
+# hundred steps is brought down to that, ...
+_OUTLIER = 10.0
+# ... which is forgotten by so much in a step, ...
+_NORM_DECAY = 0.99
+# ... and grows at most by so much: two outliers in a row are still outliers.
+_NORM_GROWTH = 2.0
+# The first of all: its squares are finite.
 _LARGEST_NORM = 1e18
 # Rates are within the bounds up to rounding.
 _SLACK = 1e-6
@@ -49,7 +56,7 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 11], rates,
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 12], rates,
         evidence weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
@@ -173,7 +180,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 11 and
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 12 and
     the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -377,7 +384,7 @@ def _update(link, updates, state, params=None, **extra_args):
     rows = [state.rows[label] for label in labels]
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     norm = extra_args.get("norm")
-    scale = _clip_scale(link.settings, norm)
+    scale = _clip_scale(link.settings, diagnostics_of(table), norm)
     said, update = _compare(link, state, kernels, scale, updates, gradient)
     direction, base_state = link.base.update(
         update, state.base_state, params, gradient, extra_args
@@ -391,7 +398,7 @@ def _update(link, updates, state, params=None, **extra_args):
         link.scaled_by(one, _row(table.rates, row), d)
         for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
     ]
-    table = _diagnose(link.settings, table, evidence)
+    table = _diagnose(link.settings, table, evidence, norm)
     scaled = _finish(link.settings, table, rows, leaves, direction, updates, params)
     tables = {name: pack(table)}
     return scaled, ScaleByMemoryState(state.rows, tables, rule_state, base_state)
@@ -436,13 +443,28 @@ def _keep(
     return direction if current is None else current, kept
 
 
-def _clip_scale(settings: Settings, norm: jax.Array | None) -> jax.Array | None:
+def _clip_scale(
+    settings: Settings, known: Diagnostics, norm: jax.Array | None
+) -> jax.Array | None:
     """Return what brings a norm down to the largest that is allowed, at most 1."""
     if norm is None:
         return None
-    largest = _LARGEST_NORM if settings.clip_norm is None else settings.clip_norm
+    largest = settings.clip_norm
+    if largest is None:
+        usual = _OUTLIER * jnp.max(known.usual_norm, initial=0)
+        largest = jnp.where(usual > 0, jnp.minimum(usual, _LARGEST_NORM), _LARGEST_NORM)
     scale = largest / jnp.where(norm > 0, norm, 1)
     return jnp.clip(scale, jnp.finfo(norm.dtype).tiny, 1.0)
+
+
+def _usual_norm(known: Diagnostics, norm: jax.Array | None) -> jax.Array:
+    """Return the largest norm [L] of the last hundred steps, this one among them."""
+    old = known.usual_norm
+    if norm is None:
+        return old
+    norm = jnp.minimum(norm, _LARGEST_NORM).astype(old.dtype)
+    grown = jnp.where(old > 0, jnp.minimum(norm, _NORM_GROWTH * old), norm)
+    return jnp.maximum(_NORM_DECAY * old, grown)
 
 
 def _gather(
@@ -491,7 +513,9 @@ def _correct(
     return table, rule_state
 
 
-def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
+def _diagnose(
+    settings: Settings, table: Table, evidence: _Evidence, norm: jax.Array | None
+) -> Table:
     """Return a corrected table with new diagnostics."""
     old = diagnostics_of(table)
     usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
@@ -514,6 +538,7 @@ def _diagnose(settings: Settings, table: Table, evidence: _Evidence) -> Table:
         old.ceiling,
         old.updates + 1,
         jnp.maximum(old.highest_factor, _factor(settings, old)),
+        _usual_norm(old, norm),
         old.skipped,
         old.skipped_in_a_row,
     )
