@@ -28,7 +28,9 @@ _LAYERS = {
 def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | None]:
     """Return which of the known memories each label of a state should start from.
 
-    In this order: the same label; the layer that a tensor is in; a label that differs
+    In this order: the same label, also where one of the two has something in front,
+    such as ``params/`` or a part of an ``optax.partition``; the layer that a tensor is
+    in; a label that differs
     in numbers only, such as ``Dense_0`` and ``Dense_3``; one of the same role, which is
     kernel, bias, norm or embedding. Where there are several, the first layer goes to
     the first, the last to the last, and those between by their relative depth.
@@ -134,10 +136,18 @@ def adapt_memory(
 
 
 def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
-    # The same label, or the layer that the tensor is in.
+    if label in old:
+        return label
+    pairs = [(f"/{label}", f"/{one}", one) for one in old]
+    inside = [name for here, there, name in pairs if here.endswith(there)]
+    behind = [name for here, there, name in pairs if there.endswith(here)]
+    # The layer that the tensor is in.
     around = [one for one in old if f"{label}/".startswith(f"{one}/")]
-    if around:
-        return max(around, key=len)
+    for some in (around, inside):
+        if some:
+            return max(some, key=len)
+    if len(behind) == 1:
+        return behind[0]
     # What stands between numbers, then the role.
     for trait in (re.compile(r"\d+").split, _role):
         found = sorted((one for one in old if trait(one) == trait(label)), key=_natural)

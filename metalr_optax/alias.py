@@ -1,7 +1,5 @@
 """Ready optimizers that need no tuning: a clip, a memory, and a step of descent."""
 
-import numbers
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +8,14 @@ import numpy as np
 import optax
 
 from metalr_optax import bases
-from metalr_optax.checks import check_number, is_concrete, require
+from metalr_optax.checks import (
+    check_factor,
+    check_number,
+    is_concrete,
+    is_number,
+    require,
+    warn_of_rate,
+)
 from metalr_optax.groups import GroupBy
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory
@@ -25,8 +30,6 @@ _KERNELS = linspace_kernels(1.0, num=1)
 
 # Steps of Adam are as large as the rate in every coordinate, from the first one on.
 _LARGEST_START_OF_ADAM = 0.01
-# Who writes a smaller factor than this means a rate, as with other optimizers.
-_RATE_NOT_FACTOR = 0.05
 
 # So many coordinates of a large tensor give evidence.
 _SAMPLE = 2**12
@@ -36,9 +39,10 @@ Mask = Any | Callable[[optax.Params], Any]
 
 def memory_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
-    *,
-    momentum: float = 0.9,
+    momentum: float | None = 0.9,
     nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
     clip_norm: float | None = 1.0,
@@ -72,18 +76,19 @@ def memory_sgd(
       learning_rate: factor on all learned rates, a number or a schedule. While it is
         below 0.9 of its highest value so far, rates stand still: a decay means what it
         says. (A factor in a link of its own is not known here, and is made up for.)
-        ``optax.linear_schedule(1.0, 0.0, updates)`` is the way to finish a run. A
-        constant below 0.05 warns: it was probably meant to be ``initial``.
-      momentum: decay of the direction, in [0, 1); 0 for none.
+        ``optax.linear_schedule(1.0, 0.0, updates)`` is the way to finish a run. What
+        never reaches 0.05 warns: it was probably meant to be ``initial``.
+      momentum: decay of the direction, in [0, 1); 0 or None for none.
       nesterov: as in ``optax.sgd``.
+      accumulator_dtype: dtype of the momentum, as in ``optax.sgd``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: where the local models are, in root mean squares of a tensor; default
         ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
         ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
         safe when samples come one at a time.
-      clip_norm: largest norm of a gradient, or None: the first steps and rare outliers
-        cannot ruin a run.
+      clip_norm: largest norm of a gradient: the first steps and rare outliers cannot
+        ruin a run. None for 10 times the largest norm of the last hundred steps.
       weight_decay: as in ``optax.adamw``: decoupled, times the factor and the learned
         rate of the memory. With momentum that is known as SGDW. It is no part of the
         direction, nor of the evidence.
@@ -122,9 +127,10 @@ def memory_sgd(
 
     .. seealso:: :func:`paper_sgd`, :func:`scale_by_memory`.
     """
-    check_number("momentum", momentum, 0.0, 1.0, closed=True)
+    if momentum is not None:
+        check_number("momentum", momentum, 0.0, 1.0, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
-    base = bases.momentum(momentum, nesterov, size)
+    base = bases.momentum(momentum, nesterov, accumulator_dtype, size)
     settings = Settings(
         *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
         normalize="rms",
@@ -136,18 +142,18 @@ def memory_sgd(
 
 def memory_adam(
     learning_rate: optax.ScalarOrSchedule = 1.0,
-    *,
     b1: float = 0.9,
     b2: float = 0.99,
     eps: float = 1e-8,
     eps_root: float = 0.0,
     mu_dtype: Any = None,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    *,
     nesterov: bool = False,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
     clip_norm: float | None = None,
-    weight_decay: float = 0.0,
-    mask: Mask | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     largest_step: float | None = 0.1,
@@ -167,14 +173,17 @@ def memory_adam(
 
     Args:
       learning_rate: see :func:`memory_sgd`.
-      b1: decay of Adam's first moment.
-      b2: decay of Adam's second moment. Gradients shrink while a task is learned, and
+      b1: decay of Adam's first moment, in [0, 1).
+      b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is learned, and
         with 0.999, Adam's own default, steps are those of gradients a thousand updates
         ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
       eps_root: added to the second moment, as in ``optax.adam``.
       mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
         from rounded directions.
+      weight_decay: AdamW's, see :func:`memory_sgd`; none by default, as in
+        ``optax.adam``.
+      mask: what decays.
       nesterov: as in ``optax.adam``.
       initial: the rate the memory starts with, at most 0.01, or memories, see
         :func:`scale_by_memory`. A larger first step of Adam breaks what no memory
@@ -184,9 +193,9 @@ def memory_adam(
       clip_norm: largest norm of a gradient; default None. Steps of Adam do not grow
         with a gradient, and where every gradient is above the norm a clip takes from
         each another part: an agent that Adam teaches at any rate from .001 to .03 fails
-        with it.
-      weight_decay: AdamW's.
-      mask: what decays.
+        with it. Without it a gradient of more than 10 times the largest norm of the
+        last hundred steps is brought down to that, or one outlier would hold up Adam's
+        second moment for the rest of a run.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       largest_step: a memory raises no rate above this times the root mean square of
@@ -226,12 +235,16 @@ def memory_adam(
 
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
-    is_rate = isinstance(initial, numbers.Real | jax.Array) and is_concrete(initial)
+    is_rate = is_concrete(initial) and is_number(initial)
     fits = not is_rate or np.max(initial) <= _LARGEST_START_OF_ADAM * (1 + 1e-6)
     allowed = (
         f"be at most {_LARGEST_START_OF_ADAM} for memory_adam, which climbs itself"
     )
     require(fits, "initial", allowed, initial)
+    for name, value in (("b1", b1), ("b2", b2)):
+        check_number(name, value, 0.0, 1.0, closed=True)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        check_number(name, value, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
     base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
     if largest_step is not None:
@@ -258,14 +271,16 @@ def _ready(
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
     factor, kernels = settings.factor, settings.kernels
-    if isinstance(factor, int | float) and 0 < factor < _RATE_NOT_FACTOR:
-        warnings.warn(
-            f"learning_rate={factor} is a factor on the learned rates, which "
-            f"climb against it; a rate to start from is initial={factor}",
-            stacklevel=3,
-        )
+    check_factor(factor)
     if kernels is None and not isinstance(settings.initial, Memory | Mapping):
         kernels = _KERNELS
     link = scale_base(base, settings._replace(kernels=kernels, decay=decay))
     chain = optax.chain(link, optax.scale_by_learning_rate(factor))
-    return skip_not_finite(chain)
+    skipping = skip_not_finite(chain)
+
+    def init(params: optax.Params) -> optax.OptState:
+        if callable(factor) or isinstance(factor, jax.Array):
+            warn_of_rate(factor, stacklevel=3)
+        return skipping.init(params)
+
+    return skipping._replace(init=init)

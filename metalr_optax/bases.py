@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metalr_optax.checks import is_concrete
 from metalr_optax.groups import not_params
 from metalr_optax.interpolation import sample
 
@@ -102,23 +103,26 @@ def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Bas
     )
 
 
-def momentum(decay: Any, nesterov: bool, size: int | None) -> Base:
+def momentum(
+    decay: Any, nesterov: bool, accumulator_dtype: Any, size: int | None
+) -> Base:
     """Return gradient descent with momentum, whose trace is its last direction.
 
     Nesterov's direction holds a gradient that no state has; without momentum there is
     no trace. Both are remembered.
     """
-    if isinstance(decay, int | float) and decay == 0:
+    known = is_concrete(decay) and not isinstance(decay, jax.Array)
+    if decay is None or (known and decay == 0):
         return remembered(optax.identity(), size)
-    trace = optax.trace(decay, nesterov=nesterov)
+    trace = optax.trace(decay, nesterov, accumulator_dtype)
     if nesterov:
         return remembered(trace, size)
 
     def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
         return [(leaf,) for leaf in jax.tree.leaves(state.trace)]
 
-    def current(state: Any) -> optax.Updates:
-        return state.trace
+    def current(state: Any) -> optax.Updates | None:
+        return state.trace if accumulator_dtype is None else None  # it was rounded
 
     return _derived(trace, current, last, lambda leaf: sample(leaf, size), size)
 

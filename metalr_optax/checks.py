@@ -1,6 +1,7 @@
 """What an argument must be, said by name where it is not."""
 
 import numbers
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,10 @@ POSITIVE = (1e-37, 1e37)
 # With wider gaps than this (in widths) the square of a distance overflows float32
 # and no kernel would answer at all.
 _LARGEST_GAP = 1e15
+# Who writes a smaller factor than this means a rate, as with other optimizers.
+_RATE_NOT_FACTOR = 0.05
+# Where a schedule is looked at: from the start on, and as late as runs are long.
+_COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
 MOVE = (
     "a state of metalr-optax 0.1 is another: with 0.1 save_memory(path, "
     "get_memory(state)), here start with initial=load_memory(path)"
@@ -25,6 +30,13 @@ MOVE = (
 def is_concrete(value: Any) -> bool:
     """Return whether an array has a value, which traced and abstract ones have not."""
     return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is one real number, of Python, NumPy or JAX."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return value.shape == () and jnp.issubdtype(value.dtype, np.number)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:
@@ -39,11 +51,7 @@ def check_number(
     """Raise ValueError unless low < value < high; closed, low is allowed too."""
     if not is_concrete(value):
         return
-    is_scalar = isinstance(value, numbers.Real) or (
-        isinstance(value, jax.Array) and value.shape == ()
-    )
-    is_number = is_scalar and not isinstance(value, bool)
-    fits = is_number and (low < value < high or (closed and value == low))
+    fits = is_number(value) and (low < value < high or (closed and value == low))
     allowed = "be a positive, finite number"
     if closed or (low, high) != (0.0, np.inf):
         allowed = f"be a number in {'[' if closed else '('}{low:g}, {high:g})"
@@ -55,6 +63,38 @@ def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     fits = is_integer and value >= smallest
     require(fits, name, f"be an integer of at least {smallest}{hint}", value)
+
+
+def check_factor(factor: Any) -> None:
+    """Raise ValueError unless factor can be one on rates; traced ones pass.
+
+    Warn if a number of Python or NumPy is more like a rate. What is an array of JAX is
+    looked at later: an optimizer is built without a device.
+    """
+    allowed = "be a number of at least 0, or a schedule from a count to one"
+    fits = callable(factor) or is_number(factor) or not is_concrete(factor)
+    require(fits, "learning_rate", allowed, factor)
+    if callable(factor) or isinstance(factor, jax.Array):
+        return
+    require(0 <= factor < np.inf, "learning_rate", allowed, factor)
+    warn_of_rate(factor, stacklevel=5)
+
+
+def warn_of_rate(factor: Any, stacklevel: int) -> None:
+    """Warn if the largest value of a factor, a number or a schedule, is like a rate."""
+    counts = list(_COUNTS) if callable(factor) else []
+    first = factor(counts[0]) if counts else factor
+    if not is_concrete(first):
+        return
+    largest = max([float(first), *(float(factor(count)) for count in counts)])
+    if 0 < largest < _RATE_NOT_FACTOR:
+        text = f"a schedule up to {largest:g}" if counts else f"{largest:g}"
+        warnings.warn(
+            f"learning_rate={text} is a factor on the learned rates, which climb "
+            "against it, and 1 leaves them as they are; a rate to start from is "
+            f"initial={largest:g}, a schedule is one of factors up to 1",
+            stacklevel=stacklevel,
+        )
 
 
 def check_transformation(name: str, value: Any) -> None:
@@ -175,15 +215,38 @@ def check_normalized(name: str, memory: Memory, rms: bool) -> None:
         )
 
 
+def check_number_of_leaves(updates: optax.Updates, expected: int) -> None:
+    """Raise ValueError, naming those that are None, unless updates have all leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+    without = [_name(path) for path, leaf in leaves if leaf is None]
+    found = [_name(path) for path, leaf in leaves if leaf is not None]
+    if len(found) != expected:
+        raise ValueError(
+            f"updates must have a leaf for each of the {expected} parameters that init "
+            f"saw, got {len(found)}, {found}, and None at {without}; what has no "
+            "gradient must be left out at init too (None, optax.masked), or be frozen "
+            "with optax.partition and optax.set_to_zero"
+        )
+
+
+def check_shapes(updates: optax.Updates, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Raise ValueError, naming the leaf, unless updates have these shapes."""
+    for (name, shape), expected in zip(_shapes(updates).items(), shapes, strict=True):
+        allowed = f"have at {name or 'the top'} the shape that init saw, {expected}"
+        require(shape == expected, "updates", allowed, shape)
+
+
 def check_gradient(gradient: Any, updates: optax.Updates) -> None:
     """Raise ValueError unless the argument grad= is like the updates."""
-    like, found = (
-        f"{jax.tree.structure(tree)} with {[x.shape for x in jax.tree.leaves(tree)]}"
-        for tree in (updates, gradient)
-    )
-    allowed = f"have the structure and shapes of the updates, {like}"
+    found, expected = _shapes(gradient), _shapes(updates)
+    same = jax.tree.structure(gradient) == jax.tree.structure(updates)
+    differ = dict(found.items() ^ expected.items())
+    got = {name or "the top": found.get(name, "nothing") for name in differ}
+    like = {name or "the top": expected.get(name, "nothing") for name in differ}
+    allowed = f"have the structure and shapes of the updates, there {like}"
     hint = "optax.masked, optax.partition: mask_compatible_extra_args=True masks it"
-    require(found == like, "grad", allowed, found, hint)
+    fits = same and not differ
+    require(fits, "grad", allowed, got or jax.tree.structure(gradient), hint)
 
 
 def check_initial(
@@ -192,8 +255,9 @@ def check_initial(
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
         value: Any = initial
-        is_one = isinstance(initial, numbers.Number | np.generic | jax.Array)
-        is_one = is_one and not isinstance(initial, bool) and np.shape(value) == ()
+        kinds = numbers.Number | np.generic | np.ndarray | jax.Array
+        is_one = isinstance(initial, kinds) and not isinstance(initial, bool)
+        is_one = is_one and np.shape(value) == ()
         allowed = "be a rate, a metalr_optax.Memory or a mapping from label to Memory"
         require(is_one, "initial", allowed, initial)
         check_rates("initial", initial, rate_bounds)
@@ -215,6 +279,16 @@ def check_state(state: Any, kind: Any) -> None:
     """Raise ValueError unless a state is of a kind."""
     if not isinstance(state, kind):
         raise ValueError(f"state must be a {kind.__name__}, got {state!r}; {MOVE}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): np.shape(leaf) for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _is_real(values: np.ndarray) -> bool:

@@ -39,13 +39,17 @@ def memory_dtype(params: Any) -> Any:
     """
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        one = jnp.result_type(leaf)
-        if not jnp.issubdtype(one, jnp.floating):
+        try:
+            one = jnp.result_type(leaf)
+        except TypeError:
+            one = None  # such as a function
+        if one is None or not jnp.issubdtype(one, jnp.floating):
+            found = repr(leaf) if one is None else one
             raise ValueError(
                 "params must be real floating point arrays, got "
-                f"{one} at {_join(path) or 'the top'}; leave others out with "
-                "optax.masked, split complex ones with "
-                "optax.contrib.split_real_and_imaginary"
+                f"{found} at {_join(path) or 'the top'}; leave others out with "
+                "optax.masked (in Equinox, eqx.filter(model, eqx.is_inexact_array)), "
+                "split complex ones with optax.contrib.split_real_and_imaginary"
             )
         if jnp.finfo(one).bits > jnp.finfo(dtype).bits:
             dtype = one

@@ -201,9 +201,14 @@ def sample(tensor: jax.Array, size: int | None) -> jax.Array:
     so does any size of a tensor that is less than 8 times as large: to pick a
     coordinate takes the time of several.
     """
-    if size is None or tensor.size <= _PAYS * size:
+    if not is_sampled(tensor, size):
         return tensor
     return replicated(functools.partial(_lattice, size), tensor)(tensor)
+
+
+def is_sampled(tensor: jax.Array, size: int | None) -> bool:
+    """Return whether `sample` takes less than all."""
+    return size is not None and tensor.size > _PAYS * size
 
 
 def _lattice(size: int, tensor: jax.Array) -> jax.Array:

@@ -85,9 +85,10 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       and ``metalr_optax.plots`` for pictures.
     """
     logs: dict[str, jax.Array] = {}
-    for state in map(_of_one_run, memory_states(opt_state)):
-        for name, values in _quantities(table_in(state)[0]).items():
-            for label, value in zip(labels_in(state), values, strict=True):
+    for state, labels in memory_states(opt_state):
+        table, _ = table_in(_of_one_run(state))
+        for name, values in _quantities(table).items():
+            for label, value in zip(labels, values, strict=True):
                 logs[f"{name}/{label}"] = value
     return logs
 
@@ -171,7 +172,7 @@ def get_kernel_inputs(
     .. seealso:: :func:`metalr_optax.plot_memory`, which shows them as a histogram.
     """
     direction, inputs = _inputs(opt_state, direction, group_by)
-    (state,) = memory_states(opt_state)
+    ((state, _),) = memory_states(opt_state)
     parts: dict[str, list[jax.Array]] = {}
     for label, (_, one) in zip(
         _labels(state, direction, group_by), inputs, strict=True
@@ -224,7 +225,7 @@ def _inputs(
     allowed, number = "contain one state of a memory", len(states)
     hint = "pass the part that is meant, such as state.inner_states['kernels']"
     require(number == 1, "opt_state", allowed, number, hint)
-    state = _of_one_run(states[0])
+    state = _of_one_run(states[0][0])
     if direction is None:
         direction = _direction_in(state)
     table, rms = table_in(state)

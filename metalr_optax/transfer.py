@@ -1,5 +1,7 @@
 """What comes after: take the memories out of a state, put them into another."""
 
+import itertools
+import os.path
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,12 +43,12 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
 
     Returns:
       label -> :class:`Memory`. The arrays are copies: they outlive a state that is
-      donated to its next step.
+      donated to its next step. Where one label is in several states (two optimizers in
+      one tree, or an ``optax.partition`` that splits a layer), all labels begin with
+      where in the tree their state is, such as ``decay/dense`` and ``rest/dense``.
 
     Raises:
-      ValueError: no memory inside, or one label in several states (two optimizers in
-        one tree, or ``optax.partition`` that splits a layer): pass a part of the state,
-        such as ``state.inner_states["kernels"]``.
+      ValueError: no memory inside.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -57,9 +59,9 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       (['dense'], (1,), 0.25)
     """
     memories: dict[str, Memory] = {}
-    for state in memory_states(opt_state):
+    for state, labels in memory_states(opt_state):
         table, rms = table_in(state)
-        for row, label in enumerate(labels_in(state)):
+        for row, label in enumerate(labels):
             memories[label] = memory_at(table, row, rms)
     return memories
 
@@ -96,31 +98,40 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     """
     allowed = "be a mapping from label to metalr_optax.Memory"
     checks.require(isinstance(memory, Mapping), "memory", allowed, memory)
-    labels = [label for one in memory_states(opt_state) for label in labels_in(one)]
-    checks.check_labels("memory", memory, labels)
+    states = memory_states(opt_state)
+    checks.check_labels(
+        "memory", memory, [label for _, labels in states for label in labels]
+    )
+    in_turn = iter(states)
 
     def replace(node: Any) -> Any:
-        is_one = _is_memory_state(node) and labels_in(node)
-        return _fill(node, memory) if is_one else node
+        if not _is_memory_state(node):
+            return node
+        _, labels = next(in_turn)
+        return _fill(node, {label: memory[label] for label in labels})
 
     return jax.tree.map(replace, opt_state, is_leaf=_is_memory_state)
 
 
-def memory_states(opt_state: Any) -> list[ScaleByMemoryState]:
-    """Return all states of memories inside; raise ValueError as get_memory does."""
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_memory_state)
-    states = [node for node in nodes if _is_memory_state(node)]
-    labels = [label for state in states for label in labels_in(state)]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
+def memory_states(opt_state: Any) -> list[tuple[ScaleByMemoryState, list[str]]]:
+    """Return all states of memories inside, each with the labels of its rows.
+
+    Raises:
+      ValueError: there are none.
+    """
+    nodes = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_memory_state)
+    states = [node for _, node in nodes if _is_memory_state(node)]
     found = jax.tree.structure(opt_state)
     allowed = "contain a state of scale_by_memory"
     checks.require(states, "opt_state", allowed, found, checks.MOVE)
-    allowed = (
-        f"have every label once, but {twice} are in several of its {len(states)} "
-        "memory states: pass the part that is meant"
-    )
-    checks.require(not twice, "opt_state", allowed, labels)
-    return states
+    labels = [labels_in(state) for state in states]
+    if sum(map(len, labels)) > len(set(itertools.chain(*labels))):
+        paths = [path for path, node in nodes if _is_memory_state(node)]
+        labels = [
+            [f"{prefix}/{label}" for label in some]
+            for prefix, some in zip(_prefixes(paths), labels, strict=True)
+        ]
+    return list(zip(states, labels, strict=True))
 
 
 def labels_in(state: ScaleByMemoryState) -> list[str]:
@@ -138,6 +149,22 @@ def table_in(state: ScaleByMemoryState) -> tuple[Table, bool]:
     return unpack(array), name == "rms"
 
 
+def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
+    """Return what tells paths apart: the keys of dicts, if those do, or all that is."""
+    keys = [
+        tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
+        for path in paths
+    ]
+    some = keys if len(set(keys)) == len(keys) else paths
+    named = [
+        [jax.tree_util.keystr((key,), simple=True) for key in path] for path in some
+    ]
+    same = len(os.path.commonprefix(named))
+    tails = [path[same:] for path in named]
+    same = len(os.path.commonprefix([tail[::-1] for tail in tails]))
+    return ["/".join(tail[: len(tail) - same]) for tail in tails]
+
+
 def _is_memory_state(node: Any) -> bool:
     return isinstance(node, ScaleByMemoryState)
 
@@ -145,14 +172,15 @@ def _is_memory_state(node: Any) -> bool:
 def _fill(
     state: ScaleByMemoryState, memory: Mapping[str, Memory]
 ) -> ScaleByMemoryState:
-    """Return a state with other memories, in the shapes and dtypes it has."""
+    """Return a state with other memories, in the order of its rows and in its dtypes."""
+    if not memory:
+        return state
     table, rms = table_in(state)
-    chosen = {label: memory[label] for label in labels_in(state)}
-    for row, (label, one) in enumerate(chosen.items()):
+    for row, (label, one) in enumerate(memory.items()):
         _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
-    _check_shared(table, chosen)
+    _check_shared(table, memory)
     old = diagnostics_of(table)
-    new = from_memories(list(chosen.values()), table.rates.dtype)
+    new = from_memories(list(memory.values()), table.rates.dtype)
     known = diagnostics_of(new)._replace(
         **{name: getattr(old, name) for name in _OF_THE_RUN}
     )
@@ -162,7 +190,7 @@ def _fill(
     return state._replace(table=jax.tree.unflatten(structure, [array]))
 
 
-def _check_shared(table: Table, memory: dict[str, Memory]) -> None:
+def _check_shared(table: Table, memory: Mapping[str, Memory]) -> None:
     """Raise ValueError if memories would no longer share the kernels they shared."""
     old = [memory_at(table, row, False).kernels for row in range(len(memory))]
     new = [one.kernels for one in memory.values()]

@@ -14,7 +14,7 @@ from metalr_optax import checks
 from metalr_optax.bases import Base, remembered
 from metalr_optax.evidence import Evaluation, mean_by_label, scaled, tensor_evidence
 from metalr_optax.groups import GroupBy, labels_of, memory_dtype, not_params
-from metalr_optax.interpolation import make_grid
+from metalr_optax.interpolation import is_sampled, make_grid
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.signals import Signal, sign_agreement
@@ -416,6 +416,14 @@ def _compare(
     last = link.base.last(state.base_state, gradient is not None)
     gradients = jax.tree.leaves(updates if gradient is None else gradient)
     leaves, structure = jax.tree.flatten(updates)
+    checks.check_number_of_leaves(updates, len(last))
+    # Of a sample the shape says nothing.
+    size = None if link.base.is_derived else link.base.size
+    shapes = [
+        leaf.shape if is_sampled(leaf, size) else known[0].shape
+        for leaf, known in zip(leaves, last, strict=True)
+    ]
+    checks.check_shapes(updates, shapes)
     pairs = [
         link.evidence_of(one, scale, *tensors)
         for one, *tensors in zip(kernels, gradients, leaves, last, strict=True)
