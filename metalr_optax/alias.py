@@ -1,6 +1,6 @@
 """Ready optimizers that need no tuning: a clip, a memory, and a step of descent."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from metalr_optax.checks import (
     require,
     warn_of_rate,
 )
-from metalr_optax.groups import GroupBy
+from metalr_optax.groups import GroupBy, Stacked
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.rules import agreement_steps
@@ -51,6 +51,8 @@ def memory_sgd(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     evidence_sample: int | None = None,
+    stacked: Stacked | None = None,
+    frozen: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with momentum, its rates learned on the way.
 
@@ -98,6 +100,9 @@ def memory_sgd(
       evidence_sample: how many coordinates of a large tensor give evidence, see
         :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
         largest tensor for all.
+      stacked: in which tensors the first axis counts layers, see
+        :func:`scale_by_memory`.
+      frozen: labels of memories that stay as they are.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
@@ -130,9 +135,10 @@ def memory_sgd(
     if momentum is not None:
         check_number("momentum", momentum, 0.0, 1.0, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
-    base = bases.momentum(momentum, nesterov, accumulator_dtype, size)
+    base = bases.momentum(momentum, nesterov, accumulator_dtype, size, stacked)
     settings = Settings(
         *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
+        *(stacked, frozen),
         normalize="rms",
         clip_norm=clip_norm,
         factor=learning_rate,
@@ -158,6 +164,8 @@ def memory_adam(
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     largest_step: float | None = 0.1,
     evidence_sample: int | None = None,
+    stacked: Stacked | None = None,
+    frozen: Collection[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam, its rates learned on the way.
 
@@ -174,9 +182,9 @@ def memory_adam(
     Args:
       learning_rate: see :func:`memory_sgd`.
       b1: decay of Adam's first moment, in [0, 1).
-      b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is learned, and
-        with 0.999, Adam's own default, steps are those of gradients a thousand updates
-        ago: the memory takes that for a rate that is too small.
+      b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is
+        learned, and with 0.999, Adam's own default, steps are those of gradients a
+        thousand updates ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
       eps_root: added to the second moment, as in ``optax.adam``.
       mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
@@ -205,6 +213,9 @@ def memory_adam(
       evidence_sample: how many coordinates of a large tensor give evidence, see
         :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
         largest tensor for all.
+      stacked: in which tensors the first axis counts layers, see
+        :func:`scale_by_memory`.
+      frozen: labels of memories that stay as they are.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -236,7 +247,8 @@ def memory_adam(
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
     is_rate = is_concrete(initial) and is_number(initial)
-    fits = not is_rate or np.max(initial) <= _LARGEST_START_OF_ADAM * (1 + 1e-6)
+    rate: Any = initial
+    fits = not is_rate or rate <= _LARGEST_START_OF_ADAM * (1 + 1e-6)
     allowed = (
         f"be at most {_LARGEST_START_OF_ADAM} for memory_adam, which climbs itself"
     )
@@ -246,11 +258,12 @@ def memory_adam(
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         check_number(name, value, closed=True)
     size = _SAMPLE if evidence_sample is None else evidence_sample
-    base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size)
+    base = bases.adam(b1, b2, eps, eps_root, mu_dtype, nesterov, size, stacked)
     if largest_step is not None:
         check_number("largest_step", largest_step)
     settings = Settings(
         *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
+        *(stacked, frozen),
         normalize="rms",
         clip_norm=clip_norm,
         largest_step=largest_step,

@@ -1,5 +1,6 @@
 """Base optimizers, and how the direction that they gave last is known."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import is_concrete
-from metalr_optax.groups import not_params
+from metalr_optax.groups import Stacked, by_layer, not_params, stacks_of
 from metalr_optax.interpolation import sample
 
 
@@ -59,15 +60,25 @@ class RememberedState(NamedTuple):
     orientation: jax.Array
 
 
-def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Base:
+def remembered(
+    optimizer: optax.GradientTransformation,
+    size: int | None,
+    stacked: Stacked | None = None,
+) -> Base:
     """Return any optimizer with a copy of its last direction in the state."""
     optimizer = optax.with_extra_args_support(optimizer)
 
     def keep(direction: optax.Updates) -> Any:
         # A copy: without jit the direction may be the caller's gradient itself, which
         # the next donated step would take with it.
-        kept = jax.tree.map(lambda d: jnp.array(sample(d, size)), direction)
-        return kept if size is None else not_params(Samples(jax.tree.leaves(kept)))
+        leaves, structure = jax.tree.flatten(direction)
+        take = functools.partial(sample, size=size)
+        kept = [
+            jnp.array(by_layer(take, stack)(leaf))
+            for leaf, stack in zip(leaves, stacks_of(direction, stacked), strict=True)
+        ]
+        whole = jax.tree.unflatten(structure, kept)
+        return whole if size is None else not_params(Samples(kept))
 
     def init(params: optax.Params) -> RememberedState:
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -104,7 +115,11 @@ def remembered(optimizer: optax.GradientTransformation, size: int | None) -> Bas
 
 
 def momentum(
-    decay: Any, nesterov: bool, accumulator_dtype: Any, size: int | None
+    decay: Any,
+    nesterov: bool,
+    accumulator_dtype: Any,
+    size: int | None,
+    stacked: Stacked | None = None,
 ) -> Base:
     """Return gradient descent with momentum, whose trace is its last direction.
 
@@ -113,10 +128,10 @@ def momentum(
     """
     known = is_concrete(decay) and not isinstance(decay, jax.Array)
     if decay is None or (known and decay == 0):
-        return remembered(optax.identity(), size)
+        return remembered(optax.identity(), size, stacked)
     trace = optax.trace(decay, nesterov, accumulator_dtype)
     if nesterov:
-        return remembered(trace, size)
+        return remembered(trace, size, stacked)
 
     def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
         return [(leaf,) for leaf in jax.tree.leaves(state.trace)]
@@ -135,6 +150,7 @@ def adam(
     mu_dtype: Any,
     nesterov: bool,
     size: int | None,
+    stacked: Stacked | None = None,
 ) -> Base:
     r"""Return Adam, whose last direction follows from its moments.
 
@@ -144,7 +160,7 @@ def adam(
     """
     optimizer = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     if nesterov:
-        return remembered(optimizer, size)
+        return remembered(optimizer, size, stacked)
 
     def last(state: Any, _: bool) -> list[tuple[jax.Array, ...]]:
         # Before the first update both moments are 0, whatever they are divided by.

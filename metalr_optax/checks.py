@@ -215,6 +215,13 @@ def check_normalized(name: str, memory: Memory, rms: bool) -> None:
         )
 
 
+def check_frozen(frozen: Iterable[str], labels: Iterable[str]) -> None:
+    """Raise ValueError unless what is frozen are labels of the parameters."""
+    unknown = sorted(set(frozen) - set(labels), key=str)
+    allowed = f"have labels of the parameters, {sorted(set(labels))}"
+    require(not unknown, "frozen", allowed, unknown)
+
+
 def check_number_of_leaves(updates: optax.Updates, expected: int) -> None:
     """Raise ValueError, naming those that are None, unless updates have all leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)

@@ -146,8 +146,8 @@ def mean_by_label(
     Args:
       labels: of the tensors; rows are in their order.
       sizes: of the tensors.
-      means: [...] of each tensor.
-      like: [L, ...].
+      means: [...] of each tensor, [K, ...] of K layers that are stacked in it.
+      like: [L, ...], of all memories.
     """
     if not means:
         return jnp.zeros_like(like)
@@ -160,7 +160,10 @@ def mean_by_label(
         share = np.full(mean.shape, size / max(totals[label], 1), mean.dtype)
         one = jax.lax.mul(mean, share)
         sums[label] = jax.lax.add(sums[label], one) if label in sums else one
-    return jnp.stack([sums[label] for label in sorted(sums)])
+    rows = [sums[label] for label in sorted(sums)]
+    if all(row.ndim < like.ndim for row in rows):
+        return jnp.stack(rows)
+    return jnp.concatenate([row.reshape(-1, *like.shape[1:]) for row in rows])
 
 
 def _unit(how: Evaluation, direction: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from metalr_optax.checks import require
 
 GroupBy = str | Callable[[tuple[Any, ...], Any], str]
+Stacked = Callable[[tuple[Any, ...], Any], bool]
 
 
 def labels_of(tree: Any, group_by: GroupBy) -> list[str]:
@@ -29,6 +30,57 @@ def labels_of(tree: Any, group_by: GroupBy) -> list[str]:
     if group_by == "layer":
         paths = [path[:-1] or path for path in paths]
     return [_join(path) or "params" for path in paths]
+
+
+def stacks_of(tree: Any, stacked: Stacked | None) -> list[int | None]:
+    """Return how many layers are stacked in each leaf, or None for a single one.
+
+    Raises:
+      ValueError: a leaf without an axis to be stacked along.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if stacked is None:
+        return [None] * len(leaves)
+    paths = _without_wrappers([path for path, _ in leaves])
+    stacks: list[int | None] = []
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        is_stacked = bool(stacked(path, leaf))
+        allowed = "choose tensors with a first axis, that of the layers"
+        fits = not is_stacked or jnp.ndim(leaf) > 0
+        require(fits, "stacked", allowed, f"a number at {_join(path)}")
+        stacks.append(jnp.shape(leaf)[0] if is_stacked else None)
+    return stacks
+
+
+def stack_by_label(
+    labels: list[str], stacks: list[int | None]
+) -> dict[str, int | None]:
+    """Return how many layers are stacked under each label, in the order of labels.
+
+    Raises:
+      ValueError: leaves of one label that do not agree.
+    """
+    found = dict(zip(labels, stacks, strict=True))
+    for label, stack in zip(labels, stacks, strict=True):
+        allowed = f"say the same of all tensors of {label!r}, layers of one number"
+        require(stack == found[label], "stacked", allowed, (stack, found[label]))
+    return {label: found[label] for label in sorted(found)}
+
+
+def names_of(stacks: dict[str, int | None]) -> list[str]:
+    """Return the name of every memory: a label, with the number of a layer in it."""
+    return [
+        name
+        for label, stack in stacks.items()
+        for name in (
+            [label] if stack is None else [f"{label}/{i}" for i in range(stack)]
+        )
+    ]
+
+
+def by_layer(function: Callable[..., Any], stack: int | None) -> Callable[..., Any]:
+    """Return a function of a tensor that treats each of the layers in it alone."""
+    return function if stack is None else jax.vmap(function)
 
 
 def memory_dtype(params: Any) -> Any:

@@ -201,7 +201,7 @@ def sample(tensor: jax.Array, size: int | None) -> jax.Array:
     so does any size of a tensor that is less than 8 times as large: to pick a
     coordinate takes the time of several.
     """
-    if not is_sampled(tensor, size):
+    if size is None or not is_sampled(tensor, size):
         return tensor
     return replicated(functools.partial(_lattice, size), tensor)(tensor)
 

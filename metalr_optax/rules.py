@@ -144,6 +144,14 @@ def agreement_steps(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def inconsistent_evidence(state: AgreementStepsState) -> jax.Array:
+    """Return N [L, M], the amount of inconsistent evidence, in steps."""
+    # Flax NNX keeps every array of an optimizer in a variable.
+    (history,) = jax.tree.leaves(state.history)
+    num = (history.shape[-1] - 2) // 3
+    return history[..., -num:]
+
+
 def _change(
     step: Any,
     gain: Any,

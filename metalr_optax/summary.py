@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from metalr_optax.bases import RememberedState, Samples
 from metalr_optax.checks import require
-from metalr_optax.groups import GroupBy, labels_of
+from metalr_optax.groups import GroupBy, by_layer, labels_of, names_of
 from metalr_optax.interpolation import replicated
-from metalr_optax.memory import Memory, mean_rate, read, root_mean_square
+from metalr_optax.memory import Array, Memory, mean_rate, read, root_mean_square
+from metalr_optax.rules import AgreementStepsState, inconsistent_evidence
 from metalr_optax.table import Table, diagnostics_of, memory_at
-from metalr_optax.transfer import labels_in, memory_states, table_in
+from metalr_optax.transfer import memory_states, stacks_in, table_in
 from metalr_optax.transform import ScaleByMemoryState
 
 # A local model that has had less than this of the evidence of another is not in use.
@@ -47,6 +48,9 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       local model or further out, what ``optax.clip`` in front has cut back to it among
       them; of large tensors in a sample of 4,096 at most. What is not finite is out of
       range. Always 0 with a single local model.
+    - ``inconsistent_evidence/label``: :math:`N` of :func:`agreement_steps`, in steps,
+      where that steps the rates, averaged as the rates are. With its defaults a rate
+      moves by at most 2 / N of itself in a step, once N is above 4.
     - ``skipped/label``, ``skipped_in_a_row/label``: steps that :func:`memory_sgd` and
       :func:`memory_adam` skipped, because a coordinate of the gradient was not finite,
       so far and since the last one that was. Alike for all labels.
@@ -87,7 +91,13 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
     logs: dict[str, jax.Array] = {}
     for state, labels in memory_states(opt_state):
         table, _ = table_in(_of_one_run(state))
-        for name, values in _quantities(table).items():
+        quantities = _quantities(table)
+        rule_state = state.memory_optimizer_state
+        if isinstance(rule_state, AgreementStepsState):
+            doubt = inconsistent_evidence(rule_state)
+            mean = mean_rate(doubt, table.evidence_weight)
+            quantities["inconsistent_evidence"] = mean
+        for name, values in quantities.items():
             for label, value in zip(labels, values, strict=True):
                 logs[f"{name}/{label}"] = value
     return logs
@@ -174,10 +184,13 @@ def get_kernel_inputs(
     direction, inputs = _inputs(opt_state, direction, group_by)
     ((state, _),) = memory_states(opt_state)
     parts: dict[str, list[jax.Array]] = {}
-    for label, (_, one) in zip(
+    for label, (memory, one) in zip(
         _labels(state, direction, group_by), inputs, strict=True
     ):
-        parts.setdefault(label, []).append(replicated(jnp.ravel, one)(one))
+        stack = _stack(memory.rates)
+        layers = [one] if stack is None else list(one)
+        for name, layer in zip(names_of({label: stack}), layers, strict=True):
+            parts.setdefault(name, []).append(replicated(jnp.ravel, layer)(layer))
     return {label: jnp.concatenate(some) for label, some in parts.items()}
 
 
@@ -208,13 +221,20 @@ def _quantities(table: Table) -> dict[str, jax.Array]:
 
 @jax.jit
 def _read(memory: Memory, inputs: jax.Array) -> jax.Array:
-    return read(memory.kernels, memory.rates, inputs)
+    return by_layer(read, _stack(memory.rates))(memory.kernels, memory.rates, inputs)
+
+
+def _stack(rates: Array) -> int | None:
+    """Return of how many stacked layers rates are."""
+    return rates.shape[0] if rates.ndim > 1 else None
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _normalized(direction: jax.Array, rms: bool, like: jax.Array) -> jax.Array:
     direction = direction.astype(like.dtype)
-    return direction / root_mean_square(direction) if rms else direction
+    if not rms:
+        return direction
+    return by_layer(lambda d: d / root_mean_square(d), _stack(like))(direction)
 
 
 def _inputs(
@@ -229,9 +249,11 @@ def _inputs(
     if direction is None:
         direction = _direction_in(state)
     table, rms = table_in(state)
-    memories = {
-        label: memory_at(table, row, rms) for row, label in enumerate(labels_in(state))
-    }
+    memories, row = {}, 0
+    for label, stack in stacks_in(state).items():
+        some = row if stack is None else slice(row, row + stack)
+        memories[label] = memory_at(table, some, rms)
+        row += stack or 1
     labels = _labels(state, direction, group_by)
     return direction, [
         (memories[label], _normalized(d, rms, memories[label].rates))
@@ -263,9 +285,9 @@ def _labels(
     known = () if isinstance(group_by, str) else ("layer", "tensor", "all")
     for one in (*([] if group_by is None else [group_by]), *known):
         labels = labels_of(direction, one)
-        if set(labels) == set(labels_in(state)):
+        if set(labels) == set(stacks_in(state)):
             return labels
-    allowed = f"be that of the optimizer, which gave {labels_in(state)}"
+    allowed = f"be that of the optimizer, which gave {list(stacks_in(state))}"
     raise ValueError(f"group_by must {allowed}, got {group_by!r}")
 
 

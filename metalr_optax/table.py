@@ -135,8 +135,8 @@ def count_step(table: Table, usable: jax.Array) -> Table:
     return with_diagnostics(table, known)
 
 
-def memory_at(table: Table, row: int, rms: bool) -> Memory:
-    """Return a copy of the memory in a row."""
+def memory_at(table: Table, row: int | slice, rms: bool) -> Memory:
+    """Return a copy of the memory in a row, or of those in several."""
     rates, weight, centers, widths = (jnp.array(one[..., row, :]) for one in table[:-1])
     normalized = jnp.full(rates.shape[:-1], rms)
     return Memory(Kernels(centers, widths), rates, weight, normalized)

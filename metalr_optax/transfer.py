@@ -1,7 +1,6 @@
 """What comes after: take the memories out of a state, put them into another."""
 
 import itertools
-import os.path
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from metalr_optax import checks
+from metalr_optax.groups import names_of
 from metalr_optax.interpolation import make_grid
 from metalr_optax.memory import Memory
 from metalr_optax.table import (
@@ -135,8 +135,22 @@ def memory_states(opt_state: Any) -> list[tuple[ScaleByMemoryState, list[str]]]:
 
 
 def labels_in(state: ScaleByMemoryState) -> list[str]:
-    """Return the labels in the order of rows; none of a tree without leaves."""
-    return sorted(state.rows) if isinstance(state.rows, Mapping) else []
+    """Return the names of memories in the order of rows; none without leaves."""
+    return names_of(stacks_in(state))
+
+
+def stacks_in(state: ScaleByMemoryState) -> dict[str, int | None]:
+    """Return how many layers are stacked under each label, None for a single one."""
+    if not isinstance(state.rows, Mapping):
+        return {}
+    # Flax NNX keeps every array of an optimizer in a variable.
+    (table,) = jax.tree.leaves(state.table)
+    batched = table.ndim - 2
+    shapes = {
+        label: jax.tree.leaves(state.rows[label])[0].shape[batched:]
+        for label in sorted(state.rows)
+    }
+    return {label: shape[0] if shape else None for label, shape in shapes.items()}
 
 
 def table_in(state: ScaleByMemoryState) -> tuple[Table, bool]:
@@ -155,14 +169,22 @@ def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
         tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
         for path in paths
     ]
-    some = keys if len(set(keys)) == len(keys) else paths
-    named = [
-        [jax.tree_util.keystr((key,), simple=True) for key in path] for path in some
-    ]
-    same = len(os.path.commonprefix(named))
-    tails = [path[same:] for path in named]
-    same = len(os.path.commonprefix([tail[::-1] for tail in tails]))
-    return ["/".join(tail[: len(tail) - same]) for tail in tails]
+    for some in (keys, paths):
+        named = [
+            [jax.tree_util.keystr((key,), simple=True) for key in path] for path in some
+        ]
+        first = _number_alike(named)
+        last = _number_alike([path[:first:-1] for path in named])
+        prefixes = ["/".join(path[first : len(path) - last]) for path in named]
+        if len(set(prefixes)) == len(prefixes) and all(prefixes):
+            return prefixes
+    return [jax.tree_util.keystr(path) for path in paths]
+
+
+def _number_alike(paths: list[list[str]]) -> int:
+    """Return how many names all paths begin with."""
+    alike = (len(set(names)) == 1 for names in zip(*paths, strict=False))
+    return sum(itertools.takewhile(bool, alike))
 
 
 def _is_memory_state(node: Any) -> bool:
@@ -172,7 +194,7 @@ def _is_memory_state(node: Any) -> bool:
 def _fill(
     state: ScaleByMemoryState, memory: Mapping[str, Memory]
 ) -> ScaleByMemoryState:
-    """Return a state with other memories, in the order of its rows and in its dtypes."""
+    """Return a state with other memories, in the order of rows and in its dtypes."""
     if not memory:
         return state
     table, rms = table_in(state)

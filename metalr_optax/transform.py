@@ -1,8 +1,9 @@
 """When a memory is corrected and read: the Optax transformation."""
 
 import functools
+import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,7 +14,17 @@ import optax
 from metalr_optax import checks
 from metalr_optax.bases import Base, remembered
 from metalr_optax.evidence import Evaluation, mean_by_label, scaled, tensor_evidence
-from metalr_optax.groups import GroupBy, labels_of, memory_dtype, not_params
+from metalr_optax.groups import (
+    GroupBy,
+    Stacked,
+    by_layer,
+    labels_of,
+    memory_dtype,
+    names_of,
+    not_params,
+    stack_by_label,
+    stacks_of,
+)
 from metalr_optax.interpolation import is_sampled, make_grid
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory, mean_rate
@@ -55,7 +66,7 @@ class ScaleByMemoryState(NamedTuple):
 
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
-        labels.
+        labels; [K] for K stacked layers.
       table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 12], rates,
         evidence weight and kernels of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
@@ -78,6 +89,8 @@ class Settings(NamedTuple):
     rate_bounds: tuple[float, float]
     memory_optimizer: Any
     signal: Signal | None
+    stacked: Stacked | None = None
+    frozen: Collection[str] = ()
     normalize: Normalize = None
     clip_norm: Any = None
     # Of weights, which are scaled by the mean rate of their memory.
@@ -99,6 +112,8 @@ def scale_by_memory(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
+    stacked: Stacked | None = None,
+    frozen: Collection[str] = (),
     inner: optax.GradientTransformation | None = None,
     address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -161,6 +176,11 @@ def scale_by_memory(
         standard error of up to :math:`1 / \sqrt{n}` for n coordinates that agree
         independently of each other (.016 for 4,096), more where whole rows agree.
         Default: all coordinates give evidence.
+      stacked: function ``(path, leaf) -> bool``: in which tensors the first axis counts
+        layers, as a scan over blocks has them (``nn.scan``). Each of these then has a
+        memory of its own, ``label/0``, ``label/1`` and so on, in one update for all.
+      frozen: labels of memories that stay as they are, such as those of layers that a
+        transfer is to start from and keep.
       inner: deprecated name of ``base_optimizer``.
       address: deprecated, ``"relative"`` for ``normalize="rms"``.
 
@@ -175,8 +195,9 @@ def scale_by_memory(
     Raises:
       ValueError: at construction, an argument that is not one of the above or a rate
         outside ``rate_bounds``; at ``init``, parameters that are not real floating
-        point numbers or labels of ``initial`` that do not fit; at ``update``, a
-        ``grad=`` of another structure than the updates.
+        point numbers or labels of ``initial`` or ``frozen`` that do not fit; at
+        ``update``, updates of another structure or shape than the parameters at
+        ``init``, a ``grad=`` of another one than the updates.
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
@@ -187,7 +208,8 @@ def scale_by_memory(
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
     dropped, a tensor at the top of the tree is a layer of its own, a bare array is
     ``params``. Haiku's names keep the slashes they have. Paths that join to the same
-    label share a memory, and so do layers stacked into one tensor by a scan.
+    label share a memory, and so do layers stacked into one tensor by a scan unless
+    ``stacked`` says otherwise.
 
     Examples:
       A loop on a quadratic that is 5 times steeper in one direction. From a rate of
@@ -220,11 +242,11 @@ def scale_by_memory(
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule; ``evidence_sample`` belongs there too. Of tensors of at least 16,384
-      coordinates rates are interpolated, within 1e-4 of the largest, and evidence
-      within 1e-3 of the mean absolute agreement. Kernels that are traced, that are
-      neither even nor log-spaced or much narrower than their distance are evaluated one
-      by one, exactly and slowly.
+      schedule; ``evidence_sample``, ``stacked`` and ``frozen`` belong there too. Of
+      tensors of at least 16,384 coordinates rates are interpolated, within 1e-4 of the
+      largest, and evidence within 1e-3 of the mean absolute agreement. Kernels that are
+      traced, that are neither even nor log-spaced or much narrower than their distance
+      are evaluated one by one, exactly and slowly.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
@@ -248,8 +270,10 @@ def scale_by_memory(
         normalize = old.get(address, address)
     checks.check_transformation("base_optimizer", base_optimizer)
     memories = initial, kernels, group_by, rate_bounds
-    settings = Settings(*memories, memory_optimizer, signal, normalize)
-    base = remembered(base_optimizer or optax.identity(), evidence_sample)
+    settings = Settings(
+        *(*memories, memory_optimizer, signal, stacked, frozen), normalize=normalize
+    )
+    base = remembered(base_optimizer or optax.identity(), evidence_sample, stacked)
     return scale_base(base, settings, has_gradient=base_optimizer is not None)
 
 
@@ -334,15 +358,21 @@ class _Evidence(NamedTuple):
 
 def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
     settings = link.settings
-    labels = sorted(set(labels_of(params, settings.group_by)))
     dtype = memory_dtype(params)
+    leaves = labels_of(params, settings.group_by)
+    stacks = stack_by_label(leaves, stacks_of(params, settings.stacked))
+    labels = names_of(stacks)
+    checks.check_frozen(settings.frozen, [*stacks, *labels])
     memories = _initial_memories(settings, labels)
     for memory in memories:
         checks.check_kernels(memory.kernels, dtype)
     # Without a label there is one memory all the same, of which no row is kept.
-    ceiling = _ceiling(settings, labels, params, dtype)
+    ceiling = _ceiling(settings, leaves, params, jnp.zeros(len(labels), dtype))
     table = pack(from_memories(memories, dtype, ceiling))[: len(labels)]
-    rows = {label: jnp.array(row, jnp.int32) for row, label in enumerate(labels)}
+    rows, number = {}, itertools.count()
+    for label, stack in stacks.items():
+        some = next(number) if stack is None else [next(number) for _ in range(stack)]
+        rows[label] = jnp.array(some, jnp.int32)
     # A copy: some optimizers keep the parameters that they start with.
     rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
     tables = {settings.normalize or "value": table}
@@ -352,23 +382,32 @@ def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
 
 
 def _ceiling(
-    settings: Settings, labels: Sequence[str], params: optax.Params, dtype: Any
+    settings: Settings, labels: Sequence[str], params: optax.Params, like: jax.Array
 ) -> jax.Array | None:
     """Return the largest rate [L] that the parameters of each memory bear."""
-    leaves = jax.tree.leaves(params)
+    leaves = [jnp.asarray(leaf, like.dtype) for leaf in jax.tree.leaves(params)]
     if settings.largest_step is None or not leaves:
         return None
-    squares = [jnp.sum(jnp.square(jnp.asarray(leaf, dtype))) for leaf in leaves]
-    sizes = jnp.array([jnp.size(leaf) for leaf in leaves], dtype)
-    which = labels_of(params, settings.group_by)
-    belongs = jnp.array([[one == label for one in which] for label in labels], dtype)
-    means = belongs @ jnp.stack(squares) / jnp.maximum(belongs @ sizes, 1)
+    stacks = stacks_of(params, settings.stacked)
+    sizes = [leaf.size // (k or 1) for leaf, k in zip(leaves, stacks, strict=True)]
+    means = mean_by_label(
+        labels,
+        sizes,
+        [by_layer(_mean_square, k)(x) for x, k in zip(leaves, stacks, strict=True)],
+        like,
+    )
     # What starts at zero, such as biases of their own, moves like all others.
-    everything = sum(squares) / jnp.maximum(jnp.sum(sizes), 1)
+    total = sum(_mean_square(leaf) * leaf.size for leaf in leaves)
+    everything = total / max(sum(leaf.size for leaf in leaves), 1)
     sizes = jnp.sqrt(jnp.where(means > 0, means, everything))
     known = (sizes > 0) & jnp.isfinite(sizes)
-    ceiling = jnp.where(known, settings.largest_step * sizes, jnp.finfo(dtype).max)
-    return ceiling.astype(dtype)
+    return jnp.where(
+        known, settings.largest_step * sizes, jnp.finfo(like.dtype).max
+    ).astype(like.dtype)
+
+
+def _mean_square(tensor: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(tensor)) / max(tensor.size, 1)
 
 
 def _update(link, updates, state, params=None, **extra_args):
@@ -385,17 +424,20 @@ def _update(link, updates, state, params=None, **extra_args):
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     norm = extra_args.get("norm")
     scale = _clip_scale(link.settings, diagnostics_of(table), norm)
-    said, update = _compare(link, state, kernels, scale, updates, gradient)
+    said, update = _compare(link, state, rows, kernels, scale, updates, gradient)
     direction, base_state = link.base.update(
         update, state.base_state, params, gradient, extra_args
     )
     if norm is not None:
         direction, base_state = _keep(link.base, norm, direction, base_state, state)
-    sizes = [leaf.size for leaf in jax.tree.leaves(updates)]
+    sizes = [
+        leaf.size // max(row.size, 1)
+        for leaf, row in zip(jax.tree.leaves(updates), rows, strict=True)
+    ]
     evidence = _gather(labels, sizes, said, table.rates)
     table, rule_state = _correct(link.settings, state, table, evidence)
     leaves = [
-        link.scaled_by(one, _row(table.rates, row), d)
+        _by_row(link, link.scaled_by, row)(one, _row(table.rates, row), d)
         for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
     ]
     table = _diagnose(link.settings, table, evidence, norm)
@@ -407,6 +449,7 @@ def _update(link, updates, state, params=None, **extra_args):
 def _compare(
     link: _Link,
     state: ScaleByMemoryState,
+    rows: Sequence[jax.Array],
     kernels: Sequence[Kernels],
     scale: jax.Array | None,
     updates: optax.Updates,
@@ -425,8 +468,10 @@ def _compare(
     ]
     checks.check_shapes(updates, shapes)
     pairs = [
-        link.evidence_of(one, scale, *tensors)
-        for one, *tensors in zip(kernels, gradients, leaves, last, strict=True)
+        _by_row(link, link.evidence_of, row)(one, scale, *tensors)
+        for row, one, *tensors in zip(
+            rows, kernels, gradients, leaves, last, strict=True
+        )
     ]
     said = [one for one, _ in pairs]
     return said, jax.tree.unflatten(structure, [update for _, update in pairs])
@@ -513,9 +558,11 @@ def _correct(
     # Evidence about steps that a schedule makes smaller would only make up for it, and
     # rates that noise went on to take down would leave it nothing to finish with.
     known = diagnostics_of(table)
-    has_fallen = _factor(settings, known) < _FALLEN * known.highest_factor
+    stand = _factor(settings, known) < _FALLEN * known.highest_factor
+    if settings.frozen:
+        stand |= _frozen_rows(settings.frozen, state.rows)
     table = table._replace(
-        rates=jnp.where(has_fallen[:, None], table.rates, rates),
+        rates=jnp.where(stand[:, None], table.rates, rates),
         evidence_weight=table.evidence_weight + shares,
     )
     return table, rule_state
@@ -569,7 +616,10 @@ def _finish(
         zeros = jax.tree.map(jnp.zeros_like, direction)
         decayed, _ = settings.decay.update(zeros, settings.decay.init(zeros), params)
         leaves = [
-            leaf + _row(means, row) * weight.astype(leaf.dtype)
+            leaf
+            + by_layer(jnp.multiply, _stack(row))(
+                _row(means, row), weight.astype(leaf.dtype)
+            )
             for leaf, row, weight in zip(
                 leaves, rows, jax.tree.leaves(decayed), strict=True
             )
@@ -592,7 +642,41 @@ def _factor(settings: Settings, known: Diagnostics) -> jax.Array:
     return jnp.asarray(factor, known.highest_factor.dtype)
 
 
+def _by_row(
+    link: _Link, function: Callable[..., Any], row: jax.Array
+) -> Callable[..., Any]:
+    """Return a function of kernels and arrays that treats each stacked layer alone."""
+    if _stack(row) is None:
+        return function
+
+    def apply(kernels: Kernels, *arguments: Any) -> Any:
+        # Numbers, such as the scale of a gradient, are those of all layers.
+        axes = jax.tree.map(lambda one: 0 if one.ndim else None, arguments)
+        axes = (None if link.is_shared else 0, *axes)
+        return jax.vmap(function, axes)(kernels, *arguments)
+
+    return apply
+
+
+def _stack(row: jax.Array) -> int | None:
+    """Return how many layers are stacked in the tensors of a row."""
+    return row.shape[0] if row.ndim else None
+
+
+def _frozen_rows(frozen: Collection[str], rows: Mapping[str, jax.Array]) -> np.ndarray:
+    """Return which memories [L] are frozen, by name or with all layers of a label."""
+    return np.array(
+        [
+            label in frozen or name in frozen
+            for label in sorted(rows)
+            for name in names_of({label: _stack(rows[label])})
+        ]
+    )
+
+
 def _row(array: jax.Array, row: jax.Array) -> jax.Array:
+    if row.ndim:
+        return array[row]
     # The row is an operand: as a number it would be part of the program, and XLA would
     # compile that anew for every tensor. Unsigned: nobody asks whether it is negative.
     return jax.lax.dynamic_index_in_dim(array, row.astype(jnp.uint32), keepdims=False)
@@ -645,6 +729,13 @@ def _check(base: Base, settings: Settings) -> None:
     fits = callable(group_by) or group_by in ("layer", "tensor", "all")
     allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
     checks.require(fits, "group_by", allowed, group_by)
+    fits = settings.stacked is None or callable(settings.stacked)
+    allowed = "be a function (path, leaf) -> bool or None"
+    checks.require(fits, "stacked", allowed, settings.stacked)
+    fits = not isinstance(settings.frozen, str | bytes)
+    fits = fits and isinstance(settings.frozen, Collection)
+    allowed = "be a collection of labels, such as ['Dense_0']"
+    checks.require(fits, "frozen", allowed, settings.frozen)
     checks.check_bounds(settings.rate_bounds)
     if settings.kernels is not None:
         checks.check_kernels(settings.kernels)

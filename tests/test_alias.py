@@ -284,9 +284,105 @@ def test_a_learned_memory_may_be_above_the_largest_start():
 
 @pytest.mark.parametrize("make", [memory_sgd, memory_adam])
 def test_a_rate_in_place_of_the_factor_warns(make):
-    """At the line that wrote it; factors and schedules are fine."""
-    with pytest.warns(UserWarning, match=r"start from is initial=0\.001") as warned:
-        make(1e-3)
-    assert warned[0].filename == __file__
-    make(0.1)
-    make(optax.constant_schedule(1e-3))
+    """At the line that wrote it: when it is built, or when it is initialised."""
+    params, like_a_rate = jnp.ones(2), r"start from is initial=0\.001"
+    for rate in (1e-3, np.float32(1e-3), np.array(1e-3)):
+        with pytest.warns(UserWarning, match=like_a_rate) as warned:
+            make(rate)
+        assert warned[0].filename == __file__
+    schedules = (
+        optax.constant_schedule(1e-3),
+        optax.join_schedules([lambda _: 0.0, lambda _: 1e-3], [50_000]),
+    )
+    for rate in (jnp.float32(1e-3), *schedules):
+        optimizer = make(rate)  # nothing is asked of a device
+        with pytest.warns(UserWarning, match=like_a_rate) as warned:
+            optimizer.init(params)
+        assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match="a schedule up to 0.00099"):
+        make(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 200)).init(params)
+    with pytest.warns(UserWarning, match=like_a_rate):
+        optax.inject_hyperparams(make)(learning_rate=1e-3).init(params)
+
+
+@pytest.mark.parametrize("make", [memory_sgd, memory_adam])
+@pytest.mark.parametrize(
+    "factor",
+    [
+        *(0.1, 1, jnp.float32(0.5), 0.0),
+        optax.linear_schedule(0.0, 1.0, 1000),
+        optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 200),
+    ],
+)
+def test_a_factor_does_not_warn(make, factor):
+    make(factor).init(jnp.ones(2))
+    optax.inject_hyperparams(make)(learning_rate=factor).init(jnp.ones(2))
+
+
+@pytest.mark.parametrize("factor", [None, -1.0, np.nan, "1", np.ones(2), True, 1j])
+def test_what_is_no_factor_is_refused(factor):
+    with pytest.raises(ValueError, match="learning_rate must be a number of at least"):
+        memory_adam(factor)
+
+
+def test_arguments_stand_where_optax_has_them():
+    params = jnp.array([1.0, -2.0])
+    pairs: Any = [
+        (
+            memory_adam(1.0, 0.8, 0.95, 1e-6, 1e-7, jnp.float32, 0.1, None),
+            optax.adamw(1e-3, 0.8, 0.95, 1e-6, 1e-7, jnp.float32, 0.1, None),
+        ),
+        (memory_sgd(1.0, 0.8, True, jnp.float32), optax.sgd(1e-3, 0.8, True)),
+        (memory_sgd(1.0, None, clip_norm=9.0), optax.sgd(1e-3, None)),
+    ]
+    for ours, theirs in pairs:
+        updates, _ = ours.update(params / 9, ours.init(params), params)
+        expected, _ = theirs.update(params / 9, theirs.init(params), params)
+        np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+def test_momentum_may_be_of_another_dtype():
+    optimizer: Any = memory_sgd(accumulator_dtype=jnp.bfloat16)
+    exact: Any = memory_sgd()
+    params = jnp.ones(64)
+    states = [one.init(params) for one in (optimizer, exact)]
+    for gradient in gradients():
+        updates, states[0] = optimizer.update(gradient, states[0])
+        expected, states[1] = exact.update(gradient, states[1])
+        error = jnp.linalg.norm(updates - expected)
+        assert 0 < error < 0.01 * jnp.linalg.norm(expected)
+    assert states[0][0].base_state.trace.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("way", ["MultiSteps", "a plateau's scale"])
+def test_the_ways_that_work_where_links_behind_would_not(name, way):
+    """A link behind that holds an update back, or scales it, makes evidence false."""
+
+    def loss(x):
+        return jnp.sum((x - 0.3) ** 2)
+
+    params = jnp.full(3, 17.7)
+    if way == "MultiSteps":
+        optimizer: Any = optax.MultiSteps(MAKERS[name](), 2)
+    else:
+        optimizer = optax.inject_hyperparams(MAKERS[name])(learning_rate=1.0)
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=20)
+
+    @jax.jit
+    def step(params, state, watch):
+        value, grads = jax.value_and_grad(loss)(params)
+        if way != "MultiSteps":
+            _, watch = plateau.update(grads, watch, value=value)
+            factor = {"learning_rate": watch.scale}
+            state = state._replace(hyperparams=state.hyperparams | factor)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, watch
+
+    state, watch, rates = optimizer.init(params), plateau.init(params), []
+    for _ in range(300):
+        params, state, watch = step(params, state, watch)
+        rates.append(get_memory(state)["params"].rates[0])
+    assert loss(params) < 0.01
+    assert np.isfinite(rates).all()
+    assert 1e-4 < np.min(rates) <= np.max(rates) < 5  # far from their bounds

@@ -38,13 +38,6 @@ def test_the_readme_says_what_every_module_answers():
     assert {name for name in MODULES if f"metalr_optax/{name}.py)" in README} == MODULES
 
 
-def test_every_link_into_the_repository_leads_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    for link in links:
-        assert (pathlib.Path(__file__).parents[1] / link).exists(), link
-
-
 def test_the_versions_it_states_are_those_that_are_tested():
     root = pathlib.Path(__file__).parents[1]
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]

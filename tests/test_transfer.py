@@ -17,10 +17,12 @@ from metalr_optax import (
     Memory,
     get_memory,
     linspace_kernels,
+    match_labels,
     paper_adam,
     paper_sgd,
     scale_by_memory,
     set_memory,
+    summarize_memory,
 )
 
 PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
@@ -220,17 +222,40 @@ def test_a_bare_memory_is_not_a_mapping():
         set_memory(state, bare)
 
 
-def test_two_memories_under_one_label_are_not_guessed():
+def test_parts_of_a_layer_are_told_apart():
     optimizer = optax.partition(
-        {"w": paper_sgd(), "b": paper_sgd(), "c": optax.identity()},
+        {"w": paper_sgd(), "b": paper_adam(), "c": optax.identity()},
         {"a": {"w": "w", "b": "b"}, "c": "c"},
     )
-    state: Any = optimizer.init(PARAMS)
-    with pytest.raises(ValueError, match=r"\['a'\] are in several of its 2"):
-        get_memory(state)
-    with pytest.raises(ValueError, match="pass the part that is meant"):
-        set_memory(state, {})
-    assert list(get_memory(state.inner_states["w"])) == ["a"]
+    state: Any = learned(optimizer)
+    memory = get_memory(state)
+    assert list(memory) == ["b/a", "w/a"]
+    assert not np.array_equal(memory["b/a"].rates, memory["w/a"].rates)
+    chex.assert_trees_all_equal(memory["w/a"], get_memory(state.inner_states["w"])["a"])
+    assert {"rate_mean/b/a", "rate_mean/w/a"} <= set(summarize_memory(state))
+    fresh = set_memory(optimizer.init(PARAMS), memory)
+    chex.assert_trees_all_equal(get_memory(fresh), memory)
+    with pytest.raises(ValueError, match=r"missing \['b/a', 'w/a'\]"):
+        set_memory(state, {"a": memory["w/a"]})
+    # From a run whose layers were whole, and back.
+    whole = paper_sgd().init(PARAMS)
+    assert match_labels(get_memory(whole), state) == {"b/a": "a", "w/a": "a"}
+    parts = {label: one for label, one in memory.items() if label == "w/a"}
+    assert match_labels(parts, whole) == {"a": "w/a", "c": "w/a"}
+
+
+@pytest.mark.parametrize(
+    ("states", "labels"),
+    [
+        (lambda s: {"one": s, "two": s}, ["one/c", "two/c"]),
+        (lambda s: (s, {"x": s}), ["0/c", "1/x/c"]),
+        (lambda s: [{"x": (s, 1)}, {"x": (s, 2)}], ["0/c", "1/c"]),
+        (lambda s: {"x": {"m": s}, "y": {"n": s}, "z": 1}, ["x/m/c", "y/n/c"]),
+    ],
+)
+def test_states_of_one_label_are_told_apart_by_where_they_are(states, labels):
+    state = paper_sgd().init({"c": jnp.ones(2)})
+    assert list(get_memory(states(state))) == labels
 
 
 def test_states_without_a_memory_are_refused():

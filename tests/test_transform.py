@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-import equinox
+import equinox as eqx
 import flax.linen
 import flax.nnx
 import haiku
@@ -20,6 +20,8 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
+    memory_adam,
+    memory_sgd,
     paper_adam,
     paper_sgd,
     scale_by_memory,
@@ -71,8 +73,8 @@ def test_labels_of_haiku_keep_their_slashes():
 
 
 def test_labels_of_equinox():
-    net = equinox.nn.MLP(2, 1, width_size=3, depth=1, key=jax.random.key(0))
-    params = equinox.filter(net, equinox.is_inexact_array)
+    net = eqx.nn.MLP(2, 1, width_size=3, depth=1, key=jax.random.key(0))
+    params = eqx.filter(net, eqx.is_inexact_array)
     assert labels(params) == ["layers/0", "layers/1"]
 
 
@@ -88,7 +90,7 @@ def test_labels_of_plain_trees():
 
 
 def test_an_attribute_value_with_siblings_is_no_wrapper():
-    class Attention(equinox.Module):
+    class Attention(eqx.Module):
         query: jax.Array
         value: jax.Array
 
@@ -411,6 +413,8 @@ def test_bad_arguments_fail_at_construction(arguments, match):
         ({"a": jnp.zeros(2, jnp.int32)}, "floating point arrays, got int32 at a"),
         ({"a": jnp.zeros(2, bool)}, "floating point arrays, got bool at a"),
         (jnp.zeros(2, jnp.complex64), "got complex64 at the top"),
+        ({"a": {"f": jnp.tanh}}, r"got <.*tanh.* at a/f; .* eqx\.filter"),
+        ({"a": "text"}, "got 'text' at a"),
     ],
 )
 def test_parameters_that_are_not_real_floats_fail_at_init(params, match):
@@ -427,6 +431,37 @@ def test_labels_that_do_not_fit_fail_at_init():
 def test_a_label_that_is_no_string_fails_at_init():
     with pytest.raises(ValueError, match="labels of type str, got 1"):
         scale_by_memory(group_by=lambda path, leaf: leaf.ndim).init(jnp.zeros(2))
+
+
+def test_an_equinox_model_with_functions_in_it_is_refused_with_the_way_to_filter_it():
+    model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+    for make in (memory_sgd, memory_adam, paper_sgd, paper_adam):
+        with pytest.raises(ValueError, match=r"at activation; .* eqx\.filter\(model"):
+            make().init(model)
+    optimizer: Any = memory_adam(weight_decay=0.1)
+    state = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
+    grads = eqx.filter_grad(lambda model: jnp.sum(model(jnp.ones(2))))(model)
+    # As with optax.adamw, parameters may be the whole model.
+    optimizer.update(grads, state, model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [memory_adam, memory_sgd, paper_sgd, lambda: memory_sgd(nesterov=True)],
+)
+def test_updates_that_lack_a_leaf_or_have_another_shape_are_refused(make):
+    optimizer, params = make(), {"a": {"w": jnp.ones(2), "b": jnp.ones(3)}}
+    state = optimizer.init(params)
+    with pytest.raises(
+        ValueError, match=r"2 parameters .* got 1, \['a/b'\], and None "
+    ):
+        optimizer.update({"a": {"w": None, "b": jnp.ones(3)}}, state, params)
+    with pytest.raises(ValueError, match=r"None at \['a/w'\]; .* optax.set_to_zero"):
+        optimizer.update({"a": {"w": None, "b": jnp.ones(3)}}, state, params)
+    with pytest.raises(ValueError, match=r"got 3, \['a/b', 'a/c', 'a/w'\]"):
+        optimizer.update({"a": params["a"] | {"c": jnp.ones(1)}}, state, params)
+    with pytest.raises(ValueError, match=r"at a/w the shape .* \(2,\), got \(\)"):
+        optimizer.update({"a": {"w": jnp.ones(()), "b": jnp.ones(3)}}, state, params)
 
 
 def test_updates_of_another_model_are_refused():
@@ -447,7 +482,7 @@ def test_a_raw_gradient_of_another_shape_is_refused_and_none_is_no_gradient():
     optimizer = scale_by_memory()
     params = {"a": jnp.ones(2)}
     state = optimizer.init(params)
-    with pytest.raises(ValueError, match=r"got .* with \[\(\)\]"):
+    with pytest.raises(ValueError, match=r"there \{'a': \(2,\)\}, got \{'a': \(\)\}"):
         optimizer.update(params, state, grad={"a": jnp.ones(())})
     optimizer.update(params, state, grad=None)
 
