@@ -350,7 +350,7 @@ def test_momentum_may_be_of_another_dtype():
         updates, states[0] = optimizer.update(gradient, states[0])
         expected, states[1] = exact.update(gradient, states[1])
         error = jnp.linalg.norm(updates - expected)
-        assert 0 < error < 0.01 * jnp.linalg.norm(expected)
+        assert error <= 0.01 * jnp.linalg.norm(expected)
     assert states[0][0].base_state.trace.dtype == jnp.bfloat16
 
 
