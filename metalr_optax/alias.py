@@ -14,7 +14,6 @@ from metalr_optax.checks import (
     is_concrete,
     is_number,
     require,
-    warn_of_rate,
 )
 from metalr_optax.groups import GroupBy, Stacked
 from metalr_optax.kernels import linspace_kernels
@@ -284,16 +283,8 @@ def _ready(
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
     factor, kernels = settings.factor, settings.kernels
-    check_factor(factor)
     if kernels is None and not isinstance(settings.initial, Memory | Mapping):
         kernels = _KERNELS
     link = scale_base(base, settings._replace(kernels=kernels, decay=decay))
     chain = optax.chain(link, optax.scale_by_learning_rate(factor))
-    skipping = skip_not_finite(chain)
-
-    def init(params: optax.Params) -> optax.OptState:
-        if callable(factor) or isinstance(factor, jax.Array):
-            warn_of_rate(factor, stacklevel=3)
-        return skipping.init(params)
-
-    return skipping._replace(init=init)
+    return check_factor(factor, skip_not_finite(chain))

@@ -65,22 +65,33 @@ def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
     require(fits, name, f"be an integer of at least {smallest}{hint}", value)
 
 
-def check_factor(factor: Any) -> None:
-    """Raise ValueError unless factor can be one on rates; traced ones pass.
+def check_factor(
+    factor: Any, optimizer: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer whose `init` warns if its factor is more like a rate.
 
-    Warn if a number of Python or NumPy is more like a rate. What is an array of JAX is
-    looked at later: an optimizer is built without a device.
+    A number of Python or NumPy is looked at now; an array of JAX and a schedule later,
+    because an optimizer is built without a device. What is traced is not known.
+
+    Raises:
+      ValueError: a factor that can be none on rates.
     """
     allowed = "be a number of at least 0, or a schedule from a count to one"
     fits = callable(factor) or is_number(factor) or not is_concrete(factor)
     require(fits, "learning_rate", allowed, factor)
-    if callable(factor) or isinstance(factor, jax.Array):
-        return
-    require(0 <= factor < np.inf, "learning_rate", allowed, factor)
-    warn_of_rate(factor, stacklevel=5)
+    if is_concrete(factor) and not (callable(factor) or isinstance(factor, jax.Array)):
+        require(0 <= factor < np.inf, "learning_rate", allowed, factor)
+        _warn_of_rate(factor, stacklevel=5)
+        return optimizer
+
+    def init(params: optax.Params) -> optax.OptState:
+        _warn_of_rate(factor, stacklevel=3)
+        return optimizer.init(params)
+
+    return optimizer._replace(init=init)
 
 
-def warn_of_rate(factor: Any, stacklevel: int) -> None:
+def _warn_of_rate(factor: Any, stacklevel: int) -> None:
     """Warn if the largest value of a factor, a number or a schedule, is like a rate."""
     counts = list(_COUNTS) if callable(factor) else []
     first = factor(counts[0]) if counts else factor

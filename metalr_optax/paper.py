@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax import bases
+from metalr_optax.checks import check_factor
 from metalr_optax.groups import GroupBy
 from metalr_optax.kernels import covered
 from metalr_optax.memory import Kernels
@@ -154,4 +155,5 @@ def _clipped(
         return jnp.where(jnp.isinf(gradient), gradient, clipped)
 
     first = optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
-    return optax.chain(first, scale, optax.scale_by_learning_rate(learning_rate))
+    descend = optax.scale_by_learning_rate(learning_rate)
+    return check_factor(learning_rate, optax.chain(first, scale, descend))

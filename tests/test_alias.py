@@ -18,6 +18,8 @@ from metalr_optax import (
     logspace_kernels,
     memory_adam,
     memory_sgd,
+    paper_adam,
+    paper_sgd,
     raw_product,
     scale_by_memory,
     set_memory,
@@ -282,7 +284,10 @@ def test_a_learned_memory_may_be_above_the_largest_start():
     assert get_memory(state)["params"].rates[0] == 0.5
 
 
-@pytest.mark.parametrize("make", [memory_sgd, memory_adam])
+EVERY = [memory_sgd, memory_adam, paper_sgd, paper_adam]
+
+
+@pytest.mark.parametrize("make", EVERY)
 def test_a_rate_in_place_of_the_factor_warns(make):
     """At the line that wrote it: when it is built, or when it is initialised."""
     params, like_a_rate = jnp.ones(2), r"start from is initial=0\.001"
@@ -305,7 +310,7 @@ def test_a_rate_in_place_of_the_factor_warns(make):
         optax.inject_hyperparams(make)(learning_rate=1e-3).init(params)
 
 
-@pytest.mark.parametrize("make", [memory_sgd, memory_adam])
+@pytest.mark.parametrize("make", EVERY)
 @pytest.mark.parametrize(
     "factor",
     [

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from metalr_optax import get_memory, memory_adam, memory_sgd, summarize_memory
+from metalr_optax import (
+    agreement_steps,
+    get_memory,
+    memory_adam,
+    memory_sgd,
+    raw_product,
+    scale_by_memory,
+    summarize_memory,
+)
 from metalr_optax.skip import safe_norm
 
 MAKERS = {"memory_sgd": memory_sgd, "memory_adam": memory_adam}
@@ -73,6 +81,54 @@ def test_a_finite_gradient_is_not_skipped_and_does_not_end_a_run(name, outlier):
     params, state = train(optimizer, params, 20 * [tree(jnp.ones(3))], state)
     chex.assert_tree_all_finite((params, state[0].base_state))
     assert get_memory(state)["a"].rates > 1.1 * before
+
+
+@pytest.mark.parametrize("signal", [None, raw_product])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38, 1e-45, 0.0])
+def test_a_memory_in_a_chain_learns_on(value, signal):
+    rule = None if signal is None else agreement_steps()
+    link = scale_by_memory(1e-3, memory_optimizer=rule, signal=signal)
+    optimizer = optax.chain(link, optax.scale(-1.0))
+    params, grads = tree(jnp.ones(3)), gradients(8)
+    bad = jax.tree.map(lambda g: jnp.full_like(g, value), grads[0])
+    _, state = train(optimizer, params, [*grads, bad, bad])
+    before = get_memory(state)["a"].rates.max()
+    _, state = train(optimizer, params, 20 * [tree(jnp.ones(3))], state)
+    assert get_memory(state)["a"].rates.max() > 1.1 * before
+
+
+def test_two_outliers_in_a_row_are_still_outliers():
+    """Adam's second moment is filled by no more than ten times the largest norm."""
+    optimizer: Any = memory_adam()
+    params, grads = tree(jnp.ones(3)), gradients(8)
+    _, state = train(optimizer, params, grads)
+    norm = max(float(optax.tree.norm(one)) for one in grads)
+    huge = jax.tree.map(lambda g: 1e6 * g, grads[0])
+    _, state = train(optimizer, params, [huge, huge], state)
+    filled = optax.tree.norm(jax.tree.map(jnp.sqrt, state[0].base_state.nu))
+    assert filled < np.sqrt(0.01) * (10 + 20 + 1) * norm
+    # What is as large for longer is no outlier: the limit has grown with it.
+    _, state = train(optimizer, params, 30 * [huge], state)
+    filled = optax.tree.norm(jax.tree.map(jnp.sqrt, state[0].base_state.nu))
+    assert filled > 0.1 * optax.tree.norm(huge)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_loss_scale_that_doubles_and_halves_leaves_rates_as_they_were(name):
+    """Divided out as before any optimizer; what overflowed is a skipped step."""
+    optimizer: Any = MAKERS[name]()
+    params = jax.tree.map(jnp.float16, tree(jnp.ones(3)))
+    scales = [2.0**10, 2.0**11, 2.0**12, 2.0**20, 2.0**11, 2.0**10, 2.0**11, 2.0**12]
+    plain, scaled = [], []
+    for scale, grads in zip(scales, gradients(8), strict=True):
+        halves = jax.tree.map(lambda g: g.astype(jnp.float16), grads)
+        scaled.append(jax.tree.map(lambda g, s=scale: g * s / s, halves))
+        if scale < 2.0**16:
+            plain.append(halves)
+    _, expected = train(optimizer, params, plain)
+    _, found = train(optimizer, params, scaled)
+    chex.assert_trees_all_equal(get_memory(found), get_memory(expected))
+    assert summarize_memory(found)["skipped/a"] == 1
 
 
 def test_small_dtypes_are_measured_in_a_wide_one():

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from metalr_optax import (
+    Memory,
     adapt_memory,
     get_kernel_inputs,
     get_memory,
@@ -126,6 +127,20 @@ def test_memories_of_stacked_layers_go_on(tmp_path):
     )
     assert list(get_memory(stacked)) == NAMES
     assert get_memory(stacked)["blocks/1"].rates.shape == (2, 1)
+
+
+def test_kernels_of_stacked_layers_may_differ():
+    """As after a transfer that brings kernels of its own for every layer."""
+    memory = {
+        name: Memory(linspace_kernels(bound, 3), np.array([1e-3, 2e-3, 3e-3]))
+        for name, bound in zip(NAMES, (0.5, 1.0, 2.0, 4.0), strict=True)
+    }
+    renamed = {name.replace("blocks/", "layer"): one for name, one in memory.items()}
+    grads = list(gradients(4))
+    stacked = scale_by_memory(memory, stacked=in_blocks)
+    params, _ = train(stacked, PARAMS, grads)
+    expected, _ = train(scale_by_memory(renamed), apart(PARAMS), map(apart, grads))
+    chex.assert_trees_all_close(apart(params), expected, rtol=1e-6)
 
 
 def test_a_network_scanned_over_its_blocks():
