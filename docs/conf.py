@@ -24,6 +24,7 @@ exclude_patterns = ["_build", "jupyter_execute"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"
+nb_merge_streams = True
 
 autodoc_typehints = "none"  # what an argument may be is said in words
 maximum_signature_line_length = 80
@@ -35,6 +36,7 @@ nitpick_ignore_regex = [("py:.*", r"(ArrayTree|(jax|matplotlib|numpy|optax)\..*)
 
 html_theme = "furo"
 html_title = "metalr_optax"
+pygments_dark_style = "github-dark"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 copybutton_prompt_text = r">>> |\.\.\. "
@@ -69,6 +71,8 @@ def read_page(app, docname, content):
         app.env.note_dependency(source)
         _, contents, rest = text.partition("\n```{toctree}")
         text = source.read_text() + contents + rest
+    # The empty line that ends the output of a doctest.
+    text = text.replace("\n\n```\n", "\n```\n")
 
     def move(match):
         link, anchor = match.groups()
