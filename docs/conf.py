@@ -16,6 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build", "jupyter_execute"]
@@ -28,11 +29,12 @@ nb_merge_streams = True
 
 autodoc_typehints = "none"  # what an argument may be is said in words
 maximum_signature_line_length = 80
+napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 nitpicky = True  # a name that leads nowhere is an error
 # The sites of other libraries would have to be online while this one is built.
-nitpick_ignore_regex = [("py:.*", r"(ArrayTree|(jax|matplotlib|numpy|optax)\..*)")]
+nitpick_ignore_regex = [("py:.*", r"(jax|matplotlib|numpy|optax)\..*")]
 
 html_theme = "furo"
 html_title = "metalr_optax"
