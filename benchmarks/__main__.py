@@ -174,6 +174,9 @@ def _add_suite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines", action="store_true", help="tune those of --long: hours"
     )
+    parser.add_argument(
+        "--costs", action="store_true", help="only time an update of each of --long"
+    )
 
 
 def say(text: str) -> None:
@@ -251,6 +254,8 @@ def run_long(arguments: argparse.Namespace) -> None:
     names = choose_tasks(arguments, LONG)
     if arguments.baselines:
         long.run_baselines(arguments.out, names, say)
+    elif arguments.costs:
+        long.measure(arguments.out, names, say)
     else:
         long.run(arguments.out, names, arguments.seeds, say)
         runs = long_runs.load_beside(page.RESULTS, arguments.out)
@@ -259,7 +264,7 @@ def run_long(arguments: argparse.Namespace) -> None:
 
 def run_suite(arguments: argparse.Namespace) -> None:
     """Run the suite; print a table per task."""
-    if arguments.long or arguments.baselines:
+    if arguments.long or arguments.baselines or arguments.costs:
         run_long(arguments)
         return
     out, names = arguments.out, choose_tasks(arguments, SUITE)

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks.experiments import long, search
+from benchmarks.harness.costs import Cost
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     TUNING_SEED,
@@ -481,3 +482,20 @@ def test_variants_stand_over_the_default(tmp_path):
     assert table["gain 1"] == [*[nothing] * 4, "0.5, 1.25", "1, 5"]
     assert table["the default"] == [*[nothing] * 4, "1, 1", "2, 4"]
     assert table["gain 4"] == [f"{MISSING}, {MISSING}"] * 6
+
+
+def test_costs_are_beside_those_of_adam():
+    costs = [
+        Cost("a, long", "adam", 2.0, 8.0),
+        Cost("a, long", "memory_adam", 3.0, 8.5),
+        Cost("b", "adam", 1.0, 8.0),
+        Cost("b", "memory_adam", 1.0, 9.5),
+    ]
+    lines = long_runs.format_costs(costs).splitlines()
+    assert lines[0] == "| task | Adam, ms | memory_adam |"
+    assert lines[2:] == [
+        "| a | 2 | 1.50 |",
+        "| b | 1 | 1.00 |",
+        "| *median* | | 1.25 |",
+        "| *bytes of state a parameter* | 8.0 | 9.0 |",
+    ]

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks.harness import costs
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     TUNING_SEED,
@@ -181,6 +182,21 @@ def _decay_weights(problem: Problem, setting: dict[str, float], store: Store) ->
     adamw = Method("adamw", lambda rate: optax.adamw(rate, weight_decay=1e-2), {}, {})
     jobs = [(setting, seed) for seed in range(SEEDS)]
     Trainer(problem, adamw, store, 1).run(jobs)
+
+
+def measure(
+    out: pathlib.Path, names: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Time an update of every task with every method: minutes, alone on the machine."""
+    measured = []
+    for name in names:
+        problem = LONG[name]()
+        methods = [*tuned_methods(problem), *fixed_methods(problem)]
+        methods += our_methods(problem)
+        plain = [one for one in methods if "decay" not in one.name]
+        measured += costs.measure_costs(problem, plain)
+        say(f"{name}: timed")
+    costs.write_costs(measured, out / f"{STEM}_cost.csv")
 
 
 def run(

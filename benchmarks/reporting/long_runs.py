@@ -9,6 +9,7 @@ import matplotlib.ticker
 import numpy as np
 
 from benchmarks.experiments import layer_rates, long, search
+from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import (
     TUNING_SEED,
     Runs,
@@ -197,6 +198,29 @@ def find_ratios(
         floor = solved.get(name, np.finfo(float).tiny)
         ratios[name] = max(one, floor) / max(other, floor) if one < np.inf else np.inf
     return ratios
+
+
+def format_costs(costs: Sequence[Cost]) -> str:
+    """Return a table of what an update takes beside Adam's, and what a state keeps."""
+    names = list(dict.fromkeys(one.method for one in costs))
+    lines = [
+        "| task | Adam, ms | " + " | ".join(names[1:]) + " |",
+        "|---|---|" + "---|" * len(names[1:]),
+    ]
+    ratios: dict[str, list[float]] = {name: [] for name in names[1:]}
+    for task in dict.fromkeys(one.problem for one in costs):
+        took = {one.method: one for one in costs if one.problem == task}
+        first = took[names[0]].milliseconds
+        for name in names[1:]:
+            ratios[name].append(took[name].milliseconds / first)
+        cells = [f"{first:.3g}", *(f"{ratios[name][-1]:.2f}" for name in names[1:])]
+        lines.append(f"| {_short(task)} | " + " | ".join(cells) + " |")
+    medians = [f"{float(np.median(one)):.2f}" for one in ratios.values()]
+    lines.append("| *median* | | " + " | ".join(medians) + " |")
+    states = ([one.state_bytes for one in costs if one.method == n] for n in names)
+    sizes = [f"{float(np.median(one)):.1f}" for one in states]
+    lines.append("| *bytes of state a parameter* | " + " | ".join(sizes) + " |")
+    return "\n".join(lines)
 
 
 def format_starts(runs: Runs) -> str:

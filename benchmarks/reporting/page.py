@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.experiments import (
     layer_rates,
+    long,
     noise_floor,
     sampling,
     sequence,
@@ -106,6 +107,7 @@ def _fill_long() -> str:
         decayed=long_runs.format_ends(runs, long_runs.DECAYED),
         solved=solved,
         starts=long_runs.format_starts(runs),
+        costs=long_runs.format_costs(read_costs(RESULTS / f"{long.STEM}_cost.csv")),
         search=long_runs.format_search(RESULTS),
         lowest=long_runs.say_lowest(layer_rates.read_rows(RESULTS)),
         sentences=long_runs.say_all(runs),
