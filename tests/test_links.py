@@ -16,8 +16,9 @@ PAGES = [
         for folder in ("metalr_optax", "benchmarks", "notebooks", "docs")
         for kind in ("*.md", "*.ipynb", "*.py")
         for page in (ROOT / folder).rglob(kind)
-        # The parts of a page link from where the page is.
+        # The parts of a page link from where the page is. Notebooks in docs are copies.
         if page.parent.name not in ("prose", "_build")
+        and (folder, page.suffix) != ("docs", ".ipynb")
     ),
 ]
 

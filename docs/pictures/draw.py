@@ -1,0 +1,84 @@
+"""Draw the pictures of `how_it_works.md`: `python docs/pictures/draw.py`."""
+
+import pathlib
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from metalr_optax import linspace_kernels
+from metalr_optax.memory import read
+
+BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
+# The same file on every run, with letters as letters.
+plt.rcParams |= {"svg.hashsalt": "metalr_optax", "svg.fonttype": "none"}
+plt.rcParams |= {"font.family": "sans-serif", "font.size": 11}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
+
+
+def draw_signs():
+    """Two steps on a parabola: one too short, one too far."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+    x = np.linspace(-1.25, 1.25, 100)
+    cases = (
+        (axes[0], 0.3, BLUE, "same sign: the rate was too small"),
+        (axes[1], 1.65, ORANGE, "the sign flipped: the rate was too large"),
+    )
+    for ax, rate, color, title in cases:
+        ends = np.array([-1.0, -1.0 + rate])
+        ax.plot(x, x**2, color=GREY)
+        ax.plot(ends, ends**2, "o", color=color)
+        arrow = {"arrowstyle": "-|>", "color": color, "shrinkA": 5, "shrinkB": 5}
+        bend = {"connectionstyle": "arc3,rad=-0.25"}
+        ax.annotate(
+            "", (ends[1], ends[1] ** 2), (ends[0], 1.0), arrowprops=arrow | bend
+        )
+        for end in ends:
+            slope = 2 * end
+            near = end + np.array([-0.22, 0.22])
+            ax.plot(near, end**2 + slope * (near - end), color="black", linewidth=1)
+            ax.annotate(
+                "gradient < 0" if end < 0 else "gradient > 0",
+                (end, end**2),
+                textcoords="offset points",
+                xytext=(12 if end < 0 else -12, -8),
+                ha="left" if end < 0 else "right",
+                va="center",
+            )
+        ax.set(title=title, xlabel="weight", ylabel="loss", xticks=[], yticks=[])
+    _save(figure, "signs")
+
+
+def draw_landscape():
+    """Five local models, and the rate that a gradient reads from them."""
+    kernels = linspace_kernels(2.0, 5)
+    rates = np.array([0.8, 0.55, 0.2, 0.45, 0.7])
+    z = np.linspace(-2.6, 2.6, 105)
+    figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    for center, width, rate in zip(*kernels, rates, strict=True):
+        bump = np.exp(-0.5 * ((z - center) / width) ** 2)
+        ax.fill_between(z, rate * bump, color=BLUE, alpha=0.15, linewidth=0)
+        ax.plot(center, rate, "o", color=BLUE)
+    landscape = np.asarray(read(kernels, rates, z))
+    ax.plot(z, landscape, color=ORANGE)
+    gradient = 1.4
+    rate = float(np.interp(gradient, z, landscape))
+    ax.plot([gradient, gradient, z[0]], [0, rate, rate], "--", color="black", lw=1)
+    ax.annotate("the rate that it reads", (-1.0, rate), xytext=(-0.9, rate + 0.05))
+    ax.annotate("a gradient", (gradient, 0.0), xytext=(gradient + 0.06, 0.03))
+    ax.annotate(
+        "local models: kernel and rate", (-0.0, 0.2), xytext=(0, 0.04), ha="center"
+    )
+    ax.set(xlabel="gradient", ylabel="learning rate", xlim=(z[0], z[-1]), yticks=[])
+    ax.set_ylim(0, 1)
+    _save(figure, "landscape")
+
+
+def _save(figure, name):
+    path = pathlib.Path(__file__).with_name(f"{name}.svg")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw_signs()
+    draw_landscape()
