@@ -378,13 +378,14 @@ def test_the_ways_that_work_where_links_behind_would_not(name, way):
     def step(params, state, watch):
         value, grads = jax.value_and_grad(loss)(params)
         if way != "MultiSteps":
-            _, watch = plateau.update(grads, watch, value=value)
-            factor = {"learning_rate": watch.scale}
+            found: Any = plateau.update(grads, watch, value=value)[1]
+            watch, factor = found, {"learning_rate": found.scale}
             state = state._replace(hyperparams=state.hyperparams | factor)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, watch
 
-    state, watch, rates = optimizer.init(params), plateau.init(params), []
+    state, watch = optimizer.init(params), plateau.init(params)
+    rates = []
     for _ in range(300):
         params, state, watch = step(params, state, watch)
         rates.append(get_memory(state)["params"].rates[0])

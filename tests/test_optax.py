@@ -161,7 +161,7 @@ def test_injected_arguments_change_nothing(name):
         # Compiled in one piece or in many: another rounding.
         chex.assert_trees_all_close(updates, expected, rtol=1e-2 if static else 1e-3)
     if "learning_rate" not in row.arguments:  # the count of a schedule is elsewhere
-        inner = jax.tree.leaves(state_injected.inner_state)
+        inner = jax.tree.leaves(optax.tree.get(state_injected, "inner_state"))
         for one, other in zip(jax.tree.leaves(state), inner, strict=True):
             pair = np.float32(one), np.float32(other)
             np.testing.assert_allclose(*pair, rtol=1e-2 if static else 1e-3, atol=1e-6)
@@ -182,8 +182,8 @@ def test_a_schedule_is_a_factor_at_the_count_of_its_step(name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
 def test_a_state_has_the_dtype_that_was_asked_for(dtype):
     params = jnp.zeros(2)
-    adam = metalr_optax.memory_adam(mu_dtype=dtype).init(params)
-    sgd = metalr_optax.memory_sgd(accumulator_dtype=dtype).init(params)
+    adam: Any = metalr_optax.memory_adam(mu_dtype=dtype).init(params)
+    sgd: Any = metalr_optax.memory_sgd(accumulator_dtype=dtype).init(params)
     assert adam[0].base_state.mu.dtype == jnp.dtype(dtype or "float32")
     assert adam[0].base_state.nu.dtype == jnp.float32
     assert sgd[0].base_state.trace.dtype == jnp.dtype(dtype or "float32")

@@ -161,7 +161,8 @@ def test_a_network_scanned_over_its_blocks():
             x, _ = blocks(name="blocks")(x, None)
             return nn.Dense(1)(x)
 
-    net, x = Net(), jnp.ones((2, 4))
+    net: Any = Net()
+    x = jnp.ones((2, 4))
     params = net.init(jax.random.key(0), x)
     optimizer = memory_sgd(stacked=in_blocks)
     grads = jax.grad(lambda params: jnp.sum(net.apply(params, x) ** 2))(params)

@@ -434,7 +434,7 @@ def test_a_label_that_is_no_string_fails_at_init():
 
 
 def test_an_equinox_model_with_functions_in_it_is_refused_with_the_way_to_filter_it():
-    model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
+    model: Any = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))
     for make in (memory_sgd, memory_adam, paper_sgd, paper_adam):
         with pytest.raises(ValueError, match=r"at activation; .* eqx\.filter\(model"):
             make().init(model)
