@@ -22,6 +22,7 @@ from benchmarks.experiments import (
     transfer,
 )
 from benchmarks.harness import costs, sweep
+from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.problems.digits import load_digits
@@ -229,10 +230,11 @@ def find_targets(arguments: argparse.Namespace) -> None:
     known = {problem.name for _, problem in problems}
     problems += [(suite.STEM, SUITE[name]()) for name in SUITE if name not in known]
     problems += [(transfer.STEM, one.large) for one in transfer.load_growths()]
+    tell = counted(say, len(problems))
     for stem, problem in problems:
         store = Store(arguments.out / f"{stem}.csv")
         target, source = sweep.baseline_target(problem, store)
-        say(
+        tell(
             f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
             f"committed: {committed.get(problem.name, np.nan):.4g}"
         )
@@ -335,7 +337,7 @@ def run_mnist(arguments: argparse.Namespace) -> None:
         f"{len(sequence.TASKS)} tasks, {arguments.seeds} seeds, {arguments.horizon} "
         f"updates of {arguments.batch_size} images each; the first runs compile"
     )
-    runs, tell = [], make_clock()
+    runs, tell = [], counted(make_clock(), sequence.RUNS)
     for run in sequence.run_all(
         digits, arguments.seeds, arguments.horizon, arguments.batch_size
     ):
@@ -362,11 +364,13 @@ def run_speed(arguments: argparse.Namespace) -> None:
         "% step: share of a training step; state and temp: bytes per parameter.\n\n"
         f"{library_tables.SPEED_HEADER}"
     )
-    measurements = []
-    for case in speed.make_cases(arguments.sizes):
+    measurements, cases = [], list(speed.make_cases(arguments.sizes))
+    tell = counted(say, len(cases))
+    for case in cases:
         for one in speed.run_case(case):
             measurements.append(one)
             say(library_tables.format_timing(one))
+        tell("")
     rows, picture = arguments.out / "speed.csv", arguments.out / "speed.png"
     speed.write_rows(measurements, rows)
     library_figures.draw_speed(measurements, picture)

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.experiments import layer_rates, transfer
 from benchmarks.experiments.paper import EXPERIMENTS
 from benchmarks.experiments.speed import Measurement
-from benchmarks.harness import sweep
+from benchmarks.harness import progress, sweep
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import TUNING_SEED, Key, Store, write_setting
 from benchmarks.methods import METHODS, OURS, VARIANTS, sample_settings
@@ -268,3 +268,16 @@ def test_rates_of_layers_are_followed_and_drawn(tmp_path):
     some = [layer_rates.Row("a, long", "x", at, rate) for at, rate in ((1, 4), (2, 1))]
     others = [layer_rates.Row("b", "y", at, rate) for at, rate in ((1, 2), (2, 8))]
     assert long_runs.say_lowest([*some, *others]) == "a 0.25, b 1"
+
+
+def test_it_says_how_much_is_done_and_how_long_the_rest_takes(monkeypatch):
+    clock, said = iter([0.0, 10.0, 300.0, 400.0]), []
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    tell = progress.counted(said.append, 3)
+    for name in "abc":
+        tell(name)
+    assert said == [
+        "a (1 of 3; about 20 s left)",
+        "b (2 of 3; about 2 min left)",
+        "c (3 of 3; about 0 s left)",
+    ]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.harness.progress import counted
 from benchmarks.harness.runner import make_update
 from benchmarks.harness.store import write_csv
 from benchmarks.problems.long_tasks import LONG
@@ -60,10 +61,10 @@ def follow(problem: Problem, points: int = _POINTS) -> list[Row]:
 def run(out: pathlib.Path, say: Callable[[str], None]) -> list[Row]:
     """Write `layer_rates.csv`; return its rows."""
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, tell = [], counted(say, len(TASKS))
     for task in TASKS:
         rows += follow(LONG[task]())
-        say(f"{task}: done")
+        tell(f"{task}: done")
     write_csv(out / f"{STEM}.csv", Row._fields, rows)
     return rows
 

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from benchmarks.harness import costs
+from benchmarks.harness.progress import counted
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     TUNING_SEED,
@@ -188,14 +189,14 @@ def measure(
     out: pathlib.Path, names: Sequence[str], say: Callable[[str], None]
 ) -> None:
     """Time an update of every task with every method: minutes, alone on the machine."""
-    measured = []
+    measured, tell = [], counted(say, len(names))
     for name in names:
         problem = LONG[name]()
         methods = [*tuned_methods(problem), *fixed_methods(problem)]
         methods += our_methods(problem)
         plain = [one for one in methods if "decay" not in one.name]
         measured += costs.measure_costs(problem, plain)
-        say(f"{name}: timed")
+        tell(f"{name}: timed")
     costs.write_costs(measured, out / f"{STEM}_cost.csv")
 
 
@@ -209,9 +210,9 @@ def run(
     """Run ours from every base rate, and what runs as it comes."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
+    tell = counted(say, len(names))
     for name in names:
         problem = LONG[name]()
-        begin = time.perf_counter()
         pairs = []
         for method in our_methods(problem):
             starts = rates or (ALL_RATES if method.name == "memory_adam" else RATES)
@@ -222,7 +223,7 @@ def run(
             for method in fixed_methods(problem)
         ]
         run_methods(problem, store, pairs, 1)
-        say(f"{name}: all runs are done, in {time.perf_counter() - begin:.0f} s")
+        tell(f"{name}: all runs are done")
 
 
 def best_curves(runs: Runs, problem: Problem, method: Method) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from benchmarks.harness.costs import measure_costs, read_costs, write_costs
+from benchmarks.harness.progress import counted
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import run_sweep
@@ -69,8 +70,9 @@ def run(
     store = Store(out / f"{experiment.stem}.csv")
     if store.runs:
         say(f"{len(store.runs)} runs are done: going on from there")
+    tell = counted(say, len(problems) * len(methods))
     for problem in problems:
-        run_sweep(problem, store, methods, seeds, trials, say)
+        run_sweep(problem, store, methods, seeds, trials, tell)
     say("timing all methods")
     path = cost_path(experiment, out)
     known = read_costs(path) if path.exists() else []

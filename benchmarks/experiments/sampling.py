@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import run_methods
 from benchmarks.methods import Method
@@ -54,6 +55,7 @@ def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
     """Run what is missing in `sampling.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
+    tell = counted(say, len(PROBLEMS))
     for name, load in PROBLEMS.items():
         problem = load()
         pairs = [
@@ -62,4 +64,4 @@ def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
             for method in contrast
         ]
         run_methods(problem, store, pairs, min(seeds, 5))
-        say(f"{name}: all runs are done")
+        tell(f"{name}: all runs are done")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import optax
 
+from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import run_methods
 from benchmarks.methods import Method
@@ -84,8 +85,9 @@ def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
     """Run what is missing in `search.csv`."""
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
+    tell = counted(say, len(TASKS))
     for task, load in TASKS.items():
         jobs = [({"rate": rate}, seed) for rate in RATES for seed in range(seeds)]
         pairs = [(method_of(name), jobs) for name in VARIANTS]
         run_methods(load(), store, pairs, 1)
-        say(f"{task}: all runs are done")
+        tell(f"{task}: all runs are done")

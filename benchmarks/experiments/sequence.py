@@ -27,6 +27,8 @@ from metalr_optax import Memory
 
 TASKS = ((1, 2), (1, 3), (1, 4))
 META_RATES = (0.1, 0.01, 0.001)
+# SGD and Adam on each task; new and reloaded memories, three controls, one model.
+RUNS = 2 * len(TASKS) + len(META_RATES) * (2 * len(TASKS) - 1 + 3 + 2)
 BASE_RATE = 1e-3
 COLUMNS = (
     "task",

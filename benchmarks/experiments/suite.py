@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from benchmarks.harness.costs import measure_costs, write_costs
+from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import Trainer, in_threads, run_sweep
 from benchmarks.methods import BASELINES, LABELS, METHODS, OURS, VARIANTS, Variant
@@ -29,7 +30,7 @@ def run(
         for name in PEERS
     ]
     untuned = (*OURS, *VARIANTS, *peers)
-    costs = []
+    costs, tell = [], counted(say, len(names))
     for name in names:
         problem = SUITE[name]()
         run_sweep(problem, store, tuned, seeds, trials, say)
@@ -41,5 +42,5 @@ def run(
 
         in_threads(run_one, untuned, store)
         costs += measure_costs(problem, [*tuned, *(one.method for one in untuned)])
-        say(f"{name}: all base rates are done")
+        tell(f"{name}: all base rates are done")
     write_costs(costs, out / f"{STEM}_cost.csv")

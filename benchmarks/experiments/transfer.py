@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import Trainer, averaged, in_threads, run_sweep
 from benchmarks.methods import BASELINES, METHODS, OURS, VARIANTS, Variant
@@ -52,14 +53,16 @@ def run(out: pathlib.Path, seeds: int, trials: int, say: Callable[[str], None]) 
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / f"{STEM}.csv")
     tuned = [METHODS[name] for name in BASELINES]
-    for growth in load_growths():
+    growths = load_growths()
+    tell = counted(say, len(growths))
+    for growth in growths:
         run_sweep(growth.large, store, tuned, seeds, trials, say)
 
         def run_one(one: Variant, growth: Growth = growth) -> None:
             _run_starts(growth, one, store, seeds)
 
         in_threads(run_one, LEARNERS, store)
-        say(f"{growth.large.name}: all starts are done")
+        tell(f"{growth.large.name}: all starts are done")
 
 
 def _run_starts(growth: Growth, one: Variant, store: Store, seeds: int) -> None:
