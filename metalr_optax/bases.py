@@ -177,7 +177,9 @@ def adam(
     def current(state: Any) -> optax.Updates | None:
         if mu_dtype is not None:
             return None  # it is of what was not yet rounded
-        first, second = 1 - b1**state.count, 1 - b2**state.count
+        # Before the first update both moments are 0, whatever they are divided by.
+        steps = jnp.maximum(state.count, 1)
+        first, second = 1 - b1**steps, 1 - b2**steps
 
         def one(mu: jax.Array, nu: jax.Array) -> jax.Array:
             root = jnp.sqrt(nu / second.astype(nu.dtype) + eps_root)

@@ -436,12 +436,16 @@ def _update(link, updates, state, params=None, **extra_args):
     ]
     evidence = _gather(labels, sizes, said, table.rates)
     table, rule_state = _correct(link.settings, state, table, evidence)
+    rates = table.rates
+    if norm is not None:
+        rates = jnp.where(jnp.isfinite(norm), rates, 0)
     leaves = [
-        _by_row(link, link.scaled_by, row)(one, _row(table.rates, row), d)
+        _by_row(link, link.scaled_by, row)(one, _row(rates, row), d)
         for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
     ]
     table = _diagnose(link.settings, table, evidence, norm)
-    scaled = _finish(link.settings, table, rows, leaves, direction, updates, params)
+    means = mean_rate(rates, table.evidence_weight)
+    scaled = _finish(link.settings, means, rows, leaves, direction, updates, params)
     tables = {name: pack(table)}
     return scaled, ScaleByMemoryState(state.rows, tables, rule_state, base_state)
 
@@ -484,16 +488,19 @@ def _keep(
     new: Any,
     state: ScaleByMemoryState,
 ) -> tuple[optax.Updates, Any]:
-    """Return a direction and the state of its base, as before if a norm is not finite.
+    """Return a finite direction and a base's state, as before if a norm is not finite.
 
     Where the direction follows from that state it is taken from what is kept: XLA would
     copy a donated state that it needs both as it was and as it will be.
     """
+    usable = jnp.isfinite(norm)
     kept = jax.tree.map(
-        lambda one, old: jnp.where(jnp.isfinite(norm), one, old), new, state.base_state
+        lambda one, old: jnp.where(usable, one, old), new, state.base_state
     )
     current = base.current(kept)
-    return direction if current is None else current, kept
+    if current is not None:
+        return current, kept
+    return jax.tree.map(lambda d: jnp.where(usable, d, 0), direction), kept
 
 
 def _clip_scale(
@@ -602,7 +609,7 @@ def _diagnose(
 
 def _finish(
     settings: Settings,
-    table: Table,
+    means: jax.Array,
     rows: Sequence[jax.Array],
     scaled: Sequence[jax.Array],
     direction: optax.Updates,
@@ -612,7 +619,6 @@ def _finish(
     """Return scaled directions, with what decays, in the dtypes of the updates."""
     leaves = list(scaled)
     if settings.decay is not None:
-        means = mean_rate(table.rates, table.evidence_weight)
         zeros = jax.tree.map(jnp.zeros_like, direction)
         decayed, _ = settings.decay.update(zeros, settings.decay.init(zeros), params)
         leaves = [
