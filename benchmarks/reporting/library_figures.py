@@ -292,9 +292,9 @@ def _draw_kernels(axes, single: list[Measurement]) -> None:
             [points[num] for num in sorted(points)],
             style,
             color=SPEED_COLORS["paper_sgd"],
-            label=f"paper_sgd, {size:,} parameters",
+            label=f"{size:,} parameters",
         )
     axes.set_xlim(0.8, 1250)  # also where nothing was measured
     axes.set_ylim(0, None)
-    axes.set_xlabel("local models in the memory, M")
-    axes.legend(frameon=False)
+    axes.set_xlabel("local models in the memory of paper_sgd, M")
+    axes.legend(loc="center right", frameon=False)
