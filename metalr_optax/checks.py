@@ -254,6 +254,23 @@ def check_shapes(updates: optax.Updates, shapes: Iterable[tuple[int, ...]]) -> N
         require(shape == expected, "updates", allowed, shape)
 
 
+def check_real(updates: optax.Updates) -> None:
+    """Raise ValueError, naming the leaf, if updates are complex."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"updates must be real, got {leaf.dtype} at {_name(path) or 'the top'};"
+                " optax.contrib.split_real_and_imaginary splits them"
+            )
+
+
+def check_params(params: Any, updates: optax.Updates) -> None:
+    """Raise ValueError, naming the leaves, unless there are parameters for updates."""
+    missing = sorted(set(_shapes(updates)) - set(_shapes(params)))
+    allowed = "have a leaf for each of the updates"
+    require(params is None or not missing, "params", allowed, f"none at {missing}")
+
+
 def check_gradient(gradient: Any, updates: optax.Updates) -> None:
     """Raise ValueError unless the argument grad= is like the updates."""
     found, expected = _shapes(gradient), _shapes(updates)

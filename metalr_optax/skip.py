@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import check_state
+from metalr_optax.checks import check_real, check_state
 from metalr_optax.table import count_step, pack, unpack
 from metalr_optax.transform import ScaleByMemoryState
 
@@ -28,6 +28,7 @@ def skip_not_finite(
         updates = jax.tree.map(jnp.asarray, updates)
         memory, *others = state if type(state) is tuple else [state]
         check_state(memory, ScaleByMemoryState)
+        check_real(updates)
         ((name, array),) = memory.table.items()
         norm = safe_norm(jax.tree.leaves(updates), array.dtype)
         usable = jnp.isfinite(norm)

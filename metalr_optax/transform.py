@@ -420,6 +420,7 @@ def _update(link, updates, state, params=None, **extra_args):
     ((name, array),) = state.table.items()
     labels, table = labels_of(updates, link.settings.group_by), unpack(array)
     checks.check_known(labels, state.rows)
+    checks.check_real(updates)
     rows = [state.rows[label] for label in labels]
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     norm = extra_args.get("norm")
@@ -619,6 +620,7 @@ def _finish(
     """Return scaled directions, with what decays, in the dtypes of the updates."""
     leaves = list(scaled)
     if settings.decay is not None:
+        checks.check_params(params, updates)
         zeros = jax.tree.map(jnp.zeros_like, direction)
         decayed, _ = settings.decay.update(zeros, settings.decay.init(zeros), params)
         leaves = [

@@ -464,6 +464,24 @@ def test_updates_that_lack_a_leaf_or_have_another_shape_are_refused(make):
         optimizer.update({"a": {"w": jnp.ones(()), "b": jnp.ones(3)}}, state, params)
 
 
+def test_complex_updates_are_refused():
+    params = {"a": jnp.ones(2)}
+    for make in (memory_adam, memory_sgd, scale_by_memory):
+        optimizer: Any = make()
+        state = optimizer.init(params)
+        with pytest.raises(ValueError, match="be real, got complex64 at a"):
+            optimizer.update({"a": jnp.ones(2, jnp.complex64)}, state, params)
+
+
+def test_parameters_that_lack_a_leaf_are_refused():
+    optimizer, params = memory_adam(weight_decay=0.1), {"a": jnp.ones(2), "b": 1.0}
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"params must .*, got \"none at \['b'\]\""):
+        optimizer.update(params, state, {"a": jnp.ones(2)})
+    with pytest.raises(ValueError, match="not passing `params`"):
+        optimizer.update(params, state)
+
+
 def test_updates_of_another_model_are_refused():
     optimizer: Any = scale_by_memory(0.1)
     state = optimizer.init({"one": jnp.ones(2)})
