@@ -28,12 +28,12 @@ _LAYERS = {
 def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | None]:
     """Return which of the known memories each label of a state should start from.
 
-    In this order: the same label, also where one of the two has something in front,
-    such as ``params/`` or a part of an ``optax.partition``; the layer that a tensor is
-    in; a label that differs
-    in numbers only, such as ``Dense_0`` and ``Dense_3``; one of the same role, which is
-    kernel, bias, norm or embedding. Where there are several, the first layer goes to
-    the first, the last to the last, and those between by their relative depth.
+    In this order: the same label; the layer that a tensor is in; the same label where
+    one of the two has something in front, such as ``params/`` or a part of an
+    ``optax.partition``; a label that differs in numbers only, such as ``Dense_0`` and
+    ``Dense_3``; one of the same role, which is kernel, bias, norm or embedding. Where
+    there are several, the first layer goes to the first, the last to the last, and
+    those between by their relative depth.
 
     Args:
       memory: label -> anything.

@@ -236,8 +236,8 @@ def check_frozen(frozen: Iterable[str], labels: Iterable[str]) -> None:
 def check_number_of_leaves(updates: optax.Updates, expected: int) -> None:
     """Raise ValueError, naming those that are None, unless updates have all leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    without = [_name(path) for path, leaf in leaves if leaf is None]
-    found = [_name(path) for path, leaf in leaves if leaf is not None]
+    without = [name_of(path) for path, leaf in leaves if leaf is None]
+    found = [name_of(path) for path, leaf in leaves if leaf is not None]
     if len(found) != expected:
         raise ValueError(
             f"updates must have a leaf for each of the {expected} parameters that init "
@@ -258,9 +258,10 @@ def check_real(updates: optax.Updates) -> None:
     """Raise ValueError, naming the leaf, if updates are complex."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            place = name_of(path) or "the top"
             raise ValueError(
-                f"updates must be real, got {leaf.dtype} at {_name(path) or 'the top'};"
-                " optax.contrib.split_real_and_imaginary splits them"
+                f"updates must be real, got {leaf.dtype} at {place}; "
+                "optax.contrib.split_real_and_imaginary splits them"
             )
 
 
@@ -319,10 +320,11 @@ def check_state(state: Any, kind: Any) -> None:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of every leaf, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {_name(path): np.shape(leaf) for path, leaf in leaves}
+    return {name_of(path): np.shape(leaf) for path, leaf in leaves}
 
 
-def _name(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """Return the name of a leaf, the keys of its path; nothing for one at the top."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

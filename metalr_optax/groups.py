@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.checks import require
+from metalr_optax.checks import name_of, require
 
 GroupBy = str | Callable[[tuple[Any, ...], Any], str]
 Stacked = Callable[[tuple[Any, ...], Any], bool]
@@ -29,7 +29,7 @@ def labels_of(tree: Any, group_by: GroupBy) -> list[str]:
         return ["all"] * len(leaves)
     if group_by == "layer":
         paths = [path[:-1] or path for path in paths]
-    return [_join(path) or "params" for path in paths]
+    return [name_of(path) or "params" for path in paths]
 
 
 def stacks_of(tree: Any, stacked: Stacked | None) -> list[int | None]:
@@ -47,7 +47,7 @@ def stacks_of(tree: Any, stacked: Stacked | None) -> list[int | None]:
         is_stacked = bool(stacked(path, leaf))
         allowed = "choose tensors with a first axis, that of the layers"
         fits = not is_stacked or jnp.ndim(leaf) > 0
-        require(fits, "stacked", allowed, f"a number at {_join(path)}")
+        require(fits, "stacked", allowed, f"a number at {name_of(path)}")
         stacks.append(jnp.shape(leaf)[0] if is_stacked else None)
     return stacks
 
@@ -99,7 +99,7 @@ def memory_dtype(params: Any) -> Any:
             found = repr(leaf) if one is None else one
             raise ValueError(
                 "params must be real floating point arrays, got "
-                f"{found} at {_join(path) or 'the top'}; leave others out with "
+                f"{found} at {name_of(path) or 'the top'}; leave others out with "
                 "optax.masked (in Equinox, eqx.filter(model, eqx.is_inexact_array)), "
                 "split complex ones with optax.contrib.split_real_and_imaginary"
             )
@@ -127,7 +127,3 @@ def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         else path
         for path in paths
     ]
-
-
-def _join(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
