@@ -78,7 +78,7 @@ def adapt_memory(
     Where a label starts from nothing, the rates are the same mean over all memories,
     each as it was resampled, weighted with all its evidence. Evidence goes along to the
     nearest new centres, or evenly to all of them where the rates are one mean; it is
-    zero for what is pooled.
+    zero for what is pooled. So do schedules, of which a pooled one is the mean.
 
     Args:
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
@@ -190,22 +190,32 @@ def _resample(memory: Memory, like: Memory) -> Memory:
         ones, centers = jnp.eye(like.rates.size), jnp.asarray(old[0])
         share = jax.vmap(read, (None, 0, None))(Kernels(*new), ones, centers)
         weight = np.asarray(share) @ weight
-    dtype = like.rates.dtype
-    return like._replace(
-        rates=np.asarray(rates, dtype), evidence_weight=np.asarray(weight, dtype)
+    schedule = memory.schedule
+    schedule = np.zeros_like(like.schedule) if schedule is None else schedule
+    rates, weight, schedule = (
+        np.asarray(one, like.rates.dtype) for one in (rates, weight, schedule)
     )
+    return like._replace(rates=rates, evidence_weight=weight, schedule=schedule)
 
 
 def _pool(memories: Sequence[Memory]) -> Memory:
     """Return the mean of memories with equal kernels."""
     evidence = np.array([one.evidence_weight.sum() for one in memories])
     rates = _mean(np.stack([one.rates for one in memories]), evidence)
+    schedules = np.stack([one.schedule for one in memories])
     first, dtype = memories[0], memories[0].rates.dtype
-    none = np.zeros_like(first.evidence_weight)
-    return first._replace(rates=np.asarray(rates, dtype), evidence_weight=none)
+    return first._replace(
+        rates=np.asarray(rates, dtype),
+        evidence_weight=np.zeros_like(first.evidence_weight),
+        schedule=np.asarray(_average(schedules, evidence), dtype),
+    )
 
 
 def _mean(rates: np.ndarray, weights: np.ndarray) -> Any:
     """Return the geometric mean over the first axis, by weight if there is any."""
+    return np.exp(_average(np.log(rates, dtype=np.float64), weights))
+
+
+def _average(values: np.ndarray, weights: np.ndarray) -> Any:
     weights = weights if weights.sum() > 0 else np.ones_like(weights)
-    return np.exp(np.average(np.log(rates, dtype=np.float64), axis=0, weights=weights))
+    return np.average(values, axis=0, weights=weights)

@@ -137,7 +137,7 @@ def memory_sgd(
     base = bases.momentum(momentum, nesterov, accumulator_dtype, size, stacked)
     settings = Settings(
         *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
-        *(stacked, frozen),
+        *(stacked, frozen, True),
         normalize="rms",
         clip_norm=clip_norm,
         factor=learning_rate,
@@ -262,7 +262,7 @@ def memory_adam(
         check_number("largest_step", largest_step)
     settings = Settings(
         *(initial, kernels, group_by, rate_bounds, agreement_steps(), raw_product),
-        *(stacked, frozen),
+        *(stacked, frozen, True),
         normalize="rms",
         clip_norm=clip_norm,
         largest_step=largest_step,

@@ -11,12 +11,15 @@ import numpy as np
 import optax
 
 from metalr_optax.memory import Kernels, Memory
+from metalr_optax.progress import MARKS
 
 # Rates that any optimizer may hold; its own bounds are narrower.
 POSITIVE = (1e-37, 1e37)
 # With wider gaps than this (in widths) the square of a distance overflows float32
 # and no kernel would answer at all.
 _LARGEST_GAP = 1e15
+# Of the ratio of two positive rates.
+_LARGEST_LOG = 171.0
 # Who writes a smaller factor than this means a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
 # Where a schedule is looked at: from the start on, and as late as runs are long.
@@ -175,12 +178,16 @@ def check_memory(
     allowed = f"have one rate per kernel, rates of shape {shape}"
     require(found == shape, name, allowed, found)
     check_rates(name, memory.rates, rate_bounds)
-    if memory.evidence_weight is None or not is_concrete(memory.evidence_weight):
-        return
-    weight = np.asarray(memory.evidence_weight)
-    fits = _is_real(weight) and (jnp.isfinite(weight) & (weight >= 0)).all()
-    allowed = f"have a finite evidence_weight of at least 0, of shape {shape}"
-    require(fits and weight.shape == shape, name, allowed, memory.evidence_weight)
+    if memory.evidence_weight is not None and is_concrete(memory.evidence_weight):
+        weight = np.asarray(memory.evidence_weight)
+        fits = _is_real(weight) and (jnp.isfinite(weight) & (weight >= 0)).all()
+        allowed = f"have a finite evidence_weight of at least 0, of shape {shape}"
+        require(fits and weight.shape == shape, name, allowed, memory.evidence_weight)
+    if memory.schedule is not None and is_concrete(memory.schedule):
+        logs = np.asarray(memory.schedule)
+        fits = _is_real(logs) and (np.abs(logs) <= _LARGEST_LOG).all()
+        allowed = f"have a schedule of shape {MARKS.shape}, of logs of rates"
+        require(fits and logs.shape == MARKS.shape, name, allowed, memory.schedule)
 
 
 def check_memories(memory: Any) -> None:

@@ -2,8 +2,9 @@
 
 A file is in the `safetensors <https://github.com/huggingface/safetensors>`_ format,
 which every tool of that format shows: arrays ``{label}/centers``, ``{label}/widths``,
-``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight) and
-``{label}/relative`` (whether kernel inputs are rms-normalised); strings
+``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight),
+``{label}/relative`` (whether kernel inputs are rms-normalised) and, in version 2,
+``{label}/schedule``; strings
 ``format_version``, ``library_version``, ``sha256`` and those of the user. The digest is
 that of the whole file with zeros in its place. Nothing in a file is ever run.
 """
@@ -24,12 +25,13 @@ from metalr_optax import __version__
 from metalr_optax.checks import check_memories, check_memory, is_concrete, require
 from metalr_optax.memory import Kernels, Memory
 
-_FORMAT_VERSION = "1"
+# What has no schedule is written as version 1, for older releases.
+_FORMAT_VERSIONS = ("1", "2")
 _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
-# Version 1 of the format names the fields of a memory so, in their order.
-_FIELDS = ("centers", "widths", "rates", "counts", "relative")
+# The format names the fields of a memory so, in their order.
+_FIELDS = ("centers", "widths", "rates", "counts", "relative", "schedule")
 
 Path = str | os.PathLike[str]
 
@@ -142,7 +144,9 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
         require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
         for field, array in _arrays(f"memory[{label!r}]", one).items():
             arrays[f"{label}/{field}"] = array
-    own = zip(_RESERVED, (_FORMAT_VERSION, __version__, _NO_DIGEST), strict=True)
+    is_later = any(name.endswith("/schedule") for name in arrays)
+    version = _FORMAT_VERSIONS[is_later]
+    own = zip(_RESERVED, (version, __version__, _NO_DIGEST), strict=True)
     blank = safetensors.numpy.save(arrays, strings | dict(own))
     is_one = blank.count(_entry(_NO_DIGEST)) == 1
     require(is_one, "metadata", "not look like a digest", list(strings))
@@ -157,7 +161,8 @@ def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
     known = all(map(is_concrete, jax.tree.leaves(memory)))
     require(known, name, "have values: save it outside of jit", memory)
     check_memory(name, memory)
-    dtype = np.result_type(np.float32, *map(np.asarray, jax.tree.leaves(memory[:3])))
+    numbers = jax.tree.leaves(memory._replace(rms_normalized=None))
+    dtype = np.result_type(np.float32, *map(np.asarray, numbers))
     arrays = {
         field: np.array(value, bool if field == "relative" else dtype, order="C")
         for field, value in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
@@ -169,15 +174,15 @@ def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
 
 def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     """Return the memory that arrays make; raise ValueError if it is none."""
-    centers, widths, rates, weight, rms = map(arrays.get, _FIELDS)
+    centers, widths, rates, weight, rms, schedule = map(arrays.get, _FIELDS)
     if centers is None or widths is None or rates is None:
         raise ValueError(f"{name} must have centers, widths and rates")
-    dtypes = [arrays[field].dtype for field in _FIELDS[:4] if field in arrays]
+    dtypes = [array.dtype for field, array in arrays.items() if field != "relative"]
     fits = rates.dtype in (np.float32, np.float64) and len(set(dtypes)) == 1
     require(fits, name, "be float32 or float64", dtypes)
     fits = rms is None or (rms.dtype == bool and rms.shape == ())
     require(fits, name, "have one bool for relative", rms)
-    memory = Memory(Kernels(centers, widths), rates, weight, rms)
+    memory = Memory(Kernels(centers, widths), rates, weight, rms, schedule)
     check_memory(name, memory)
     return memory
 
@@ -235,13 +240,14 @@ def _strings(data: bytes) -> dict[str, str]:
     if not isinstance(strings, dict) or not all(map(_is_utf8, strings.values())):
         raise ValueError("it is not a file of a memory: it has no strings")
     version, digest = strings.get("format_version", ""), strings.pop("sha256", "")
-    later = version.isdecimal() and int(version[:9]) > int(_FORMAT_VERSION)
+    newest = _FORMAT_VERSIONS[-1]
+    later = version.isdecimal() and int(version[:9]) > int(newest)
     if later:
         raise ValueError(
             f"its format_version is {version}, this release reads up to "
-            f"{_FORMAT_VERSION}: a newer release of metalr-optax will read it"
+            f"{newest}: a newer release of metalr-optax will read it"
         )
-    if version != _FORMAT_VERSION:
+    if version not in _FORMAT_VERSIONS:
         raise ValueError(f"it is not a file of a memory: format_version is {version!r}")
     blank = data.replace(_entry(digest), _entry(_NO_DIGEST))
     if hashlib.sha256(blank).hexdigest() != digest:

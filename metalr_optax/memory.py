@@ -57,6 +57,10 @@ class Memory(NamedTuple):
       rms_normalized: [], bool, whether kernel inputs are divided by the root mean
         square of their tensor; None if not known. A single rate has no input: there it
         is free.
+      schedule: [20], log of the mean rate at update 1, 2, 4, ... of a run over that in
+        ``rates``, which is where the last run was when the memory was taken. A run that
+        goes by progress starts with the first and follows the others. None for zeros,
+        the same rates throughout: ``memory._replace(schedule=None)`` leaves it out.
 
     Examples:
       >>> import numpy as np
@@ -71,6 +75,7 @@ class Memory(NamedTuple):
     rates: Array
     evidence_weight: Any = None
     rms_normalized: Any = None
+    schedule: Any = None
 
 
 def read(kernels: Kernels, rates: Array, inputs: jax.Array) -> jax.Array:

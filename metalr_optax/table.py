@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.progress import MARKS
 
 
 class Diagnostics(NamedTuple):
@@ -21,6 +22,7 @@ class Diagnostics(NamedTuple):
       highest: [L], highest mean rate so far.
       ceiling: [L], no rate is raised above it; the largest number where there is none.
       updates: [L], so far.
+      progress: [L], updates since there were other memories.
       highest_factor: [L], the highest factor on the rates so far.
       usual_norm: [L], the largest norm of a gradient of the last hundred steps or so.
       skipped: [L], steps that were not finite, so far.
@@ -35,6 +37,7 @@ class Diagnostics(NamedTuple):
     highest: Any
     ceiling: Any
     updates: Any
+    progress: Any
     highest_factor: Any
     usual_norm: Any
     skipped: Any
@@ -42,7 +45,7 @@ class Diagnostics(NamedTuple):
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 12].
+    """L memories of M local models; packed, one array [L, 4 M + 33].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -52,20 +55,23 @@ class Table(NamedTuple):
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
       widths: [L, M], of kernels.
-      diagnostics: [L, 12].
+      schedule: [L, 20], log of the mean rate at update 1, 2, 4, ... over that in use.
+      diagnostics: [L, 13].
     """
 
     rates: Any
     evidence_weight: Any
     centers: Any
     widths: Any
+    schedule: Any
     diagnostics: Any
 
 
 def unpack(array: jax.Array) -> Table:
     """Return the table that an array holds."""
-    num = (array.shape[-1] - len(Diagnostics._fields)) // 4
-    return Table(*jnp.split(array, [num, 2 * num, 3 * num, 4 * num], axis=-1))
+    num = (array.shape[-1] - len(MARKS) - len(Diagnostics._fields)) // 4
+    ends = [num, 2 * num, 3 * num, 4 * num, 4 * num + len(MARKS)]
+    return Table(*jnp.split(array, ends, axis=-1))
 
 
 def pack(table: Table) -> jax.Array:
@@ -82,9 +88,14 @@ def from_memories(
         return jnp.stack([jnp.asarray(one, dtype) for one in arrays], axis=-2)
 
     rates = column([one.rates for one in memories])
-    weights = [one.evidence_weight for one in memories]
-    weight = column(
-        [jnp.zeros_like(rates[..., 0, :]) if one is None else one for one in weights]
+    first = rates[..., 0, :]
+    flat = jnp.zeros((*first.shape[:-1], len(MARKS)), dtype)
+    weight, schedule = (
+        column([none if one is None else one for one in some])
+        for none, some in (
+            (jnp.zeros_like(first), [one.evidence_weight for one in memories]),
+            (flat, [one.schedule for one in memories]),
+        )
     )
     start = mean_rate(rates, weight)
     zero = jnp.zeros_like(start)
@@ -100,6 +111,7 @@ def from_memories(
         highest=start,
         ceiling=ceiling,
         updates=zero,
+        progress=zero,
         highest_factor=zero,
         usual_norm=zero,
         skipped=zero,
@@ -110,6 +122,7 @@ def from_memories(
         weight,
         column([one.kernels.centers for one in memories]),
         column([one.kernels.widths for one in memories]),
+        schedule,
         jnp.stack(diagnostics, axis=-1),
     )
 
@@ -137,6 +150,8 @@ def count_step(table: Table, usable: jax.Array) -> Table:
 
 def memory_at(table: Table, row: int | slice, rms: bool) -> Memory:
     """Return a copy of the memory in a row, or of those in several."""
-    rates, weight, centers, widths = (jnp.array(one[..., row, :]) for one in table[:-1])
+    rates, weight, centers, widths, schedule = (
+        jnp.array(one[..., row, :]) for one in table[:-1]
+    )
     normalized = jnp.full(rates.shape[:-1], rms)
-    return Memory(Kernels(centers, widths), rates, weight, normalized)
+    return Memory(Kernels(centers, widths), rates, weight, normalized, schedule)

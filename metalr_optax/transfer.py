@@ -68,9 +68,10 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
 def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     """Return an optimizer state with other memories in it.
 
-    Kernels and rates are copied in; all else, such as the previous direction, the
-    moments of the base and of the memory's own optimizer, stays as it is. So start from
-    a freshly initialised state: what belongs to the old task is then forgotten.
+    Kernels, rates and schedules are copied in, and progress begins anew; all else, such
+    as the previous direction, the moments of the base and of the memory's own
+    optimizer, stays as it is. So start from a freshly initialised state: what belongs
+    to the old task is then forgotten.
 
     Args:
       opt_state: state of an optimizer, as for :func:`get_memory`.
@@ -238,7 +239,9 @@ def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
     # A vmapped state has one memory per member.
     for member in np.ndindex(like.rates.shape[:-1]):
         one, old = (
-            jax.tree.map(lambda array, i=member: array[i], Memory(*both[:3]))
+            jax.tree.map(
+                lambda array, i=member: array[i], both._replace(rms_normalized=None)
+            )
             for both in (memory, like)
         )
         checks.check_memory(name, one)

@@ -28,6 +28,7 @@ from metalr_optax.groups import (
 from metalr_optax.interpolation import is_sampled, make_grid
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.progress import record, step_along
 from metalr_optax.signals import Signal, sign_agreement
 from metalr_optax.table import (
     Diagnostics,
@@ -67,8 +68,9 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels; [K] for K stacked layers.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 12], rates,
-        evidence weight and kernels of L memories of M local models, and what logs need.
+      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 33], rates,
+        evidence weight, kernels and schedules of L memories of M local models, and what
+        logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
         that does not follow from it.
@@ -91,6 +93,7 @@ class Settings(NamedTuple):
     signal: Signal | None
     stacked: Stacked | None = None
     frozen: Collection[str] = ()
+    progress: bool = False
     normalize: Normalize = None
     clip_norm: Any = None
     # Of weights, which are scaled by the mean rate of their memory.
@@ -114,6 +117,7 @@ def scale_by_memory(
     evidence_sample: int | None = None,
     stacked: Stacked | None = None,
     frozen: Collection[str] = (),
+    progress: bool = False,
     inner: optax.GradientTransformation | None = None,
     address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -180,7 +184,13 @@ def scale_by_memory(
         layers, as a scan over blocks has them (``nn.scan``). Each of these then has a
         memory of its own, ``label/0``, ``label/1`` and so on, in one update for all.
       frozen: labels of memories that stay as they are, such as those of layers that a
-        transfer is to start from and keep.
+        transfer is to start from and keep; with ``progress``, that follow their
+        schedule and nothing else.
+      progress: whether memories also learn how rates change with the progress of a run.
+        A run then leaves a schedule, the rate of each memory at update 1, 2, 4 and so
+        on, and one that starts with it follows it, high early and low late, corrected
+        by evidence: a memory from the end of a run is as good as any. Without a
+        schedule to start with a run is the same either way.
       inner: deprecated name of ``base_optimizer``.
       address: deprecated, ``"relative"`` for ``normalize="rms"``.
 
@@ -201,7 +211,7 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 12 and
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 33 and
     the optimizer's state per memory. All memories have the same M.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
@@ -271,7 +281,8 @@ def scale_by_memory(
     checks.check_transformation("base_optimizer", base_optimizer)
     memories = initial, kernels, group_by, rate_bounds
     settings = Settings(
-        *(*memories, memory_optimizer, signal, stacked, frozen), normalize=normalize
+        *(*memories, memory_optimizer, signal, stacked, frozen, progress),
+        normalize=normalize,
     )
     base = remembered(base_optimizer or optax.identity(), evidence_sample, stacked)
     return scale_base(base, settings, has_gradient=base_optimizer is not None)
@@ -566,14 +577,32 @@ def _correct(
     # Evidence about steps that a schedule makes smaller would only make up for it, and
     # rates that noise went on to take down would leave it nothing to finish with.
     known = diagnostics_of(table)
-    stand = _factor(settings, known) < _FALLEN * known.highest_factor
+    stand = stands = _factor(settings, known) < _FALLEN * known.highest_factor
     if settings.frozen:
-        stand |= _frozen_rows(settings.frozen, state.rows)
-    table = table._replace(
-        rates=jnp.where(stand[:, None], table.rates, rates),
-        evidence_weight=table.evidence_weight + shares,
-    )
-    return table, rule_state
+        stand = stands | _frozen_rows(settings.frozen, state.rows)
+    rates = jnp.where(stand[:, None], table.rates, rates)
+    if settings.progress:
+        rates, schedule = _follow(table, rates, (low, high), stands)
+        table = table._replace(schedule=schedule)
+    weight = table.evidence_weight + shares
+    return table._replace(rates=rates, evidence_weight=weight), rule_state
+
+
+def _follow(
+    table: Table,
+    corrected: jax.Array,
+    bounds: tuple[jax.Array, jax.Array],
+    stand: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return corrected rates [L, M] a step along their schedules, and those."""
+    progress, weight = diagnostics_of(table).progress, table.evidence_weight
+    step = jnp.where(stand, 0, step_along(table.schedule, progress))
+    rates = corrected * jnp.exp(step)[:, None]
+    # Evidence may have left rates above their ceiling, where they were.
+    low, high = bounds
+    rates = jnp.clip(rates, low, jnp.maximum(high, corrected))
+    change = jnp.log(mean_rate(rates, weight) / mean_rate(table.rates, weight))
+    return rates, record(table.schedule, progress, step, change)
 
 
 def _diagnose(
@@ -600,6 +629,7 @@ def _diagnose(
         jnp.maximum(old.highest, means),
         old.ceiling,
         old.updates + 1,
+        old.progress + 1,
         jnp.maximum(old.highest_factor, _factor(settings, old)),
         _usual_norm(old, norm),
         old.skipped,

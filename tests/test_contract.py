@@ -223,9 +223,10 @@ def test_dtypes(row, dtype):
         params = make_params(dtype)
         state = optimizer.init(params)
         precise = jnp.promote_types(dtype, jnp.float32)
-        for kernels, rates, weight, rms in get_memory(state).values():
-            assert {x.dtype for x in (*kernels, rates, weight)} == {precise}
-            assert rms.dtype == bool
+        for one in get_memory(state).values():
+            numbers = *one.kernels, one.rates, one.evidence_weight, one.schedule
+            assert {x.dtype for x in numbers} == {precise}
+            assert one.rms_normalized.dtype == bool
         grads = jax.grad(quadratic)(params)
         extra = {"grad": grads} if row.raw else {}
         updates, after = update(grads, state, params, **extra)

@@ -38,6 +38,7 @@ from metalr_optax import (
 
 VERSION_1 = pathlib.Path(__file__).parent / "data" / "memory_v1.safetensors"
 PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
+FIELDS = "centers", "widths", "rates", "counts", "relative", "schedule"
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
@@ -103,7 +104,8 @@ def test_any_label_and_string_comes_back(
     rates = np.geomspace(1e-9, 10.0, num).astype(dtype)
     one = Memory(kernels, rates)
     if known:
-        one = one._replace(evidence_weight=rates, rms_normalized=np.bool_(True))
+        schedule = np.linspace(-9.0, 9.0, 20).astype(dtype)
+        one = Memory(kernels, rates, rates, np.bool_(True), schedule)
     memory = dict.fromkeys(labels, one)
     save_memory(path, memory, metadata=metadata)
     loaded = load_memory(path)
@@ -111,7 +113,8 @@ def test_any_label_and_string_comes_back(
     for label in labels:
         chex.assert_trees_all_equal(loaded[label], one)
         chex.assert_trees_all_equal_dtypes(loaded[label], one)
-    own = {"format_version": "1", "library_version": metalr_optax.__version__}
+    version = "2" if known else "1"  # what older releases can read
+    own = {"format_version": version, "library_version": metalr_optax.__version__}
     assert load_metadata(path) == metadata | own
 
 
@@ -129,12 +132,10 @@ def test_other_tools_can_look_inside(path):
     save_memory(path, memory, metadata={"task": "1 vs 2"})
     with safetensors.safe_open(path, framework="numpy") as file:
         assert file.metadata()["task"] == "1 vs 2"
-        assert file.metadata()["format_version"] == "1"
+        assert file.metadata()["format_version"] == "2"
         np.testing.assert_array_equal(file.get_tensor("a/rates"), memory["a"].rates)
         assert set(file.keys()) == {
-            f"{label}/{field}"
-            for label in ("a", "c")
-            for field in ("centers", "widths", "rates", "counts", "relative")
+            f"{label}/{field}" for label in ("a", "c") for field in FIELDS
         }
 
 
@@ -293,6 +294,10 @@ def test_the_hostile_file_is_fine_but_for_its_change(path):
         ({"counts": float32(1.0)}, "evidence_weight"),
         ({"relative": np.array([False])}, "bool"),
         ({"relative": np.array(0.0)}, "bool"),
+        ({"schedule": np.zeros(19, np.float32)}, "schedule of shape"),
+        ({"schedule": np.full(20, np.nan, np.float32)}, "schedule of shape"),
+        ({"schedule": np.full(20, 200, np.float32)}, "schedule of shape"),
+        ({"schedule": np.zeros(20)}, "float32 or float64"),
         ({"code": np.zeros(1)}, "no memory has"),
     ],
 )
@@ -306,7 +311,7 @@ def test_what_no_memory_holds_is_refused(path, changes, match):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (sign(hostile(), version="2"), "format_version is 2.*newer release"),
+        (sign(hostile(), version="3"), "format_version is 3.*newer release"),
         (sign(hostile(), version="1" * 5000), "newer release"),
         (sign(hostile(), version="0"), "format_version is '0'"),
         (sign(hostile(), version="one"), "format_version is 'one'"),
