@@ -18,6 +18,7 @@ from metalr_optax.paper import paper_sgd as paper_sgd
 from metalr_optax.plots import plot_memory as plot_memory
 from metalr_optax.plots import plot_memory_history as plot_memory_history
 from metalr_optax.plots import plot_rates as plot_rates
+from metalr_optax.plots import plot_schedule as plot_schedule
 from metalr_optax.plots import plot_transfer as plot_transfer
 from metalr_optax.rules import AgreementStepsState as AgreementStepsState
 from metalr_optax.rules import agreement_steps as agreement_steps

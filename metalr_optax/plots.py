@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from metalr_optax.checks import check_memory, require
-from metalr_optax.memory import Memory, read
+from metalr_optax.memory import Memory, mean_rate, read
+from metalr_optax.progress import MARKS
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
 _BLUE, _GREY = "#0072B2", "#888888"
@@ -219,6 +220,50 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
     beside = _BESIDE | {"ncols": -(-len(rates) // 16), "fontsize": "x-small"}
     # By hand, or labels that begin with an underscore would be left out.
     ax.legend(lines, list(rates), **(beside if len(rates) > _MANY else {}))
+    return ax
+
+
+def plot_schedule(memories: Mapping[str, Memory], ax: Any = None) -> Any:
+    """Draw the schedule that a run leaves: the rate of every layer by progress.
+
+    Args:
+      memories: label -> :class:`Memory` of a run that went by progress, as
+        :func:`metalr_optax.get_memory` returns them.
+      ax: :class:`matplotlib.axes.Axes`; default: the current one.
+
+    Returns:
+      The Axes, logarithmic in updates and in rates, with a line per label as
+      :func:`plot_rates` draws it: the mean rate at update 1, 2, 4 and so on, up to
+      where no rate changes any more.
+
+    Raises:
+      ValueError: no memory.
+      ImportError: see :func:`plot_memory`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from matplotlib.figure import Figure
+      >>> from metalr_optax import Memory, linspace_kernels, plot_schedule
+      >>> falling = np.log(np.array([4.0, 2.0] + 18 * [1.0]))
+      >>> one = Memory(linspace_kernels(1.0, 1), np.array([0.1]), schedule=falling)
+      >>> ax = plot_schedule({"dense": one}, Figure().subplots())
+      >>> [[round(float(x), 2) for x in point] for point in ax.lines[0].get_xydata()]
+      [[1.0, 0.4], [2.0, 0.2], [4.0, 0.1]]
+    """
+    require(memories, "memories", "hold at least one label", memories)
+    curves = {}
+    for label, one in memories.items():
+        check_memory(f"memories[{label!r}]", one, (0.0, np.inf))
+        rates = np.asarray(one.rates, np.float64)
+        weight = np.zeros_like(rates) if one.evidence_weight is None else one[2]
+        logs = np.zeros(len(MARKS)) if one.schedule is None else one.schedule
+        curves[label] = float(mean_rate(rates, weight)) * np.exp(logs)
+    moved = np.any([np.diff(curve) != 0 for curve in curves.values()], axis=0)
+    num = 2 + int(np.flatnonzero(moved).max(initial=0))
+    curves = {label: curve[:num] for label, curve in curves.items()}
+    ax = plot_rates(curves, ax, steps=MARKS[:num])
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("update")
     return ax
 
 
