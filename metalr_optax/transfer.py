@@ -33,8 +33,8 @@ _START = "to start from others, build the optimizer with initial=memory"
 def get_memory(opt_state: Any) -> dict[str, Memory]:
     """Return the memories inside an optimizer state, by label.
 
-    Take it once rates have climbed to what a task bears, after some tens of steps, or
-    at the end of a run (benchmarks/README.md).
+    Take it at the end of a run. (Where memories do not go by progress, as those of
+    ``paper_sgd``, earlier: once rates have climbed to what a task bears.)
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it:

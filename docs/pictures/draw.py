@@ -2,12 +2,17 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 
-from metalr_optax import linspace_kernels
+from metalr_optax import get_memory, linspace_kernels, memory_sgd
 from metalr_optax.memory import read
+from metalr_optax.progress import MARKS
 
+UPDATES = 600
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 # The same file on every run, with letters as letters.
 plt.rcParams |= {"svg.hashsalt": "metalr_optax", "svg.fonttype": "none"}
@@ -73,6 +78,39 @@ def draw_landscape():
     _save(figure, "landscape")
 
 
+def draw_schedule():
+    """The rate of two runs on a noisy parabola, and the schedule between them."""
+    slopes = jnp.geomspace(0.03, 1.0, 30)
+
+    def run(initial, key):
+        optimizer = memory_sgd(initial=initial)
+
+        def step(carry, key):
+            x, state = carry
+            noise = 0.3 * jax.random.normal(key, x.shape)
+            updates, state = optimizer.update(slopes * x + noise, state)
+            rate = get_memory(state)["params"].rates[0]
+            return (optax.apply_updates(x, updates), state), rate
+
+        start = 3 * jnp.ones(30), optimizer.init(slopes)
+        (_, state), rates = jax.lax.scan(step, start, jax.random.split(key, UPDATES))
+        return get_memory(state), rates
+
+    memory, first = run(1e-3, jax.random.key(0))
+    _, second = run(memory, jax.random.key(1))
+    one = memory["params"]
+    number = int(np.log2(UPDATES)) + 1
+    figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    updates = np.arange(1, UPDATES + 1)
+    ax.plot(updates, first, color=GREY, label="first run, from a rate of 0.001")
+    marks = (one.rates * np.exp(one.schedule))[:number]
+    ax.plot(MARKS[:number], marks, "o--", color=BLUE, label="the schedule it leaves")
+    ax.plot(updates, second, color=ORANGE, label="the next run")
+    ax.set(xlabel="update", ylabel="learning rate", xscale="log", yscale="log")
+    ax.legend(loc="lower right", frameon=False)
+    _save(figure, "schedule")
+
+
 def _save(figure, name):
     path = pathlib.Path(__file__).with_name(f"{name}.svg")
     figure.savefig(path, metadata={"Date": None})
@@ -82,3 +120,4 @@ def _save(figure, name):
 if __name__ == "__main__":
     draw_signs()
     draw_landscape()
+    draw_schedule()
