@@ -10,6 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from benchmarks.experiments import (
+    kernel_inputs,
     layer_rates,
     long,
     noise_floor,
@@ -30,6 +31,7 @@ from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting import (
+    input_tables,
     library_figures,
     library_tables,
     long_runs,
@@ -90,6 +92,7 @@ def make_parser() -> Parser:
     _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
     _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
+    _add_seeds(add("kernel-inputs", "what else a memory could see: size, history"))
     add("noise-floor", "why rates fall near a noise floor: one dimension, seconds")
     add("layer-rates", "the rate of every layer over long runs, on three tasks")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
@@ -290,6 +293,12 @@ def run_sampling(arguments: argparse.Namespace) -> None:
     say(f"\n{library_tables.format_sampling(arguments.out)}")
 
 
+def run_kernel_inputs(arguments: argparse.Namespace) -> None:
+    """Run memories that see something else; print how they end beside one rate."""
+    kernel_inputs.run(arguments.out, arguments.seeds, make_clock())
+    say(f"\n{input_tables.format_inputs(arguments.out)}")
+
+
 def run_search(arguments: argparse.Namespace) -> None:
     """Run variants of the rule; print how they end beside the default."""
     search.run(arguments.out, arguments.seeds, make_clock())
@@ -395,6 +404,7 @@ def main(command_line: list[str] | None = None) -> None:
             "layer-rates": run_layer_rates,
             "sampling": run_sampling,
             "search": run_search,
+            "kernel-inputs": run_kernel_inputs,
             "report": make_report,
         }
         commands.get(arguments.experiment, compare)(arguments)

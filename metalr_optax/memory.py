@@ -145,7 +145,7 @@ def accumulate(
     return jax.lax.scan(of_model, None, kernels, unroll=few)[1]
 
 
-def mean_rate(rates: jax.Array, evidence_weight: jax.Array) -> jax.Array:
+def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
     """Return the mean of rates [..., M] by evidence, or of all alike without any."""
     most = jnp.max(evidence_weight, axis=-1, keepdims=True)
     weights = jnp.where(most > 0, evidence_weight / jnp.where(most > 0, most, 1), 1)
