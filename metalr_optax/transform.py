@@ -597,10 +597,12 @@ def _follow(
     """Return corrected rates [L, M] a step along their schedules, and those."""
     progress, weight = diagnostics_of(table).progress, table.evidence_weight
     step = jnp.where(stand, 0, step_along(table.schedule, progress))
-    rates = corrected * jnp.exp(step)[:, None]
-    # Evidence may have left rates above their ceiling, where they were.
     low, high = bounds
-    rates = jnp.clip(rates, low, jnp.maximum(high, corrected))
+    # Evidence may have left rates above their ceiling, where they were.
+    moved = jnp.clip(
+        corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)
+    )
+    rates = jnp.where(step[:, None] != 0, moved, corrected)
     change = jnp.log(mean_rate(rates, weight) / mean_rate(table.rates, weight))
     return rates, record(table.schedule, progress, step, change)
 

@@ -109,12 +109,22 @@ def test_convergence(name, target, dtype):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    run = jax.jit(functools.partial(jax.lax.fori_loop, 0, 10_000, step))
-    params, _ = run((start, optimizer.init(start)))
+    def run(params):
+        carry = params, optimizer.init(params)
+        return jax.lax.fori_loop(0, 10_000, step, carry)[0]
+
+    # Down the valley a run hangs on how numbers are rounded: the median of seven that
+    # start next to each other does not.
+    starts = start[None] + 1e-6 * jax.random.normal(
+        jax.random.key(0), (7, *start.shape)
+    )
+    ends = jax.jit(lambda starts: jax.lax.map(run, starts))(starts)
+    heights = np.median([height(end) for end in ends])
     if target is valley and row.valley > 0:
-        assert row.valley == np.inf or height(params) < row.valley * height(start)
+        assert row.valley == np.inf or heights < row.valley * height(start)
         return
-    np.testing.assert_allclose(params, goal, rtol=3e-2, atol=3e-2)
+    far = np.abs(np.asarray(ends - goal[None])) / (1 + np.abs(np.asarray(goal)))
+    assert np.median(far.max(axis=-1)) <= 3e-2
 
 
 @functools.cache
