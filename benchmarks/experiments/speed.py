@@ -22,11 +22,14 @@ from benchmarks.problems.networks import LeNet, Transformer
 from benchmarks.problems.problem import cross_entropy
 from metalr_optax import (
     Kernels,
+    agreement_steps,
     linspace_kernels,
     memory_adam,
     memory_sgd,
     paper_adam,
     paper_sgd,
+    raw_product,
+    scale_by_memory,
     summarize_memory,
 )
 
@@ -76,6 +79,17 @@ def one_by_one(kernels: Kernels) -> optax.GradientTransformation:
     )
 
 
+def one_rate(progress: bool) -> optax.GradientTransformation:
+    """Return Adam with a rate for each layer, with or without a schedule."""
+    return scale_by_memory(
+        base_optimizer=optax.scale_by_adam(),
+        kernels=linspace_kernels(1.0, 1),
+        signal=raw_product,
+        memory_optimizer=agreement_steps(),
+        progress=progress,
+    )
+
+
 def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Return an optimizer that returns beside updates what there is to log."""
 
@@ -103,6 +117,8 @@ OPTIMIZERS: dict[str, Make] = {
     "memory_adam, all": lambda num: memory_adam(
         clip_norm=1.0, kernels=linspace_kernels(1.0, num), evidence_sample=ALL
     ),
+    "one rate": lambda _: one_rate(progress=False),
+    "by progress": lambda _: one_rate(progress=True),
     "paper_sgd": lambda num: paper_sgd(kernels=linspace_kernels(2.0, num)),
     "paper_sgd, sampled": lambda num: paper_sgd(
         kernels=linspace_kernels(2.0, num), evidence_sample=SAMPLE
@@ -122,7 +138,9 @@ _PAPERS = [
     if name.startswith("paper") and "one by" not in name
 ]
 MEMORIES = [*_NEW, *_PAPERS]
-OTHERS = [(name, 0) for name in OPTIMIZERS if not name.startswith(("memory", "paper"))]
+BY_PROGRESS = ("one rate", 1), ("by progress", 1)
+_OURS = ("memory", "paper", *dict(BY_PROGRESS))
+OTHERS = [(name, 0) for name in OPTIMIZERS if not name.startswith(_OURS)]
 _LOGGED = [("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20)]
 OPTIMIZERS |= {
     f"{name}, logged": lambda num, name=name: logged(OPTIMIZERS[name](num))
@@ -150,6 +168,8 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
     squares = {f"layer {i}": {"kernel": jnp.zeros((200, 200))} for i in range(100)}
     yield Case("100 tensors of 40,000", squares, ours, 15)
+    for params in (make_leaves(10**4, 1), make_leaves(10**6, 1), squares):
+        yield Case("progress", params, [ADAM, *CLIPPED, *BY_PROGRESS], 61)
     yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
     yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
 

@@ -406,4 +406,20 @@ def format_speed(measurements: list[Measurement]) -> str:
                 f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}"
                 f"{one.clipped_ratio:>6.2f}{share:>8}{one.compile_seconds:>7.2f} s"
             )
+    lines += ["", *_say_progress(measurements)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _say_progress(measurements: list[Measurement]) -> list[str]:
+    """Return what a schedule adds to the time of an update with a rate for a layer."""
+    times = {
+        name: {
+            (o.size, o.leaves): o.milliseconds for o in measurements if o.method == name
+        }
+        for name in ("one rate", "by progress")
+    }
+    return [
+        f"By progress over one rate, {size:,} parameters in {leaves}: "
+        f"{milliseconds / times['one rate'][size, leaves]:.2f}"
+        for (size, leaves), milliseconds in times["by progress"].items()
+    ]
