@@ -15,8 +15,8 @@ from metalr_optax.checks import (
     is_concrete,
     require,
 )
-from metalr_optax.memory import Kernels, Memory, read
-from metalr_optax.regression import LARGEST_SLOPE, padded
+from metalr_optax.memory import Kernels, Memory, padded, read
+from metalr_optax.regression import LARGEST_SLOPE
 from metalr_optax.transfer import get_memory, memory_states, table_in
 
 # The last part of a label that names a tensor; the part before it names the layer.

@@ -154,7 +154,8 @@ def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
 
 def in_use(kernels: Kernels) -> Kernels:
     """Return kernels without those at the end that are not in use; traced ones all."""
-    if not all(map(is_concrete, kernels)) or np.ndim(kernels.widths) != 1:
+    is_known = all(map(is_concrete, kernels))
+    if not is_known or {np.ndim(one) for one in kernels} != {1}:
         return kernels
     (used,) = np.nonzero(np.asarray(kernels.widths))
     num = used[-1] + 1 if len(used) else len(kernels.widths)
@@ -185,6 +186,9 @@ def check_memory(
         check_kernels(in_use(memory.kernels))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    known = is_concrete(memory.kernels.centers)
+    fits = not known or np.isfinite(np.asarray(memory.kernels.centers)).all()
+    require(fits, name, "have finite centers", memory.kernels.centers)
     shape, found = np.shape(memory.kernels.centers), np.shape(memory.rates)
     allowed = f"have one rate per kernel, rates of shape {shape}"
     require(found == shape, name, allowed, found)

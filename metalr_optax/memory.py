@@ -198,6 +198,34 @@ def root_mean_square(tensor: jax.Array) -> jax.Array:
     return jnp.where(known, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
 
 
+def padded(memory: Memory, num: int) -> Memory:
+    """Return a memory of num local models; those not in use have the mean rate."""
+    kernels, rates = memory.kernels, jnp.asarray(memory.rates)
+    widths = jnp.asarray(kernels.widths)
+
+    def longer(array: Any) -> Any:
+        more = num - jnp.shape(array)[-1]
+        pads = [(0, 0)] * (jnp.ndim(array) - 1) + [(0, more)]
+        return jnp.pad(jnp.asarray(array), pads)
+
+    used = longer(widths) > 0
+    mean = jnp.mean(rates, axis=-1, where=widths > 0, keepdims=True)
+    last = jnp.max(kernels.centers, axis=-1, where=widths > 0, initial=-jnp.inf)[
+        ..., None
+    ]
+    weight, slopes = (
+        None if one is None else jnp.where(used, longer(one), 0)
+        for one in (memory.evidence_weight, memory.slopes)
+    )
+    centers = jnp.where(used, longer(kernels.centers), last)
+    return memory._replace(
+        kernels=Kernels(centers, longer(widths)),
+        rates=jnp.where(used, longer(rates), mean),
+        evidence_weight=weight,
+        slopes=slopes,
+    )
+
+
 def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:
     """Return the lowest and the highest kernel in use, wherever they stand."""
     centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.memory import Kernels, Memory, mean_rate, padded
 from metalr_optax.progress import MARKS
 
 
@@ -205,7 +205,8 @@ def memory_at(table: Table, row: int | slice, kind: Kind) -> Memory:
         columns = [jnp.take_along_axis(one, order, axis=-1) for one in columns]
     rates, weight, centers, widths, slopes = map(jnp.array, columns)
     normalized = jnp.full(rates.shape[:-1], kind.rms)
-    return Memory(
+    memory = Memory(
         *(Kernels(centers, widths), rates, weight, normalized, jnp.array(schedule)),
         slopes=slopes if kind.linear else None,
     )
+    return padded(memory, rates.shape[-1]) if kind.grows else memory

@@ -10,8 +10,7 @@ import numpy as np
 from metalr_optax import checks
 from metalr_optax.groups import names_of
 from metalr_optax.interpolation import make_grid
-from metalr_optax.memory import Memory
-from metalr_optax.regression import padded
+from metalr_optax.memory import Memory, padded
 from metalr_optax.table import (
     Kind,
     Table,

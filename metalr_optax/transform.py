@@ -27,9 +27,9 @@ from metalr_optax.groups import (
 )
 from metalr_optax.interpolation import is_sampled, make_grid
 from metalr_optax.kernels import linspace_kernels
-from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.memory import Kernels, Memory, mean_rate, padded
 from metalr_optax.progress import record, step_along
-from metalr_optax.regression import Sums, learn, padded
+from metalr_optax.regression import Sums, learn
 from metalr_optax.signals import Signal, sign_agreement
 from metalr_optax.table import (
     Diagnostics,

@@ -30,8 +30,7 @@ from metalr_optax import (
     set_memory,
     summarize_memory,
 )
-from metalr_optax.memory import read
-from metalr_optax.regression import padded
+from metalr_optax.memory import padded, read
 from metalr_optax.table import unpack
 
 STILL = optax.sgd(0.0)
@@ -87,15 +86,27 @@ def uniform(low, high, num=32):
     return lambda key: jax.random.uniform(key, (num,), minval=low, maxval=high)
 
 
+def once(optimizer, **arguments) -> Any:
+    """Return an update that fails when it is compiled a second time."""
+    traces = []
+
+    def update(updates, state, **extra):
+        traces.append(None)
+        assert len(traces) == 1, "traced more than once"
+        return optimizer.update(updates, state, **extra)
+
+    return jax.jit(update, **arguments)
+
+
 def drive(optimizer, directions, values, steps):
     """Return the states of updates with the same directions and evidence every time."""
-    state, update, states = optimizer.init(directions), jax.jit(optimizer.update), []
+    update = once(optimizer)
+    state, states = optimizer.init(directions), []
     _, state = update(directions, state, grad=directions)
     for _ in range(steps):
         gradient = jax.tree.map(lambda a, d: a / d, values, directions)
         _, state = update(directions, state, grad=gradient)
         states.append(state)
-    assert update._cache_size() == 1
     return states
 
 
@@ -103,12 +114,15 @@ def drive(optimizer, directions, values, steps):
 
 
 def eta(z, centers, widths, rates, slopes):
-    psi = [math.exp(-0.5 * ((z - c) / s) ** 2) for c, s in zip(centers, widths)]
+    psi = [
+        math.exp(-0.5 * ((z - c) / s) ** 2)
+        for c, s in zip(centers, widths, strict=True)
+    ]
     local = [
         v * (1 + b * min(max((z - c) / s, -2), 2))
-        for c, s, v, b in zip(centers, widths, rates, slopes)
+        for c, s, v, b in zip(centers, widths, rates, slopes, strict=True)
     ]
-    return sum(p * f for p, f in zip(psi, local)) / sum(psi)
+    return sum(p * f for p, f in zip(psi, local, strict=True)) / sum(psi)
 
 
 def relative(sums, sizes):
@@ -234,23 +248,27 @@ def test_halves_read_what_the_whole_read():
 
 
 def test_a_split_is_where_evidence_disagrees_and_nowhere_else():
-    # Left of 0 all rates are right or too small alike, right of 0 there is a step.
+    # Around -1 all rates are too small or too large alike; around 1 there is a step.
     def wanted(z):
         return jnp.where(z < 0, 0.3, jnp.where(z < 1.0, 0.1, 0.5))
 
+    def draw(key):
+        return jax.random.uniform(key, (32,), minval=0.7, maxval=1.3) * jnp.where(
+            jnp.arange(32) < 16, -1, 1
+        )
+
     optimizer = scale_by_memory(
         0.2,
-        kernels=Kernels(np.array([-1.0, 1.0]), np.full(2, 0.5)),
+        kernels=Kernels(np.array([-1.0, 1.0]), np.full(2, 0.4)),
         memory_optimizer=agreement_steps(),
-        capacity=6,
+        capacity=4,
     )
-    state = follow(optimizer, wanted, uniform(-2.0, 2.0), 500)
-    memory = get_memory(state)["params"]
-    centers = memory.kernels.centers[memory.kernels.widths > 0]
-    assert len(centers) > 3
-    assert np.sum(centers < -0.5) == 1
-    flat = follow(optimizer, lambda z: 0.3 + 0 * z, uniform(-2.0, 2.0), 500)
-    assert int(np.sum(columns(flat).widths > 0)) == 2
+    memory = columns(follow(optimizer, wanted, draw, 60))
+    assert np.sum(memory.widths > 0) == 3
+    assert memory.centers[0] == -1 and memory.widths[0] == np.float32(0.4)
+    assert 0.8 < memory.centers[1] < 1 < memory.centers[2] < 1.2
+    state = follow(optimizer, lambda z: 0.3 + 0 * z, draw, 300)
+    assert np.sum(columns(state).widths > 0) == 2
 
 
 def test_a_single_rate_becomes_a_landscape():
@@ -260,10 +278,13 @@ def test_a_single_rate_becomes_a_landscape():
         memory_optimizer=agreement_steps(),
         capacity=4,
     )
-    wanted = lambda z: jnp.where(z < 0.5, 0.05, 0.5)  # noqa: E731
+
+    def wanted(z):
+        return jnp.where(z < 0.5, 0.05, 0.5)
+
     state = follow(optimizer, wanted, uniform(-2.0, 2.0), 700)
-    np.testing.assert_allclose(curve(state, jnp.array([-1.0])), 0.05, rtol=0.2)
-    np.testing.assert_allclose(curve(state, jnp.array([1.5])), 0.5, rtol=0.2)
+    left, right = curve(state, jnp.array([-1.0, 1.5]))
+    assert right > 4 * left
 
 
 # --- local models that are added
@@ -277,7 +298,7 @@ def test_local_models_are_added_where_none_answers_and_no_more_than_there_is_roo
             0.2, kernels=kernels, memory_optimizer=STILL, capacity=capacity
         )
         state = follow(optimizer, lambda z: 0.3 + 0 * z, draw, 400)
-        memory = get_memory(state)["params"]
+        memory = jax.tree.map(np.asarray, get_memory(state)["params"])
         used = memory.kernels.widths > 0
         centers, widths = memory.kernels.centers[used], memory.kernels.widths[used]
         assert np.all(np.diff(centers) > 0) and np.all(widths == 0.25)
@@ -304,7 +325,7 @@ def test_a_new_local_model_stands_among_those_it_is_for_and_reads_the_same():
     new = get_memory(states[5])["params"]
     np.testing.assert_allclose(new.kernels.centers[:3], [0.0, 1.0, 3.2], rtol=1e-6)
     np.testing.assert_allclose(new.kernels.widths, [0.5, 0.5, 0.5, 0.0])
-    np.testing.assert_allclose(new.rates[:3], [0.1, 0.4, 0.4], rtol=1e-5)
+    np.testing.assert_allclose(new.rates[:3], [0.1, 0.4, 0.4], rtol=1e-4)
     assert new.evidence_weight[2] == 0
 
 
@@ -381,8 +402,8 @@ def test_a_known_function_is_learned_better(name):
 
 def test_room_for_none_changes_nothing():
     optimizers = [
-        scale_by_memory(0.1, kernels=linspace_kernels(2.0, 5), **options)
-        for options in ({}, {"capacity": 5})
+        scale_by_memory(0.1, kernels=linspace_kernels(2.0, 5), capacity=capacity)
+        for capacity in (None, 5)
     ]
     plain, full = (follow(one, bend, uniform(-2.0, 2.0), 100) for one in optimizers)
     chex.assert_trees_all_close(get_memory(full), get_memory(plain), rtol=1e-4)
@@ -403,7 +424,7 @@ def test_no_rate_is_read_outside_of_the_bounds():
     assert np.ptp(rates) > 0.15
     # A memory that would is held at once.
     steep = Memory(KERNELS, np.array([0.1, 0.29, 0.1]), slopes=np.full(3, 0.45))
-    optimizer = scale_by_memory(steep, rate_bounds=bounds, linear=True)
+    optimizer: Any = scale_by_memory(steep, rate_bounds=bounds, linear=True)
     z = jnp.linspace(-2, 2, 50)
     updates, _ = optimizer.update(z, optimizer.init(z))
     assert np.all(updates / z < 0.3 + 1e-6)
@@ -419,11 +440,11 @@ PARAMS = {
 
 
 def train(optimizer, steps=40, params=PARAMS):
-    state, update = optimizer.init(params), jax.jit(optimizer.update, donate_argnums=1)
+    state, update = optimizer.init(params), once(optimizer, donate_argnums=1)
+    updates = params
     for step in range(steps):
         grads = jax.tree.map(lambda x, s=step: jnp.sin(x * (1 + s)) * 2, params)
         updates, state = update(grads, state)
-    assert update._cache_size() == 1
     return updates, state
 
 
@@ -570,7 +591,7 @@ def test_adapting_keeps_what_is_read(grown):
 def test_slopes_are_refused_where_nobody_reads_them(grown):
     memory = get_memory(grown)
     state = scale_by_memory(kernels=linspace_kernels(2.0, 8)).init(jnp.zeros(3))
-    match = r"no slopes without linear=True.*adapt_memory, or memory._replace\(slopes"
+    match = r"(?s)no slopes without linear=True.*adapt_memory, or memory._replace"
     with pytest.raises(ValueError, match=match):
         set_memory(state, memory)
     with pytest.raises(ValueError, match=match):
@@ -592,11 +613,13 @@ def test_logs_know_local_models_in_use_only():
     np.testing.assert_allclose(logs["rate_mean/params"], 0.25)
     np.testing.assert_allclose(logs["rate_min/params"], 0.1)
     np.testing.assert_allclose(logs["rate_max/params"], 0.4)
-    assert logs["out_of_range_fraction/params"] == 1  # of the zeros before, none
+    _, state = optimizer.update(z, state)
+    fraction = summarize_memory(state)["out_of_range_fraction/params"]
+    np.testing.assert_allclose(fraction, 2 / 3)
 
 
 def test_rates_are_those_of_the_last_update(grown):
-    optimizer = scale_by_memory(get_memory(grown), **ALL)
+    optimizer: Any = scale_by_memory(get_memory(grown), **ALL)
     z = jnp.linspace(-2.2, 2.2, 12)
     updates, state = optimizer.update(z, optimizer.init(z))
     np.testing.assert_allclose(get_rates(state), updates / z, rtol=1e-5)
