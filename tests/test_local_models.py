@@ -19,8 +19,8 @@ from metalr_optax import (
     get_memory,
     get_rates,
     linspace_kernels,
-    load_metadata,
     load_memory,
+    load_metadata,
     memory_sgd,
     plot_memory,
     plot_transfer,
@@ -226,7 +226,7 @@ def test_halves_read_what_the_whole_read():
     )
     states = drive(optimizer, z, a, 40)
     counts = [int((columns(one).widths > 0).sum()) for one in states]
-    assert counts[0] == 2 and counts[-1] == 3
+    assert (counts[0], counts[-1]) == (2, 3)
     before = columns(states[counts.index(3) - 1])
     after = get_memory(states[counts.index(3)])["params"]
     weights = np.exp(-0.5 * ((z - 0.3) / 0.8) ** 2)
@@ -265,7 +265,7 @@ def test_a_split_is_where_evidence_disagrees_and_nowhere_else():
     )
     memory = columns(follow(optimizer, wanted, draw, 60))
     assert np.sum(memory.widths > 0) == 3
-    assert memory.centers[0] == -1 and memory.widths[0] == np.float32(0.4)
+    assert (memory.centers[0], memory.widths[0]) == (-1, np.float32(0.4))
     assert 0.8 < memory.centers[1] < 1 < memory.centers[2] < 1.2
     state = follow(optimizer, lambda z: 0.3 + 0 * z, draw, 300)
     assert np.sum(columns(state).widths > 0) == 2
@@ -301,7 +301,8 @@ def test_local_models_are_added_where_none_answers_and_no_more_than_there_is_roo
         memory = jax.tree.map(np.asarray, get_memory(state)["params"])
         used = memory.kernels.widths > 0
         centers, widths = memory.kernels.centers[used], memory.kernels.widths[used]
-        assert np.all(np.diff(centers) > 0) and np.all(widths == 0.25)
+        assert np.all(np.diff(centers) > 0)
+        np.testing.assert_array_equal(widths, 0.25)
         z = np.linspace(-3, 3, 601)[:, None]
         answer = np.exp(-0.5 * ((z - centers) / widths) ** 2).max(axis=1)
         assert bool(np.mean(answer < 0.1) < 0.1) == covered
