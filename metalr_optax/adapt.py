@@ -8,9 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.checks import check_memories, check_memory, is_concrete, require
-from metalr_optax.memory import Kernels, Memory, read
-from metalr_optax.transfer import get_memory
+from metalr_optax.checks import (
+    check_memories,
+    check_memory,
+    in_use,
+    is_concrete,
+    require,
+)
+from metalr_optax.memory import Kernels, Memory, padded, read
+from metalr_optax.regression import LARGEST_SLOPE
+from metalr_optax.transfer import get_memory, memory_states, table_in
 
 # The last part of a label that names a tensor; the part before it names the layer.
 _ROLE_OF_TENSOR = {
@@ -75,6 +82,9 @@ def adapt_memory(
     .. math:: \bar v = \exp(\textstyle\sum_m n_m \log v_m / \sum_m n_m)
 
     with the evidence weight :math:`n_m` of each local model, alike if there was none.
+    A state with ``capacity`` takes a memory with its own kernels if there is room, and
+    one with ``linear`` its slopes; where kernels are others, slopes are read too.
+
     Where a label starts from nothing, the rates are the same mean over all memories,
     each as it was resampled, weighted with all its evidence. Evidence goes along to the
     nearest new centres, or evenly to all of them where the rates are one mean; it is
@@ -125,14 +135,49 @@ def adapt_memory(
     unknown = sorted(map(str, set(mapping.values()) - {*memory, None}))
     allowed = f"lead to labels of memory, {sorted(memory)}, or None"
     require(not unknown, "mapping", allowed, unknown)
+    growing = _growing_labels(opt_state)
     adapted = {}
     for label, like in likes.items():
         source = mapping[label]
         if source is None:
             adapted[label] = _pool([_resample(one, like) for one in memory.values()])
+        elif label in growing:
+            adapted[label] = _resample(*_with_its_kernels(memory[source], like))
         else:
             adapted[label] = _resample(memory[source], like)
     return adapted
+
+
+def _growing_labels(opt_state: Any) -> set[str]:
+    """Return the labels of memories with room for more local models."""
+    states = memory_states(opt_state)
+    return {x for state, labels in states if table_in(state)[1].grows for x in labels}
+
+
+def _with_its_kernels(memory: Memory, like: Memory) -> tuple[Memory, Memory]:
+    """Return memories that both have the kernels of the first, if there is room."""
+    num, kernels = len(like.rates), in_use(memory.kernels)
+    elsewhere = memory.rms_normalized not in (None, like.rms_normalized)
+    if elsewhere or not 1 < len(kernels.centers) <= num:
+        return memory, like
+    memory = padded(_only_used(memory), num)
+    return memory, like._replace(kernels=memory.kernels)
+
+
+def _only_used(memory: Memory) -> Memory:
+    """Return a memory without the local models that are not in use."""
+    kernels = in_use(memory.kernels)
+    num = len(kernels.centers)
+    weight, slopes = (
+        None if one is None else np.asarray(one)[:num]
+        for one in (memory.evidence_weight, memory.slopes)
+    )
+    return memory._replace(
+        kernels=kernels,
+        rates=np.asarray(memory.rates)[:num],
+        evidence_weight=weight,
+        slopes=slopes,
+    )
 
 
 def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
@@ -176,26 +221,40 @@ def _resample(memory: Memory, like: Memory) -> Memory:
     """Return the memory with the kernels of another, in NumPy."""
     like = jax.tree.map(np.asarray, like)
     old, new = np.asarray(memory.kernels), np.asarray(like.kernels)
+    slopes = memory.slopes
     rates, weight = np.asarray(memory.rates), memory.evidence_weight
     weight = np.zeros(rates.shape) if weight is None else np.asarray(weight)
     elsewhere = memory.rms_normalized not in (None, like.rms_normalized)
     # Equal in the less precise of their dtypes are equal kernels.
     dtype = min(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
+    is_same = np.array_equal(old.astype(dtype), new.astype(dtype))
     if elsewhere or 1 in (rates.size, like.rates.size):
-        rates = np.full(like.rates.shape, _mean(rates, weight))
+        used = old[1] > 0
+        rates = np.full(like.rates.shape, _mean(rates[used], weight[used]))
         weight = np.full(like.rates.shape, weight.sum() / like.rates.size)
-    elif not np.array_equal(old.astype(dtype), new.astype(dtype)):
-        rates = read(Kernels(*old), rates, jnp.asarray(new[0]))
+        slopes = None
+    elif not is_same or (slopes is not None and like.slopes is None):
+        left, rates, right = (
+            np.asarray(read(Kernels(*old), rates, jnp.asarray(z), slopes))
+            for z in (new[0] - new[1] / 2, new[0], new[0] + new[1] / 2)
+        )
+        slopes = np.clip((right - left) / rates, -LARGEST_SLOPE, LARGEST_SLOPE)
         # What a memory of one 1 among 0s reads is the share of that local model.
         ones, centers = jnp.eye(like.rates.size), jnp.asarray(old[0])
         share = jax.vmap(read, (None, 0, None))(Kernels(*new), ones, centers)
         weight = np.asarray(share) @ weight
     schedule = memory.schedule
     schedule = np.zeros_like(like.schedule) if schedule is None else schedule
-    rates, weight, schedule = (
-        np.asarray(one, like.rates.dtype) for one in (rates, weight, schedule)
+    slopes = np.zeros(like.rates.shape) if slopes is None else slopes
+    rates, weight, schedule, slopes = (
+        np.asarray(one, like.rates.dtype) for one in (rates, weight, schedule, slopes)
     )
-    return like._replace(rates=rates, evidence_weight=weight, schedule=schedule)
+    return like._replace(
+        rates=rates,
+        evidence_weight=weight,
+        schedule=schedule,
+        slopes=None if like.slopes is None else slopes,
+    )
 
 
 def _pool(memories: Sequence[Memory]) -> Memory:

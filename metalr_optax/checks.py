@@ -20,6 +20,8 @@ POSITIVE = (1e-37, 1e37)
 _LARGEST_GAP = 1e15
 # Of the ratio of two positive rates.
 _LARGEST_LOG = 171.0
+# The largest slope of a local model, and what rounding adds to it.
+_LARGEST_SLOPE = 0.4500001
 # Who writes a smaller factor than this means a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
 # Where a schedule is looked at: from the start on, and as late as runs are long.
@@ -150,6 +152,16 @@ def check_kernels(kernels: Kernels, dtype: Any = np.float64) -> None:
     require(fits.all(), "neighbours", allowed, kernels)
 
 
+def in_use(kernels: Kernels) -> Kernels:
+    """Return kernels without those at the end that are not in use; traced ones all."""
+    is_known = all(map(is_concrete, kernels))
+    if not is_known or {np.ndim(one) for one in kernels} != {1}:
+        return kernels
+    (used,) = np.nonzero(np.asarray(kernels.widths))
+    num = used[-1] + 1 if len(used) else len(kernels.widths)
+    return Kernels(np.asarray(kernels.centers)[:num], np.asarray(kernels.widths)[:num])
+
+
 def check_rates(name: str, rates: Any, rate_bounds: tuple[Any, Any]) -> None:
     """Raise ValueError unless all rates are within the bounds; traced ones pass."""
     if not all(map(is_concrete, (rates, *rate_bounds))):
@@ -171,9 +183,12 @@ def check_memory(
     """Raise ValueError unless the memory is usable; traced values are trusted."""
     require(isinstance(memory, Memory), name, "be a metalr_optax.Memory", memory)
     try:
-        check_kernels(memory.kernels)
+        check_kernels(in_use(memory.kernels))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    known = is_concrete(memory.kernels.centers)
+    fits = not known or np.isfinite(np.asarray(memory.kernels.centers)).all()
+    require(fits, name, "have finite centers", memory.kernels.centers)
     shape, found = np.shape(memory.kernels.centers), np.shape(memory.rates)
     allowed = f"have one rate per kernel, rates of shape {shape}"
     require(found == shape, name, allowed, found)
@@ -188,6 +203,11 @@ def check_memory(
         fits = _is_real(logs) and (np.abs(logs) <= _LARGEST_LOG).all()
         allowed = f"have a schedule of shape {MARKS.shape}, of logs of rates"
         require(fits and logs.shape == MARKS.shape, name, allowed, memory.schedule)
+    if memory.slopes is not None and is_concrete(memory.slopes):
+        slopes = np.asarray(memory.slopes)
+        fits = _is_real(slopes) and (np.abs(slopes) <= _LARGEST_SLOPE).all()
+        allowed = f"have slopes of at most {_LARGEST_SLOPE:.2f}, of shape {shape}"
+        require(fits and slopes.shape == shape, name, allowed, memory.slopes)
 
 
 def check_memories(memory: Any) -> None:
@@ -316,6 +336,30 @@ def check_initial(
     sizes = sorted({len(memory.rates) for memory in named.values()})
     allowed, hint = "have memories of one size M", "adapt_memory resamples them"
     require(len(sizes) <= 1, "initial", allowed, sizes, hint)
+
+
+def check_local_models(initial: Any, num: int, options: tuple[Any, Any, Any]) -> None:
+    """Raise ValueError unless what is learned besides rates fits num local models."""
+    capacity, learned_widths, linear = options
+    if capacity is not None:
+        hint = f" (the local models at the start are {num}) or None"
+        check_integer("capacity", capacity, max(num, 2), hint)
+    for name, value in (("learned_widths", learned_widths), ("linear", linear)):
+        require(isinstance(value, bool), name, "be True or False", value)
+        allowed = "be False with a single local model, which has no input"
+        fits = not value or num > 1 or capacity is not None
+        require(fits, name, allowed, value)
+    memories = initial.values() if isinstance(initial, Mapping) else [initial]
+    for memory in memories:
+        check_slopes("initial", memory, linear)
+
+
+def check_slopes(name: str, memory: Any, linear: bool) -> None:
+    """Raise ValueError if a memory has slopes that would not be read."""
+    fits = linear or getattr(memory, "slopes", None) is None
+    hint = "adapt_memory, or memory._replace(slopes=None), leaves them out"
+    allowed = "have no slopes without linear=True"
+    require(fits, name, allowed, getattr(memory, "slopes", None), hint)
 
 
 def check_state(state: Any, kind: Any) -> None:

@@ -20,7 +20,14 @@ from metalr_optax.interpolation import (
     read_large,
     sample,
 )
-from metalr_optax.memory import Kernels, accumulate, read, root_mean_square
+from metalr_optax.memory import (
+    Kernels,
+    accumulate,
+    outermost,
+    read,
+    root_mean_square,
+)
+from metalr_optax.regression import sums_of
 from metalr_optax.signals import BY_COORDINATE, Signal, agreement
 
 # So many coordinates of a tensor at most are looked at for what only logs need.
@@ -46,6 +53,7 @@ class Evaluation(NamedTuple):
 def tensor_evidence(
     how: Evaluation,
     kernels: Kernels,
+    models: tuple[jax.Array, jax.Array] | None,
     scale: jax.Array | None,
     gradient: jax.Array,
     update: jax.Array,
@@ -60,6 +68,7 @@ def tensor_evidence(
     Args:
       how: tensors are evaluated.
       kernels: M kernels.
+      models: their rates and slopes, [M] each, where more than rates is learned.
       scale: [], weight of this gradient, None for 1.
       gradient: [...].
       update: [...], what the base optimizer gets.
@@ -68,7 +77,8 @@ def tensor_evidence(
     Returns:
       u, [M], the mean of agreement times activation, and activity, [M], the same
       without signs. For M > 1 also, from a sample, both without activations, [], and
-      the fraction [] of the last direction that was out of range.
+      the fraction [] of the last direction that was out of range. With models also
+      :class:`metalr_optax.regression.Sums`, one by one.
     """
     dtype = kernels.centers.dtype
     single = len(kernels.centers) == 1
@@ -92,13 +102,17 @@ def tensor_evidence(
         return inputs, [values, jax.lax.abs(values)]
 
     if single or how.grid is None or d.size < LARGE:
-        sums = accumulate(kernels, *compare(g, d, *more))
+        inputs, values = compare(g, d, *more)
+        sums = accumulate(kernels, inputs, values)
+        if models is not None:
+            sums += sums_of(kernels, *models, inputs, values[0])
     else:
         alone = how.signal in BY_COORDINATE
         sums = accumulate_large(kernels, how.grid, compare, alone, (g, d), more)
     means = [one / max(d.size, 1) for one in sums]
     if not single:
-        means = _with_logged(kernels, means, compare, g, d, more)
+        logged = _with_logged(kernels, means[:2], compare, g, d, more)
+        means = logged + means[2:]
     if scale is not None:
         # In the wide dtype: float16 has no such small scales.
         update = (update.astype(dtype) * scale.astype(dtype)).astype(update.dtype)
@@ -115,7 +129,8 @@ def _with_logged(
     """Return means, and from a sample what only logs need."""
     few = sample(d, _LOGGED).astype(kernels.centers.dtype)
     inputs = few / more[0]
-    inside = (inputs > kernels.centers[0]) & (inputs < kernels.centers[-1])
+    low, high = outermost(kernels)
+    inside = (inputs > low.centers) & (inputs < high.centers)
     logged = compare(sample(g, _LOGGED), few, *more)[1]
     logged.append((~inside).astype(few.dtype))
     few_means = [jnp.sum(one) / max(one.size, 1) for one in logged]
@@ -126,15 +141,19 @@ def _with_logged(
 
 
 def scaled(
-    how: Evaluation, kernels: Kernels, rates: jax.Array, direction: jax.Array
+    how: Evaluation,
+    kernels: Kernels,
+    models: tuple[jax.Array, jax.Array | None],
+    direction: jax.Array,
 ) -> jax.Array:
     """Return a direction [...] times its rates, of the dtype of the rates."""
+    rates, slopes = models
     direction = direction.astype(rates.dtype)
     if rates.size == 1:
         return rates[0] * direction
     inputs = direction / _unit(how, direction)
     if how.grid is None or direction.size < LARGE:
-        return read(kernels, rates, inputs) * direction
+        return read(kernels, rates, inputs, slopes) * direction
     return read_large(kernels, how.grid, rates, inputs) * direction
 
 

@@ -4,7 +4,7 @@ A file is in the `safetensors <https://github.com/huggingface/safetensors>`_ for
 which every tool of that format shows: arrays ``{label}/centers``, ``{label}/widths``,
 ``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight),
 ``{label}/relative`` (whether kernel inputs are rms-normalised) and, in version 2,
-``{label}/schedule``; strings
+``{label}/schedule`` and ``{label}/slopes``; strings
 ``format_version``, ``library_version``, ``sha256`` and those of the user. The digest is
 that of the whole file with zeros in its place. Nothing in a file is ever run.
 """
@@ -25,13 +25,14 @@ from metalr_optax import __version__
 from metalr_optax.checks import check_memories, check_memory, is_concrete, require
 from metalr_optax.memory import Kernels, Memory
 
-# What has no schedule is written as version 1, for older releases.
+# What has no schedule and no slopes is written as version 1, for older releases, if
+# all local models are in use.
 _FORMAT_VERSIONS = ("1", "2")
 _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
 # The format names the fields of a memory so, in their order.
-_FIELDS = ("centers", "widths", "rates", "counts", "relative", "schedule")
+_FIELDS = ("centers", "widths", "rates", "counts", "relative", "schedule", "slopes")
 
 Path = str | os.PathLike[str]
 
@@ -144,7 +145,11 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
         require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
         for field, array in _arrays(f"memory[{label!r}]", one).items():
             arrays[f"{label}/{field}"] = array
-    is_later = any(name.endswith("/schedule") for name in arrays)
+    is_later = any(
+        name.endswith(("/schedule", "/slopes"))
+        or (name.endswith("/widths") and not array.all())
+        for name, array in arrays.items()
+    )
     version = _FORMAT_VERSIONS[is_later]
     own = zip(_RESERVED, (version, __version__, _NO_DIGEST), strict=True)
     blank = safetensors.numpy.save(arrays, strings | dict(own))
@@ -174,7 +179,7 @@ def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
 
 def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     """Return the memory that arrays make; raise ValueError if it is none."""
-    centers, widths, rates, weight, rms, schedule = map(arrays.get, _FIELDS)
+    centers, widths, rates, weight, rms, *later = map(arrays.get, _FIELDS)
     if centers is None or widths is None or rates is None:
         raise ValueError(f"{name} must have centers, widths and rates")
     dtypes = [array.dtype for field, array in arrays.items() if field != "relative"]
@@ -182,7 +187,7 @@ def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     require(fits, name, "be float32 or float64", dtypes)
     fits = rms is None or (rms.dtype == bool and rms.shape == ())
     require(fits, name, "have one bool for relative", rms)
-    memory = Memory(Kernels(centers, widths), rates, weight, rms, schedule)
+    memory = Memory(Kernels(centers, widths), rates, weight, rms, *later)
     check_memory(name, memory)
     return memory
 

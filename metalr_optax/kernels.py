@@ -1,7 +1,8 @@
 """Where the local models of a memory are: ways to place Gaussian kernels.
 
-The kernels of a memory never change. They say which local models answer for a kernel
-input ``z`` (for plain SGD: the value of one coordinate of the gradient).
+They say which local models answer for a kernel input ``z`` (for plain SGD: the value of
+one coordinate of the gradient), and never change unless ``capacity`` or
+``learned_widths`` of :func:`metalr_optax.scale_by_memory` says so.
 """
 
 import numpy as np

@@ -17,6 +17,9 @@ import numpy as np
 # far outside hardly moves the memory.
 REACH = 8.0
 
+# A local model is linear up to so many widths from its centre, and constant beyond.
+LINEAR = 2.0
+
 # So many local models, or fewer, are evaluated in one go instead of one by one.
 _FEW = 3
 
@@ -34,7 +37,9 @@ class Kernels(NamedTuple):
 
     Attributes:
       centers: [M], :math:`c_m`, strictly increasing, in units of the kernel input.
-      widths: [M], :math:`s_m`, positive, in units of the kernel input.
+      widths: [M], :math:`s_m`, positive, in units of the kernel input; in a memory that
+        has room for more, 0 for those not in use, which answer for nothing and stand
+        last.
 
     A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
     rate, whatever the input, with evidence from all coordinates alike.
@@ -61,6 +66,8 @@ class Memory(NamedTuple):
         ``rates``, which is where the last run was when the memory was taken. A run that
         goes by progress starts with the first and follows the others. None for zeros,
         the same rates throughout: ``memory._replace(schedule=None)`` leaves it out.
+      slopes: [M], :math:`b_m`, the part of its rate by which a local model rises over
+        a width; None for zeros. ``memory._replace(slopes=None)`` leaves them out.
 
     Examples:
       >>> import numpy as np
@@ -76,46 +83,69 @@ class Memory(NamedTuple):
     evidence_weight: Any = None
     rms_normalized: Any = None
     schedule: Any = None
+    slopes: Any = None
 
 
-def read(kernels: Kernels, rates: Array, inputs: jax.Array) -> jax.Array:
+def read(
+    kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
+) -> jax.Array:
     r"""Return the learning rate that a memory has for each kernel input.
 
     .. math:: \eta(z) = \sum_m \psi_m(z) v_m / \sum_m \psi_m(z)
 
+    With slopes, :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))` stands for
+    :math:`v_m`.
+
     Args:
-      kernels: M kernels.
+      kernels: M kernels, in any order.
       rates: [M].
       inputs: [...], one per coordinate. Outside the kernels the rate of the outermost
         local model holds.
+      slopes: [M], or None for zeros.
 
     Returns:
-      [...], learning rates between the smallest and the largest rate of the memory, for
+      [...], learning rates between the smallest and the largest of local models, for
       every input but NaN, which reads NaN.
     """
-    if len(kernels.centers) == 1:
+    if len(kernels.centers) == 1 and slopes is None:
         return jnp.where(jnp.isnan(inputs), inputs, rates[0])
+    _, weighted, weights = weigh(kernels, rates, inputs, slopes)
+    return weighted / weights
+
+
+def weigh(
+    kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return what local models weigh at each kernel input, without under- or overflow.
+
+    Returns:
+      [...] each: the log of the largest activation, and the sums of rates times
+      activation and of activations, both over that largest one.
+    """
+    ends = outermost(kernels)
     first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
     few = len(kernels.centers) <= _FEW
 
     # One local model at a time: written as one array operation, XLA stores [D, M]
     # numbers as soon as a whole update is compiled.
     def nearer(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
-        return jnp.maximum(nearest, _log_activation(kernel, kernels, inputs)), None
+        return jnp.maximum(nearest, log_activation(kernel, ends, inputs)), None
 
-    start = _log_activation(first, kernels, inputs)
+    start = log_activation(first, ends, inputs)
     nearest, _ = jax.lax.scan(nearer, start, kernels, unroll=few)
 
     def add(sums: tuple[jax.Array, jax.Array], model: Any) -> Any:
-        kernel, rate = model
-        weight = jnp.exp(_log_activation(kernel, kernels, inputs) - nearest)
+        kernel, rate, slope = model
+        weight = jnp.exp(log_activation(kernel, ends, inputs) - nearest)
+        if slope is not None:
+            rate = rate * (1 + slope * turn(kernel, ends, inputs))
         return (sums[0] + weight * rate, sums[1] + weight), None
 
     zero = jnp.zeros_like(nearest)
     (weighted, weights), _ = jax.lax.scan(
-        add, (zero, zero), (kernels, rates), unroll=few
+        add, (zero, zero), (kernels, rates, slopes), unroll=few
     )
-    return weighted / weights
+    return nearest, weighted, weights
 
 
 def accumulate(
@@ -137,8 +167,10 @@ def accumulate(
         sums = _sums if values[0].size <= _ONE_LOOP else _sums_apart
         return [one[None] for one in sums(*values)]
 
+    ends = outermost(kernels)
+
     def of_model(_: None, kernel: Kernels) -> tuple[None, list[jax.Array]]:
-        activation = jnp.exp(_log_activation(kernel, kernels, inputs))
+        activation = jnp.exp(log_activation(kernel, ends, inputs))
         return None, [jnp.sum(activation * one) for one in values]
 
     few = len(kernels.centers) <= _FEW
@@ -166,12 +198,73 @@ def root_mean_square(tensor: jax.Array) -> jax.Array:
     return jnp.where(known, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
 
 
-def _log_activation(kernel: Kernels, kernels: Kernels, inputs: jax.Array) -> jax.Array:
-    """Return the log of one activation [...], with inputs clamped to all kernels."""
+def padded(memory: Memory, num: int) -> Memory:
+    """Return a memory of num local models; those not in use have the mean rate."""
+    kernels, rates = memory.kernels, jnp.asarray(memory.rates)
+    widths = jnp.asarray(kernels.widths)
+
+    def longer(array: Any) -> Any:
+        more = num - jnp.shape(array)[-1]
+        pads = [(0, 0)] * (jnp.ndim(array) - 1) + [(0, more)]
+        return jnp.pad(jnp.asarray(array), pads)
+
+    used = longer(widths) > 0
+    mean = jnp.mean(rates, axis=-1, where=widths > 0, keepdims=True)
+    last = jnp.max(kernels.centers, axis=-1, where=widths > 0, initial=-jnp.inf)[
+        ..., None
+    ]
+    weight, slopes = (
+        None if one is None else jnp.where(used, longer(one), 0)
+        for one in (memory.evidence_weight, memory.slopes)
+    )
+    centers = jnp.where(used, longer(kernels.centers), last)
+    return memory._replace(
+        kernels=Kernels(centers, longer(widths)),
+        rates=jnp.where(used, longer(rates), mean),
+        evidence_weight=weight,
+        slopes=slopes,
+    )
+
+
+def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:
+    """Return the lowest and the highest kernel in use, wherever they stand."""
     centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
-    low, high = centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
+    used = widths > 0
+
+    def at(center: jax.Array) -> Kernels:
+        return Kernels(
+            center, jnp.max(jnp.where(used & (centers == center), widths, 0))
+        )
+
+    low = jnp.min(jnp.where(used, centers, jnp.inf))
+    return at(low), at(jnp.max(jnp.where(used, centers, -jnp.inf)))
+
+
+def distance(
+    kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
+) -> jax.Array:
+    """Return how many widths [...] clamped inputs are to the right of a centre."""
+    low, high = (
+        end.centers + sign * REACH * end.widths
+        for sign, end in zip((-1, 1), ends, strict=True)
+    )
     inside = jnp.clip(inputs, low, high)
-    return -0.5 * jnp.square((inside - kernel.centers) / kernel.widths)
+    return (inside - kernel.centers) / jnp.where(kernel.widths > 0, kernel.widths, 1)
+
+
+def turn(
+    kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
+) -> jax.Array:
+    """Return what a slope is multiplied with [...], in [-2, 2]."""
+    return jnp.clip(distance(kernel, ends, inputs), -LINEAR, LINEAR)
+
+
+def log_activation(
+    kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
+) -> jax.Array:
+    """Return the log of one activation [...]; of one not in use, minus infinity."""
+    log = -0.5 * jnp.square(distance(kernel, ends, inputs))
+    return jnp.where(kernel.widths > 0, log, -jnp.inf)
 
 
 def _sums_apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalr_optax.checks import check_memory, require
+from metalr_optax.checks import check_memory, in_use, require
 from metalr_optax.memory import Memory, mean_rate, read
 from metalr_optax.progress import MARKS
 
@@ -68,9 +68,10 @@ def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) ->
     ax = _axes(ax)
     z = _finish_inputs(ax.xaxis, memory)
     ax.plot(z, _landscape(memory, z), color=_BLUE, label="landscape")
-    centers, rates = memory.kernels.centers, np.asarray(memory.rates, np.float64)
+    centers = in_use(memory.kernels).centers
+    rates = np.asarray(memory.rates, np.float64)[: len(centers)]
     weight = memory.evidence_weight
-    weight = np.ones(1) if weight is None else np.asarray(weight)
+    weight = np.ones(1) if weight is None else np.asarray(weight)[: len(centers)]
     sizes = 6 + 60 * weight / max(float(weight.max()), 1e-30)
     ax.scatter(
         centers, rates, sizes, _BLUE, label="local models, by evidence", zorder=3
@@ -296,7 +297,8 @@ def _finish_inputs(axis: Any, *memories: Memory) -> np.ndarray:
     logarithmic axis tells their local models apart.
     """
     axis.set_label_text(_input_label(memories[-1]))
-    gaps = np.diff(np.asarray(memories[-1].kernels.centers, np.float64))
+    kernels = in_use(memories[-1].kernels)
+    gaps = np.diff(np.asarray(kernels.centers, np.float64))
     uneven = len(gaps) > 0 and gaps.max() >= _UNEVEN * gaps.min()
     if uneven:
         getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=gaps.min())
@@ -317,7 +319,7 @@ def _finish_inputs(axis: Any, *memories: Memory) -> np.ndarray:
 
 def _grid(axis: Any, memory: Memory) -> np.ndarray:
     """Return kernel inputs between neighbours, however unequal, and along the axis."""
-    centers, widths = np.asarray(memory.kernels, np.float64)
+    centers, widths = np.asarray(in_use(memory.kernels), np.float64)
     margin = widths if len(centers) > 1 else np.array([3.0])
     ends = np.array([centers[0] - margin[0], centers[-1] + margin[-1]])
     between = np.linspace(centers[:-1], centers[1:], 12)
@@ -335,7 +337,8 @@ def _even(axis: Any, ends: np.ndarray, number: int) -> np.ndarray:
 
 
 def _landscape(memory: Memory, z: np.ndarray) -> np.ndarray:
-    return np.asarray(_read(memory.kernels, np.asarray(memory.rates, np.float64), z))
+    rates = np.asarray(memory.rates, np.float64)
+    return np.asarray(_read(memory.kernels, rates, z, memory.slopes))
 
 
 def _input_label(memory: Memory) -> str:

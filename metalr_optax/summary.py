@@ -221,7 +221,8 @@ def _quantities(table: Table) -> dict[str, jax.Array]:
 
 @jax.jit
 def _read(memory: Memory, inputs: jax.Array) -> jax.Array:
-    return by_layer(read, _stack(memory.rates))(memory.kernels, memory.rates, inputs)
+    kernels, rates, slopes = memory.kernels, memory.rates, memory.slopes
+    return by_layer(read, _stack(rates))(kernels, rates, inputs, slopes)
 
 
 def _stack(rates: Array) -> int | None:
@@ -248,15 +249,15 @@ def _inputs(
     state = _of_one_run(states[0][0])
     if direction is None:
         direction = _direction_in(state)
-    table, rms = table_in(state)
+    table, kind = table_in(state)
     memories, row = {}, 0
     for label, stack in stacks_in(state).items():
         some = row if stack is None else slice(row, row + stack)
-        memories[label] = memory_at(table, some, rms)
+        memories[label] = memory_at(table, some, kind)
         row += stack or 1
     labels = _labels(state, direction, group_by)
     return direction, [
-        (memories[label], _normalized(d, rms, memories[label].rates))
+        (memories[label], _normalized(d, kind.rms, memories[label].rates))
         for label, d in zip(labels, jax.tree.leaves(direction), strict=True)
     ]
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.memory import Kernels, Memory, mean_rate, padded
 from metalr_optax.progress import MARKS
 
 
@@ -45,7 +45,7 @@ class Diagnostics(NamedTuple):
 
 
 class Table(NamedTuple):
-    """L memories of M local models; packed, one array [L, 4 M + 33].
+    """L memories of M local models; packed, one array [L, 6 M + 33].
 
     One array, because every array of a state costs time in every call. A batch axis may
     stand in front.
@@ -54,7 +54,11 @@ class Table(NamedTuple):
       rates: [L, M].
       evidence_weight: [L, M], in steps.
       centers: [L, M], of kernels.
-      widths: [L, M], of kernels.
+      widths: [L, M], of kernels; 0 for those not in use.
+      slopes: [L, M], of local models that are linear.
+      disagreement: [L, M], running mean in [-1, 1] of how far evidence on the two sides
+        of a centre differs; of the first local model not in use, how many inputs none
+        answered for.
       schedule: [L, 20], log of the mean rate at update 1, 2, 4, ... over that in use.
       diagnostics: [L, 13].
     """
@@ -63,14 +67,51 @@ class Table(NamedTuple):
     evidence_weight: Any
     centers: Any
     widths: Any
+    slopes: Any
+    disagreement: Any
     schedule: Any
     diagnostics: Any
 
 
+_WORDS = ("rms", "capacity", "widths", "linear")
+
+
+class Kind(NamedTuple):
+    """What memories are of, besides rates: the key under which a state has its table.
+
+    Attributes:
+      rms: whether kernel inputs are rms-normalised.
+      grows: whether there is room for more local models.
+      widens: whether widths are learned.
+      linear: whether slopes are.
+    """
+
+    rms: bool
+    grows: bool = False
+    widens: bool = False
+    linear: bool = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether kernels may change, so that no grid fits them."""
+        return any(self[1:])
+
+    @property
+    def name(self) -> str:
+        """Names of all that is so, such as "rms, linear"."""
+        words = [word for word, one in zip(_WORDS[1:], self[1:], strict=True) if one]
+        return ", ".join([_WORDS[0] if self.rms else "value", *words])
+
+
+def kind_of(name: str) -> Kind:
+    """Return the kind that a key names."""
+    return Kind(*(word in name.split(", ") for word in _WORDS))
+
+
 def unpack(array: jax.Array) -> Table:
     """Return the table that an array holds."""
-    num = (array.shape[-1] - len(MARKS) - len(Diagnostics._fields)) // 4
-    ends = [num, 2 * num, 3 * num, 4 * num, 4 * num + len(MARKS)]
+    num = (array.shape[-1] - len(MARKS) - len(Diagnostics._fields)) // 6
+    ends = [*range(num, 6 * num + 1, num), 6 * num + len(MARKS)]
     return Table(*jnp.split(array, ends, axis=-1))
 
 
@@ -90,10 +131,12 @@ def from_memories(
     rates = column([one.rates for one in memories])
     first = rates[..., 0, :]
     flat = jnp.zeros((*first.shape[:-1], len(MARKS)), dtype)
-    weight, schedule = (
+    zeros = jnp.zeros_like(first)
+    weight, slopes, schedule = (
         column([none if one is None else one for one in some])
         for none, some in (
-            (jnp.zeros_like(first), [one.evidence_weight for one in memories]),
+            (zeros, [one.evidence_weight for one in memories]),
+            (zeros, [one.slopes for one in memories]),
             (flat, [one.schedule for one in memories]),
         )
     )
@@ -122,6 +165,8 @@ def from_memories(
         weight,
         column([one.kernels.centers for one in memories]),
         column([one.kernels.widths for one in memories]),
+        slopes,
+        jnp.zeros_like(rates),
         schedule,
         jnp.stack(diagnostics, axis=-1),
     )
@@ -148,10 +193,20 @@ def count_step(table: Table, usable: jax.Array) -> Table:
     return with_diagnostics(table, known)
 
 
-def memory_at(table: Table, row: int | slice, rms: bool) -> Memory:
-    """Return a copy of the memory in a row, or of those in several."""
-    rates, weight, centers, widths, schedule = (
-        jnp.array(one[..., row, :]) for one in table[:-1]
+def memory_at(table: Table, row: int | slice, kind: Kind) -> Memory:
+    """Return a copy of the memory in a row, or of those in several.
+
+    Local models that were added stand in their order, and those not in use last.
+    """
+    *columns, _, schedule, _ = (one[..., row, :] for one in table)
+    if kind.grows:
+        _, _, centers, widths, _ = columns
+        order = jnp.argsort(jnp.where(widths > 0, centers, jnp.inf), axis=-1)
+        columns = [jnp.take_along_axis(one, order, axis=-1) for one in columns]
+    rates, weight, centers, widths, slopes = map(jnp.array, columns)
+    normalized = jnp.full(rates.shape[:-1], kind.rms)
+    memory = Memory(
+        *(Kernels(centers, widths), rates, weight, normalized, jnp.array(schedule)),
+        slopes=slopes if kind.linear else None,
     )
-    normalized = jnp.full(rates.shape[:-1], rms)
-    return Memory(Kernels(centers, widths), rates, weight, normalized, schedule)
+    return padded(memory, rates.shape[-1]) if kind.grows else memory

@@ -10,11 +10,13 @@ import numpy as np
 from metalr_optax import checks
 from metalr_optax.groups import names_of
 from metalr_optax.interpolation import make_grid
-from metalr_optax.memory import Memory
+from metalr_optax.memory import Memory, padded
 from metalr_optax.table import (
+    Kind,
     Table,
     diagnostics_of,
     from_memories,
+    kind_of,
     memory_at,
     pack,
     unpack,
@@ -59,9 +61,9 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
     """
     memories: dict[str, Memory] = {}
     for state, labels in memory_states(opt_state):
-        table, rms = table_in(state)
+        table, kind = table_in(state)
         for row, label in enumerate(labels):
-            memories[label] = memory_at(table, row, rms)
+            memories[label] = memory_at(table, row, kind)
     return memories
 
 
@@ -153,14 +155,14 @@ def stacks_in(state: ScaleByMemoryState) -> dict[str, int | None]:
     return {label: shape[0] if shape else None for label, shape in shapes.items()}
 
 
-def table_in(state: ScaleByMemoryState) -> tuple[Table, bool]:
-    """Return the table of a state, and whether kernel inputs are rms-normalised."""
+def table_in(state: ScaleByMemoryState) -> tuple[Table, Kind]:
+    """Return the table of a state, and what its memories are of."""
     ((name, array),) = state.table.items()
     # Flax NNX keeps every array of an optimizer in a variable.
     (array,) = jax.tree.leaves(array)
     known = not isinstance(array, jax.ShapeDtypeStruct)
     checks.require(known, "opt_state", "have values, not only shapes", array)
-    return unpack(array), name == "rms"
+    return unpack(array), kind_of(name)
 
 
 def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
@@ -197,10 +199,18 @@ def _fill(
     """Return a state with other memories, in the order of rows and in its dtypes."""
     if not memory:
         return state
-    table, rms = table_in(state)
+    table, kind = table_in(state)
+    if kind.grows:
+        memory = {
+            label: padded(one, table.rates.shape[-1])
+            if isinstance(one, Memory) and np.ndim(one.rates) > 0
+            else one
+            for label, one in memory.items()
+        }
     for row, (label, one) in enumerate(memory.items()):
-        _check_fit(f"memory[{label!r}]", one, memory_at(table, row, rms), rms)
-    _check_shared(table, memory)
+        _check_fit(f"memory[{label!r}]", one, memory_at(table, row, kind), kind)
+    if not kind.is_exact:
+        _check_shared(table, memory)
     old = diagnostics_of(table)
     new = from_memories(list(memory.values()), table.rates.dtype)
     known = diagnostics_of(new)._replace(
@@ -214,7 +224,8 @@ def _fill(
 
 def _check_shared(table: Table, memory: Mapping[str, Memory]) -> None:
     """Raise ValueError if memories would no longer share the kernels they shared."""
-    old = [memory_at(table, row, False).kernels for row in range(len(memory))]
+    kind = Kind(rms=False)
+    old = [memory_at(table, row, kind).kernels for row in range(len(memory))]
     new = [one.kernels for one in memory.values()]
     labels = list(memory)
     for row, label in enumerate(labels):
@@ -225,7 +236,7 @@ def _check_shared(table: Table, memory: Mapping[str, Memory]) -> None:
         checks.require(fits, "memory", allowed, new[row], _START)
 
 
-def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
+def _check_fit(name: str, memory: Memory, like: Memory, kind: Kind) -> None:
     """Raise ValueError unless a memory can stand in the place of another."""
     is_memory = isinstance(memory, Memory)
     checks.require(is_memory, name, "be a metalr_optax.Memory", memory)
@@ -235,7 +246,8 @@ def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
     for array in jax.tree.leaves(memory[:2]):
         fits = np.shape(array) == like.rates.shape
         checks.require(fits, name, allowed, np.shape(array), hint)
-    checks.check_normalized(name, memory, rms)
+    checks.check_normalized(name, memory, kind.rms)
+    checks.check_slopes(name, memory, kind.linear)
     # A vmapped state has one memory per member.
     for member in np.ndindex(like.rates.shape[:-1]):
         one, old = (
@@ -246,6 +258,6 @@ def _check_fit(name: str, memory: Memory, like: Memory, rms: bool) -> None:
         )
         checks.check_memory(name, one)
         grids = make_grid(old.kernels), make_grid(one.kernels)
-        fits = grids[0] is None or grids[0] == grids[1]
+        fits = kind.is_exact or grids[0] is None or grids[0] == grids[1]
         allowed = "have kernels on the grid of the state, for large tensors"
         checks.require(fits, name, allowed, one.kernels, _START)

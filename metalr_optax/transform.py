@@ -27,11 +27,13 @@ from metalr_optax.groups import (
 )
 from metalr_optax.interpolation import is_sampled, make_grid
 from metalr_optax.kernels import linspace_kernels
-from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.memory import Kernels, Memory, mean_rate, padded
 from metalr_optax.progress import record, step_along
+from metalr_optax.regression import Sums, learn
 from metalr_optax.signals import Signal, sign_agreement
 from metalr_optax.table import (
     Diagnostics,
+    Kind,
     Table,
     diagnostics_of,
     from_memories,
@@ -68,9 +70,9 @@ class ScaleByMemoryState(NamedTuple):
     Attributes:
       rows: label -> [], int32, the row of its memory in the table, in the order of
         labels; [K] for K stacked layers.
-      table: "value" or "rms" (what ``normalize`` says) -> [L, 4 M + 33], rates,
-        evidence weight, kernels and schedules of L memories of M local models, and what
-        logs need.
+      table: "value" or "rms" (what ``normalize`` says), with the names of what else is
+        learned -> [L, 6 M + 33], rates, evidence weight, kernels, slopes and schedules
+        of L memories of M local models, and what logs need.
       memory_optimizer_state: state of the transformation that steps the rates.
       base_state: state of the base optimizer, with a copy of the last direction where
         that does not follow from it.
@@ -102,6 +104,15 @@ class Settings(NamedTuple):
     largest_step: Any = None
     # What rates are multiplied with further down, a number or a schedule.
     factor: Any = 1.0
+    capacity: int | None = None
+    learned_widths: bool = False
+    linear: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What the memories are of."""
+        grows = self.capacity is not None
+        return Kind(self.normalize == "rms", grows, self.learned_widths, self.linear)
 
 
 def scale_by_memory(
@@ -118,6 +129,9 @@ def scale_by_memory(
     stacked: Stacked | None = None,
     frozen: Collection[str] = (),
     progress: bool = False,
+    capacity: int | None = None,
+    learned_widths: bool = False,
+    linear: bool = False,
     inner: optax.GradientTransformation | None = None,
     address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -191,6 +205,19 @@ def scale_by_memory(
         on, and one that starts with it follows it, high early and low late, corrected
         by evidence: a memory from the end of a run is as good as any. Without a
         schedule to start with a run is the same either way.
+      capacity: how many local models a memory may have; ``kernels`` are those it starts
+        with, whose number is the default. In an update at most one is added to a
+        memory: beside the others where at least one input in twenty falls so far from
+        all that no activation is above 0.1, or by splitting the one whose evidence has
+        disagreed the most, and for long, between the two sides of its centre. A new one
+        starts with the rate that was read there. Single outliers, and inputs 100 widths
+        from all, add none.
+      learned_widths: whether the widths of kernels are learned from the same evidence,
+        between a quarter of the distance to the nearest neighbour and all of it.
+      linear: whether a local model also has a slope :math:`b_m` in [-.45, .45] that is
+        learned, and reads :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))`
+        for :math:`v_m`, within ``rate_bounds``. The module ``regression`` has the
+        formulas.
       inner: deprecated name of ``base_optimizer``.
       address: deprecated, ``"relative"`` for ``normalize="rms"``.
 
@@ -211,8 +238,9 @@ def scale_by_memory(
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 4 M + 33 and
-    the optimizer's state per memory. All memories have the same M.
+    parameter (or per sampled one) besides that of ``base_optimizer``, plus 6 M + 33 and
+    the optimizer's state per memory. All memories have the same M, that of ``capacity``
+    if there is one.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
@@ -252,11 +280,13 @@ def scale_by_memory(
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule; ``evidence_sample``, ``stacked`` and ``frozen`` belong there too. Of
+      schedule; all that is no number but in its type belongs there too, such as
+      ``evidence_sample``, ``stacked``, ``frozen`` and ``capacity``. Of
       tensors of at least 16,384 coordinates rates are interpolated, within 1e-4 of the
       largest, and evidence within 1e-3 of the mean absolute agreement. Kernels that are
       traced, that are neither even nor log-spaced or much narrower than their distance
-      are evaluated one by one, exactly and slowly.
+      are evaluated one by one, exactly and slowly, and so are all with ``capacity``,
+      ``learned_widths`` or ``linear``, where the update also takes some ten sums more.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
@@ -283,6 +313,9 @@ def scale_by_memory(
     settings = Settings(
         *(*memories, memory_optimizer, signal, stacked, frozen, progress),
         normalize=normalize,
+        capacity=capacity,
+        learned_widths=learned_widths,
+        linear=linear,
     )
     base = remembered(base_optimizer or optax.identity(), evidence_sample, stacked)
     return scale_base(base, settings, has_gradient=base_optimizer is not None)
@@ -305,7 +338,8 @@ def scale_base(
     _check(base, settings)
     all_kernels = kernels_of(settings)
     grids = {make_grid(one) for one in all_kernels}
-    grid = grids.pop() if len(grids) == 1 else None
+    kind = settings.kind
+    grid = grids.pop() if len(grids) == 1 and not kind.is_exact else None
     signal = settings.signal or sign_agreement
     how = Evaluation(base, signal, settings.normalize == "rms", grid)
     evidence_of, scaled_by = (
@@ -322,7 +356,8 @@ def scale_base(
             memory_optimizer=settings.memory_optimizer or optax.adam(1e-2),
         ),
         has_gradient,
-        all(same_kernels(all_kernels[0], one) for one in all_kernels),
+        not kind.is_exact
+        and all(same_kernels(all_kernels[0], one) for one in all_kernels),
         evidence_of,
         scaled_by,
     )
@@ -358,6 +393,7 @@ class _Evidence(NamedTuple):
       agreeing: [L], of agreement.
       counting: [L], the same without signs.
       outside: [L], whether the last direction was out of range.
+      sums: [L, M] each, where more than rates is learned.
     """
 
     u: jax.Array
@@ -365,6 +401,7 @@ class _Evidence(NamedTuple):
     agreeing: jax.Array
     counting: jax.Array
     outside: jax.Array
+    sums: Sums | None = None
 
 
 def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
@@ -376,7 +413,10 @@ def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
     checks.check_frozen(settings.frozen, [*stacks, *labels])
     memories = _initial_memories(settings, labels)
     for memory in memories:
-        checks.check_kernels(memory.kernels, dtype)
+        checks.check_kernels(checks.in_use(memory.kernels), dtype)
+    if settings.capacity is not None:
+        num = settings.capacity
+        memories = [padded(memory, num) for memory in memories]
     # Without a label there is one memory all the same, of which no row is kept.
     ceiling = _ceiling(settings, leaves, params, jnp.zeros(len(labels), dtype))
     table = pack(from_memories(memories, dtype, ceiling))[: len(labels)]
@@ -386,7 +426,7 @@ def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
         rows[label] = jnp.array(some, jnp.int32)
     # A copy: some optimizers keep the parameters that they start with.
     rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
-    tables = {settings.normalize or "value": table}
+    tables = {settings.kind.name: table}
     return ScaleByMemoryState(
         not_params(rows), tables, rule_state, link.base.init(params)
     )
@@ -436,7 +476,8 @@ def _update(link, updates, state, params=None, **extra_args):
     kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     norm = extra_args.get("norm")
     scale = _clip_scale(link.settings, diagnostics_of(table), norm)
-    said, update = _compare(link, state, rows, kernels, scale, updates, gradient)
+    known = list(zip(kernels, _models(link, table, rows), strict=True))
+    said, update = _compare(link, state, rows, known, scale, updates, gradient)
     direction, base_state = link.base.update(
         update, state.base_state, params, gradient, extra_args
     )
@@ -451,10 +492,7 @@ def _update(link, updates, state, params=None, **extra_args):
     rates = table.rates
     if norm is not None:
         rates = jnp.where(jnp.isfinite(norm), rates, 0)
-    leaves = [
-        _by_row(link, link.scaled_by, row)(one, _row(rates, row), d)
-        for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
-    ]
+    leaves = _scale(link, table._replace(rates=rates), rows, kernels, direction)
     table = _diagnose(link.settings, table, evidence, norm)
     means = mean_rate(rates, table.evidence_weight)
     scaled = _finish(link.settings, means, rows, leaves, direction, updates, params)
@@ -466,7 +504,7 @@ def _compare(
     link: _Link,
     state: ScaleByMemoryState,
     rows: Sequence[jax.Array],
-    kernels: Sequence[Kernels],
+    known: Sequence[tuple[Kernels, Any]],
     scale: jax.Array | None,
     updates: optax.Updates,
     gradient: optax.Updates | None,
@@ -479,18 +517,44 @@ def _compare(
     # Of a sample the shape says nothing.
     size = None if link.base.is_derived else link.base.size
     shapes = [
-        leaf.shape if is_sampled(leaf, size) else known[0].shape
-        for leaf, known in zip(leaves, last, strict=True)
+        leaf.shape if is_sampled(leaf, size) else one[0].shape
+        for leaf, one in zip(leaves, last, strict=True)
     ]
     checks.check_shapes(updates, shapes)
     pairs = [
-        _by_row(link, link.evidence_of, row)(one, scale, *tensors)
-        for row, one, *tensors in zip(
-            rows, kernels, gradients, leaves, last, strict=True
-        )
+        _by_row(link, link.evidence_of, row)(*one, scale, *tensors)
+        for row, one, *tensors in zip(rows, known, gradients, leaves, last, strict=True)
     ]
     said = [one for one, _ in pairs]
     return said, jax.tree.unflatten(structure, [update for _, update in pairs])
+
+
+def _models(link: _Link, table: Table, rows: Sequence[jax.Array]) -> list[Any]:
+    """Return rates and slopes of every tensor where more than rates is learned."""
+    if not link.settings.kind.is_exact:
+        return [None] * len(rows)
+    return [(_row(table.rates, row), _row(table.slopes, row)) for row in rows]
+
+
+def _scale(
+    link: _Link,
+    table: Table,
+    rows: Sequence[jax.Array],
+    kernels: Sequence[Kernels],
+    direction: optax.Updates,
+) -> list[jax.Array]:
+    """Return the directions of all tensors times their rates in a corrected table."""
+    kind = link.settings.kind
+    if kind.is_exact:
+        kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
+    return [
+        _by_row(link, link.scaled_by, row)(
+            one,
+            (_row(table.rates, row), _row(table.slopes, row) if kind.linear else None),
+            d,
+        )
+        for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
+    ]
 
 
 def _keep(
@@ -544,7 +608,7 @@ def _gather(
 ) -> _Evidence:
     """Return the evidence of all tensors, by memory."""
     columns = list(zip(*said, strict=True)) or [()] * 5
-    likes = [like] * 2 + [like[:, 0]] * 3
+    likes = [like] * 2 + [like[:, 0]] * 3 + [like] * len(Sums._fields)
     means = [
         mean_by_label(labels, sizes, *pair)
         for pair in zip(columns, likes, strict=False)
@@ -552,7 +616,8 @@ def _gather(
     if len(means) < 5:
         # One rate has evidence from all coordinates alike, and no range.
         means += [means[0][:, 0], means[1][:, 0], jnp.zeros_like(like[:, 0])]
-    return _Evidence(*means)
+    sums = Sums(*means[5:]) if len(means) > 5 else None
+    return _Evidence(*means[:5], sums=sums)
 
 
 def _correct(
@@ -585,7 +650,14 @@ def _correct(
         rates, schedule = _follow(table, rates, (low, high), stands)
         table = table._replace(schedule=schedule)
     weight = table.evidence_weight + shares
-    return table._replace(rates=rates, evidence_weight=weight), rule_state
+    table = table._replace(rates=rates, evidence_weight=weight)
+    if evidence.sums is not None:
+        both, bounds = (evidence.u, evidence.activity), (low, high)
+        learned = learn(settings.kind, table, evidence.sums, both, bounds)
+        table = jax.tree.map(
+            lambda new, old: jnp.where(stand[:, None], old, new), learned, table
+        )
+    return table, rule_state
 
 
 def _follow(
@@ -625,7 +697,7 @@ def _diagnose(
     new = Diagnostics(
         jnp.where(usable, 0.5 + 0.5 * ratio, old.agreement_fraction),
         _SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
-        jnp.mean(at_low | at_high, axis=-1, dtype=means.dtype),
+        _mean_of_used(settings.kind, at_low | at_high, table),
         evidence.outside,
         old.start,
         jnp.maximum(old.highest, means),
@@ -638,6 +710,12 @@ def _diagnose(
         old.skipped_in_a_row,
     )
     return with_diagnostics(table, new)
+
+
+def _mean_of_used(kind: Kind, values: jax.Array, table: Table) -> jax.Array:
+    """Return the mean [L] of [L, M] over the local models in use."""
+    where = table.widths > 0 if kind.grows else None
+    return jnp.mean(values, axis=-1, dtype=table.rates.dtype, where=where)
 
 
 def _finish(
@@ -781,4 +859,10 @@ def _check(base: Base, settings: Settings) -> None:
         checks.check_kernels(settings.kernels)
     checks.check_initial(
         settings.initial, settings.kernels, normalize, settings.rate_bounds
+    )
+    starts = [len(one.centers) for one in kernels_of(settings)]
+    checks.check_local_models(
+        settings.initial,
+        max(starts),
+        (settings.capacity, settings.learned_widths, settings.linear),
     )

@@ -142,7 +142,7 @@ def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data
         jax.tree.map(close, state.base_state.last_direction, nest(direction))
         table = state.table["value"]
         assert table.dtype == jnp.float64
-        columns = np.split(table, [MODELS * i for i in range(1, 5)], axis=1)
+        columns = np.split(table, [MODELS * i for i in range(1, 7)], axis=1)
         for row, label in enumerate(sorted(memories)):
             assert state.rows[label] == row
             close(columns[0][row], rates[label])

@@ -1,0 +1,309 @@
+r"""The rest of locally weighted regression: slopes, widths and new local models.
+
+What is learned from the evidence :math:`a_i` about the rate :math:`\eta_i` that a
+coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
+:math:`t = (z_i - c_m) / s_m`, local models
+:math:`f_m = v_m (1 + b_m \mathrm{clip}(t, -2, 2))` and shares
+:math:`p_m = \psi_m(z_i) / \sum_k \psi_k(z_i)`, all for coordinate :math:`i`:
+
+.. math::
+  b_m &\leftarrow b_m + .02\, r\big(\textstyle\sum_i a_i \psi_m
+    \mathrm{clip}(t, -2, 2)\big) \\
+  \log s_m &\leftarrow \log s_m
+    + .02\, r\big(\textstyle\sum_i a_i\, \partial \eta_i / \partial \log s_m\big),
+    \quad \partial \eta_i / \partial \log s_m
+    = p_m \big((f_m - \eta_i)\, t^2 - v_m b_m t\, [|t| < 2]\big)
+
+where :math:`r` divides a sum by that of its absolute values, so that only the sign of
+evidence and how far it agrees count. A local model is split where evidence on the two
+sides of its centre has had opposite signs for long, and one is added where inputs fall
+that none answers for. Pure functions of arrays.
+
+References:
+  Schaal, Atkeson, `Constructive Incremental Learning from Only Local Information
+  <https://doi.org/10.1162/089976698300016963>`_, Neural Computation, 1998.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metalr_optax.memory import (
+    LINEAR,
+    REACH,
+    Kernels,
+    distance,
+    log_activation,
+    outermost,
+    read,
+    weigh,
+)
+from metalr_optax.table import Kind, Table
+
+# Slopes and logs of widths move by at most so much in a step.
+_STEP = 0.02
+# With it a local model is positive wherever it is linear.
+LARGEST_SLOPE = 0.45
+# Widths are learned between so many distances to the nearest neighbour.
+_NARROWEST, _WIDEST = 0.25, 1.0
+# What few coordinates say counts little: this much of what all local models heard is
+# added to what one heard.
+_SHARED = 1e-3
+# Nobody answers for an input at which no activation is as large as this.
+_UNANSWERED = math.log(0.1)
+# Further than so many widths from all local models an input is an outlier.
+_OUTLIER = 100.0
+# A local model is added where one input in twenty is not answered for, and split where
+# evidence on its two sides cancels by as much, in the mean over fifty steps ...
+_WANTED, _SPLIT = 0.05, 0.3
+_DECAY = 0.98
+
+
+class Sums(NamedTuple):
+    """What a tensor says, sums or means over its coordinates, [M] each.
+
+    Attributes:
+      side: of evidence, that on the left with its sign turned.
+      slope: of evidence times distance from the centre in widths, at most 2.
+      spread: the same without signs.
+      width: of evidence times how the reading changes with the log of a width.
+      width_size: the same without signs.
+      owned: of coordinates with evidence that a local model is the nearest to.
+      far_left: of those that it does not answer for, on its left.
+      far_right: on its right.
+      left: of their distances in widths, on its left.
+      right: on its right.
+    """
+
+    side: jax.Array
+    slope: jax.Array
+    spread: jax.Array
+    width: jax.Array
+    width_size: jax.Array
+    owned: jax.Array
+    far_left: jax.Array
+    far_right: jax.Array
+    left: jax.Array
+    right: jax.Array
+
+
+def sums_of(
+    kernels: Kernels,
+    rates: jax.Array,
+    slopes: jax.Array,
+    inputs: jax.Array,
+    values: jax.Array,
+) -> Sums:
+    """Return what the evidence of a tensor says about its local models.
+
+    Args:
+      kernels: M kernels.
+      rates: [M].
+      slopes: [M].
+      inputs: [...], the kernel input each coordinate read its last rate from, finite.
+      values: [...], the evidence :math:`a_i` about that rate, finite.
+    """
+    nearest, weighted, weights = weigh(kernels, rates, inputs, slopes)
+    eta, size, heard = weighted / weights, jnp.abs(values), values != 0
+    ends = outermost(kernels)
+
+    def of_model(_: None, model: Any) -> tuple[None, Sums]:
+        kernel, rate, slope = model
+        t, log = distance(kernel, ends, inputs), log_activation(kernel, ends, inputs)
+        psi, turn = jnp.exp(log), jnp.clip(t, -LINEAR, LINEAR)
+        change = (rate * (1 + slope * turn) - eta) * t * t
+        change -= jnp.where(jnp.abs(t) < LINEAR, rate * slope * t, 0)
+        width = values * (jnp.exp(log - nearest) / weights * change)
+        own = heard & (log == nearest)
+        # Of the input itself: clamped ones are all near.
+        away = jnp.abs(inputs - kernel.centers)
+        away = away / jnp.where(kernel.widths > 0, kernel.widths, 1)
+        far = own & (log < _UNANSWERED) & (away < _OUTLIER)
+        away = jnp.minimum(away, REACH)
+        one = Sums(
+            side=values * psi * jnp.sign(t),
+            slope=values * psi * turn,
+            spread=size * psi * jnp.abs(turn),
+            width=width,
+            width_size=jnp.abs(width),
+            owned=own,
+            far_left=far & (t < 0),
+            far_right=far & (t > 0),
+            left=jnp.where(far & (t < 0), away, 0),
+            right=jnp.where(far & (t > 0), away, 0),
+        )
+        return None, jax.tree.map(lambda x: jnp.sum(x, dtype=values.dtype), one)
+
+    return jax.lax.scan(of_model, None, (kernels, rates, slopes))[1]
+
+
+def learn(
+    kind: Kind,
+    table: Table,
+    sums: Sums,
+    evidence: tuple[jax.Array, jax.Array],
+    bounds: tuple[jax.Array, jax.Array],
+) -> Table:
+    """Return a table whose rates were corrected, with all else that is learned.
+
+    Args:
+      kind: what is learned.
+      table: L memories.
+      sums: [L, M] each.
+      evidence: u and activity, [L, M].
+      bounds: smallest rate [] and largest [L, 1].
+    """
+    if kind.linear:
+        slopes = table.slopes + _STEP * _relative(sums.slope, sums.spread)
+        table = table._replace(slopes=_bounded(slopes, table.rates, bounds))
+    if kind.widens:
+        table = table._replace(widths=_widened(table, sums))
+    if not kind.grows:
+        return table
+    models = _LocalModels(*table[:6])
+    grown = jax.vmap(_grow)(models, sums, *evidence)
+    return table._replace(**grown._asdict())
+
+
+class _LocalModels(NamedTuple):
+    """The columns of a table that belong to local models, [M] or of one of them."""
+
+    rates: Any
+    evidence_weight: Any
+    centers: Any
+    widths: Any
+    slopes: Any
+    disagreement: Any
+
+
+def _relative(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """Return sums [..., M] over those of absolute values, in [-1, 1]; 0 for nothing."""
+    total = jnp.sum(whole, axis=-1, keepdims=True)
+    usable = (total > 0) & jnp.isfinite(total)
+    return jnp.where(usable, part / jnp.where(usable, whole + _SHARED * total, 1), 0)
+
+
+def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
+    """Return slopes with which no local model is above or below the bounds."""
+    low, high = bounds
+    room = jnp.minimum(high / rates - 1, 1 - low / rates) / LINEAR
+    most = jnp.clip(room, 0, LARGEST_SLOPE)
+    return jnp.clip(slopes, -most, most)
+
+
+def _widened(table: Table, sums: Sums) -> jax.Array:
+    """Return widths a step on; those out of range come no further out of it."""
+    centers, widths = table.centers, table.widths
+    used = widths > 0
+    gaps = jnp.abs(centers[:, :, None] - centers[:, None, :])
+    others = used[:, None, :] & ~jnp.eye(centers.shape[1], dtype=bool)[None]
+    nearest = jnp.min(jnp.where(others, gaps, jnp.inf), axis=-1)
+    new = widths * jnp.exp(_STEP * _relative(sums.width, sums.width_size))
+    low = jnp.minimum(widths, _NARROWEST * nearest)
+    high = jnp.maximum(widths, _WIDEST * nearest)
+    return jnp.where(used, jnp.clip(new, low, high), 0)
+
+
+def _grow(
+    models: _LocalModels, sums: Sums, u: jax.Array, activity: jax.Array
+) -> _LocalModels:
+    """Return M local models of which at most one more is in use."""
+    models = models._replace(disagreement=_disagreement(models, sums, u, activity))
+    used = models.widths > 0
+    free = jnp.argmin(used)
+    is_wanted, other = _beside(models, sums, models.disagreement[free])
+    is_split, parent, left, right = _halves(models, sums, activity)
+    is_added = ~jnp.all(used) & is_wanted
+    is_split &= ~jnp.all(used) & ~is_wanted
+    places = jnp.arange(len(used))
+    to_fill = (places == free) & (is_added | is_split)
+    to_halve = (places == parent) & is_split
+
+    def change(old: Any, other: Any, left: Any, right: Any) -> jax.Array:
+        new = jnp.where(is_added, other, right)
+        return jnp.where(to_fill, new, jnp.where(to_halve, left, old))
+
+    return jax.tree.map(change, models, other, left, right)
+
+
+def _disagreement(
+    models: _LocalModels, sums: Sums, u: jax.Array, activity: jax.Array
+) -> jax.Array:
+    """Return the running means [M]; of the first not in use, how much it is wanted."""
+    used = models.widths > 0
+    # The smaller side counts, twice, if it differs in sign.
+    both = jnp.sign(sums.side) * jnp.maximum(jnp.abs(sums.side) - jnp.abs(u), 0)
+    total = jnp.sum(activity)
+    usable = (total > 0) & jnp.isfinite(total)
+    own = activity / jnp.where(usable, activity + _SHARED * (total - activity), 1)
+    owned = jnp.sum(sums.owned)
+    far = jnp.sum(sums.far_left + sums.far_right) / jnp.where(owned > 0, owned, 1)
+    is_first = jnp.arange(len(used)) == jnp.argmin(used)
+    target = jnp.where(used, _relative(both, activity), jnp.where(is_first, far, 0))
+    weight = jnp.where(usable, jnp.where(used, own, 1), 0)
+    old = models.disagreement
+    return old + (1 - _DECAY) * weight * (target - old)
+
+
+def _beside(
+    models: _LocalModels, sums: Sums, wanted: jax.Array
+) -> tuple[jax.Array, _LocalModels]:
+    """Return whether to add a local model where inputs are not answered for, and it.
+
+    It stands in the middle of those beside the local model that has most of them.
+    """
+    far = jnp.stack([sums.far_left, sums.far_right])
+    side, near = jnp.unravel_index(jnp.argmax(far), far.shape)
+    most = far[side, near]
+    away = jnp.stack([sums.left, sums.right])[side, near] / jnp.where(most > 0, most, 1)
+    width = models.widths[near]
+    center = models.centers[near] + jnp.where(side == 0, -1, 1) * away * width
+    kernels = Kernels(models.centers, models.widths)
+    (rate,) = read(kernels, models.rates, center[None], models.slopes)
+    zero = jnp.zeros_like(rate)
+    new = _LocalModels(rate, zero, center, width, zero, zero)
+    is_clear = _is_clear(models, center, width, models.widths > 0)
+    return (most > 0) & (wanted > _WANTED) & is_clear, new
+
+
+def _halves(
+    models: _LocalModels, sums: Sums, activity: jax.Array
+) -> tuple[jax.Array, jax.Array, _LocalModels, _LocalModels]:
+    """Return whether to split a local model, which, and its halves.
+
+    They read what it read, and stand as far from its centre as its evidence, at most
+    half a width.
+    """
+    against = jnp.abs(models.disagreement) * (models.widths > 0)
+    parent = jnp.argmax(against)
+    one: Any = jax.tree.map(lambda x: x[parent], models)
+    heard = activity[parent]
+    part = sums.spread[parent] / jnp.where(heard > 0, heard, 1)
+    part = jnp.where(heard > 0, jnp.minimum(part, 0.5), 0)
+    width = part * one.widths
+    is_other = (models.widths > 0) & (jnp.arange(len(activity)) != parent)
+    is_split, halves = against[parent] > _SPLIT, []
+    for sign in (-1, 1):
+        center, rise = one.centers + sign * width, 1 + sign * part * one.slopes
+        halves.append(
+            _LocalModels(
+                one.rates * rise,
+                one.evidence_weight / 2,
+                *(center, width, one.slopes * part / rise),
+                jnp.zeros_like(width),
+            )
+        )
+        is_split &= _is_clear(models, center, width, is_other)
+        # Not so narrow that it cannot be told from its centre.
+        is_split &= jnp.abs(center - one.centers) > 0.5 * width
+    return is_split, parent, *halves
+
+
+def _is_clear(
+    models: _LocalModels, center: jax.Array, width: jax.Array, others: jax.Array
+) -> jax.Array:
+    """Return whether a place is half a width away from others."""
+    gaps = jnp.where(others, jnp.abs(models.centers - center), jnp.inf)
+    return jnp.min(gaps) > 0.5 * width

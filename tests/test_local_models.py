@@ -1,0 +1,704 @@
+"""Slopes, widths and new local models: what is learned besides rates."""
+
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from matplotlib.figure import Figure
+
+from metalr_optax import (
+    Kernels,
+    Memory,
+    adapt_memory,
+    agreement_steps,
+    get_memory,
+    get_rates,
+    linspace_kernels,
+    load_memory,
+    load_metadata,
+    memory_sgd,
+    plot_memory,
+    plot_transfer,
+    raw_product,
+    save_memory,
+    scale_by_memory,
+    set_memory,
+    summarize_memory,
+)
+from metalr_optax.memory import padded, read
+from metalr_optax.table import unpack
+
+STILL = optax.sgd(0.0)
+KERNELS = Kernels(np.array([-1.0, 0.2, 1.0]), np.array([0.7, 0.4, 0.5]))
+SLOPES = np.array([0.2, -0.1, 0.3])
+MEMORY = Memory(KERNELS, np.array([0.1, 0.4, 0.2]), slopes=SLOPES)
+ALL: dict[str, Any] = {"capacity": 8, "learned_widths": True, "linear": True}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "capacity": {"capacity": 8},
+    "widths": {"learned_widths": True},
+    "linear": {"linear": True},
+    "all": ALL,
+}
+
+
+def columns(state, row=0):
+    """Return what the only table of a state holds of one memory."""
+    (array,) = state.table.values()
+    return jax.tree.map(lambda one: np.asarray(one[row]), unpack(array))
+
+
+def curve(state, z, label="params"):
+    """Return the rates that a memory has at inputs z."""
+    memory = get_memory(state)[label]
+    return np.asarray(read(memory.kernels, memory.rates, z, memory.slopes))
+
+
+def follow(optimizer, wanted, draw, steps, seed=0):
+    """Return the state after evidence that every rate should be wanted(z).
+
+    Directions are new in every step; the sign of a gradient flips exactly where the
+    rate that was read is larger than wanted. The first gradient tells the orientation.
+    """
+
+    def step(carry, key):
+        z, rates, state = carry
+        new = draw(key)
+        updates, state = optimizer.update(new, state, grad=(1 - rates / wanted(z)) * z)
+        return (new, updates / new, state), None
+
+    keys = jax.random.split(jax.random.key(seed), steps)
+    z = draw(jax.random.key(seed + 1))
+    updates, state = optimizer.update(z, optimizer.init(z), grad=z)
+
+    @jax.jit
+    def run(carry):
+        return jax.lax.scan(step, carry, keys)[0][2]
+
+    return run((z, updates / z, state))
+
+
+def uniform(low, high, num=32):
+    return lambda key: jax.random.uniform(key, (num,), minval=low, maxval=high)
+
+
+def once(optimizer, **arguments) -> Any:
+    """Return an update that fails when it is compiled a second time."""
+    traces = []
+
+    def update(updates, state, **extra):
+        traces.append(None)
+        assert len(traces) == 1, "traced more than once"
+        return optimizer.update(updates, state, **extra)
+
+    return jax.jit(update, **arguments)
+
+
+def drive(optimizer, directions, values, steps):
+    """Return the states of updates with the same directions and evidence every time."""
+    update = once(optimizer)
+    state, states = optimizer.init(directions), []
+    _, state = update(directions, state, grad=directions)
+    for _ in range(steps):
+        gradient = jax.tree.map(lambda a, d: a / d, values, directions)
+        _, state = update(directions, state, grad=gradient)
+        states.append(state)
+    return states
+
+
+# --- one step, from the formulas
+
+
+def eta(z, centers, widths, rates, slopes):
+    psi = [
+        math.exp(-0.5 * ((z - c) / s) ** 2)
+        for c, s in zip(centers, widths, strict=True)
+    ]
+    local = [
+        v * (1 + b * min(max((z - c) / s, -2), 2))
+        for c, s, v, b in zip(centers, widths, rates, slopes, strict=True)
+    ]
+    return sum(p * f for p, f in zip(psi, local, strict=True)) / sum(psi)
+
+
+def relative(sums, sizes):
+    return np.array(sums) / (np.array(sizes) + 1e-3 * sum(sizes))
+
+
+def one_step(**options):
+    """Return a state after evidence from two tensors of one memory, and that."""
+    rng = np.random.default_rng(3)
+    shapes = {"a": (3, 4), "b": (5,)}
+    z = {name: rng.uniform(-1.4, 1.6, shape) for name, shape in shapes.items()}
+    a = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    optimizer = scale_by_memory(
+        MEMORY if options.get("linear") else MEMORY._replace(slopes=None),
+        memory_optimizer=STILL,
+        signal=raw_product,
+        group_by="all",
+        **options,
+    )
+    (state,) = drive(optimizer, z, a, 1)
+    pairs = [
+        (x, y)
+        for name in z
+        for x, y in zip(z[name].ravel(), a[name].ravel(), strict=True)
+    ]
+    return columns(state), pairs
+
+
+def test_slopes_follow_evidence_times_distance():
+    with jax.enable_x64(True):
+        found, pairs = one_step(linear=True)
+    sums, sizes = np.zeros(3), np.zeros(3)
+    for z, a in pairs:
+        for m, (c, s) in enumerate(zip(*KERNELS, strict=True)):
+            psi, t = math.exp(-0.5 * ((z - c) / s) ** 2), min(max((z - c) / s, -2), 2)
+            sums[m] += a * psi * t
+            sizes[m] += abs(a * psi * t)
+    np.testing.assert_allclose(found.slopes, SLOPES + 0.02 * relative(sums, sizes))
+    np.testing.assert_array_equal(found.widths, KERNELS.widths)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_widths_follow_the_derivative_of_what_is_read(linear):
+    """By differences of the reading: what evidence would have of a larger width."""
+    with jax.enable_x64(True):
+        found, pairs = one_step(learned_widths=True, linear=linear)
+    sums, sizes, step = np.zeros(3), np.zeros(3), 1e-6
+    slopes = SLOPES if linear else np.zeros(3)
+    for z, a in pairs:
+        for m in range(3):
+            up, down = (
+                eta(
+                    z,
+                    KERNELS.centers,
+                    KERNELS.widths * np.exp(sign * step * (np.arange(3) == m)),
+                    MEMORY.rates,
+                    slopes,
+                )
+                for sign in (1, -1)
+            )
+            sums[m] += a * (up - down) / (2 * step)
+            sizes[m] += abs(a * (up - down) / (2 * step))
+    new = KERNELS.widths * np.exp(0.02 * relative(sums, sizes))
+    np.testing.assert_allclose(found.widths, new, rtol=1e-8)
+
+
+def test_disagreement_is_the_smaller_side_where_signs_differ():
+    # One local model alone: left evidence -1 and -3, right 2, or all of one sign.
+    memory = Memory(Kernels(np.zeros(1), np.ones(1)), np.array([0.1]))
+    z = np.array([-0.5, -0.25, 0.75])
+    for a, twice in (([-1.0, -3.0, 2.0], True), ([1.0, 3.0, 2.0], False)):
+        with jax.enable_x64(True):
+            optimizer = scale_by_memory(
+                memory, memory_optimizer=STILL, signal=raw_product, capacity=2
+            )
+            first, second = drive(optimizer, z, np.array(a), 2)
+        psi = np.exp(-0.5 * z**2)
+        left, right = np.dot(a[:2], psi[:2]), a[2] * psi[2]
+        size = np.dot(np.abs(a), psi)
+        mean = 2 * min(abs(left), right) / size / 1.001 if twice else 0.0
+        found = [columns(one).disagreement[0] for one in (first, second)]
+        expected = np.array([0.02, 0.02 + 0.98 * 0.02]) * mean
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+# --- local models that are split
+
+
+def test_halves_read_what_the_whole_read():
+    memory = Memory(
+        Kernels(np.array([-3.0, 0.3]), np.array([1.0, 0.8])),
+        np.array([0.1, 0.2]),
+        np.array([1.0, 4.0]),
+        slopes=np.array([0.0, 0.3]),
+    )
+    z = jnp.array([-0.1, 0.1, 0.5, 0.7])
+    # Evidence in two digits of the slope's step: it stays where it is.
+    a = jnp.where(z < 0.3, -1.0, 1.0)
+    optimizer = scale_by_memory(
+        memory, memory_optimizer=STILL, signal=raw_product, capacity=3, linear=True
+    )
+    states = drive(optimizer, z, a, 40)
+    counts = [int((columns(one).widths > 0).sum()) for one in states]
+    assert (counts[0], counts[-1]) == (2, 3)
+    before = columns(states[counts.index(3) - 1])
+    after = get_memory(states[counts.index(3)])["params"]
+    weights = np.exp(-0.5 * ((z - 0.3) / 0.8) ** 2)
+    part = np.dot(weights, np.abs(z - 0.3) / 0.8) / weights.sum()
+    np.testing.assert_allclose(after.kernels.centers[1], 0.3 - 0.8 * part, rtol=1e-5)
+    np.testing.assert_allclose(after.kernels.centers[2], 0.3 + 0.8 * part, rtol=1e-5)
+    np.testing.assert_allclose(after.kernels.widths[1:], 0.8 * part, rtol=1e-5)
+    np.testing.assert_allclose(
+        after.evidence_weight.sum(), before.evidence_weight.sum() + 1, rtol=1e-5
+    )
+    # One straight line, which both halves continue.
+    slope = min(before.slopes[1] + 0.02 / 1.001, 0.45)
+    for m in (1, 2):
+        for t in (-1.0, 0.0, 1.0):
+            place = after.kernels.centers[m] + t * after.kernels.widths[m]
+            line = 0.2 * (1 + slope * (place - 0.3) / 0.8)
+            mine = after.rates[m] * (1 + after.slopes[m] * t)
+            np.testing.assert_allclose(mine, line, rtol=1e-5)
+
+
+def test_a_split_is_where_evidence_disagrees_and_nowhere_else():
+    # Around -1 all rates are too small or too large alike; around 1 there is a step.
+    def wanted(z):
+        return jnp.where(z < 0, 0.3, jnp.where(z < 1.0, 0.1, 0.5))
+
+    def draw(key):
+        return jax.random.uniform(key, (32,), minval=0.7, maxval=1.3) * jnp.where(
+            jnp.arange(32) < 16, -1, 1
+        )
+
+    optimizer = scale_by_memory(
+        0.2,
+        kernels=Kernels(np.array([-1.0, 1.0]), np.full(2, 0.4)),
+        memory_optimizer=agreement_steps(),
+        capacity=4,
+    )
+    memory = columns(follow(optimizer, wanted, draw, 60))
+    assert np.sum(memory.widths > 0) == 3
+    assert (memory.centers[0], memory.widths[0]) == (-1, np.float32(0.4))
+    assert 0.8 < memory.centers[1] < 1 < memory.centers[2] < 1.2
+    state = follow(optimizer, lambda z: 0.3 + 0 * z, draw, 300)
+    assert np.sum(columns(state).widths > 0) == 2
+
+
+def test_a_single_rate_becomes_a_landscape():
+    optimizer = scale_by_memory(
+        0.1,
+        kernels=linspace_kernels(1.0, 1),
+        memory_optimizer=agreement_steps(),
+        capacity=4,
+    )
+
+    def wanted(z):
+        return jnp.where(z < 0.5, 0.05, 0.5)
+
+    state = follow(optimizer, wanted, uniform(-2.0, 2.0), 700)
+    left, right = curve(state, jnp.array([-1.0, 1.5]))
+    assert right > 4 * left
+
+
+# --- local models that are added
+
+
+def test_local_models_are_added_where_none_answers_and_no_more_than_there_is_room():
+    kernels = linspace_kernels(0.5, 3)
+    draw = uniform(-3.0, 3.0)
+    for capacity, covered in ((12, True), (4, False)):
+        optimizer = scale_by_memory(
+            0.2, kernels=kernels, memory_optimizer=STILL, capacity=capacity
+        )
+        state = follow(optimizer, lambda z: 0.3 + 0 * z, draw, 400)
+        memory = jax.tree.map(np.asarray, get_memory(state)["params"])
+        used = memory.kernels.widths > 0
+        centers, widths = memory.kernels.centers[used], memory.kernels.widths[used]
+        assert np.all(np.diff(centers) > 0)
+        np.testing.assert_array_equal(widths, 0.25)
+        z = np.linspace(-3, 3, 601)[:, None]
+        answer = np.exp(-0.5 * ((z - centers) / widths) ** 2).max(axis=1)
+        assert bool(np.mean(answer < 0.1) < 0.1) == covered
+        assert len(centers) <= capacity
+        np.testing.assert_allclose(memory.rates, 0.2, rtol=1e-5)
+        # Those not in use stand last, and are nowhere else.
+        np.testing.assert_array_equal(used, np.sort(used)[::-1])
+        np.testing.assert_array_equal(np.isfinite(memory.kernels.centers), True)
+
+
+def test_a_new_local_model_stands_among_those_it_is_for_and_reads_the_same():
+    memory = Memory(
+        Kernels(np.array([0.0, 1.0]), np.full(2, 0.5)), np.array([0.1, 0.4])
+    )
+    z = jnp.array([0.1, 0.9, 3.0, 3.4])
+    optimizer = scale_by_memory(memory, memory_optimizer=STILL, capacity=4)
+    states = drive(optimizer, z, jnp.ones(4), 10)
+    counts = [int((columns(one).widths > 0).sum()) for one in states]
+    # Half of the inputs: 1 - .98^n is above a tenth when n is 6.
+    assert counts == [2] * 5 + [3] * 5
+    new = get_memory(states[5])["params"]
+    np.testing.assert_allclose(new.kernels.centers[:3], [0.0, 1.0, 3.2], rtol=1e-6)
+    np.testing.assert_allclose(new.kernels.widths, [0.5, 0.5, 0.5, 0.0])
+    np.testing.assert_allclose(new.rates[:3], [0.1, 0.4, 0.4], rtol=1e-4)
+    assert new.evidence_weight[2] == 0
+
+
+@pytest.mark.parametrize("outlier", [1e6, -3e37, np.inf, np.nan])
+def test_an_outlier_in_every_step_adds_nothing(outlier):
+    optimizer = scale_by_memory(
+        0.2, kernels=linspace_kernels(1.0, 3), memory_optimizer=STILL, **ALL
+    )
+    z = jnp.array([0.3, -0.4, 0.8, outlier])
+    states = drive(optimizer, z, jnp.ones(4), 20)
+    assert int(np.sum(columns(states[-1]).widths > 0)) == 3
+    chex.assert_tree_all_finite(columns(states[-1]))
+
+
+def test_rare_outliers_add_nothing():
+    optimizer = scale_by_memory(0.2, kernels=linspace_kernels(1.0, 3), capacity=8)
+    state = optimizer.init(jnp.zeros(4))
+    for step in range(60):
+        z = jnp.array([0.3, -0.4, 0.8, 3.0 if step % 10 == 0 else 0.5])
+        _, state = jax.jit(optimizer.update)(z, state)
+    assert int(np.sum(columns(state).widths > 0)) == 3
+
+
+def test_what_says_nothing_changes_nothing():
+    """Zeros at the start, gradients that are not finite, and frozen memories."""
+    kernels = Kernels(np.array([1.0, 2.0]), np.full(2, 0.3))
+    z = jnp.array([1.2, 1.9, 4.0, 4.1])
+    for options in OPTIONS.values():
+        optimizer = scale_by_memory(0.2, kernels=kernels, **options)
+        update = jax.jit(optimizer.update)
+        state = optimizer.init(z)
+        for _ in range(30):
+            _, state = update(jnp.full(4, jnp.nan), state)
+        for _ in range(30):
+            _, state = update(jnp.zeros(4), state)
+        start = optimizer.init(z)
+        for name in ("rates", "centers", "widths", "slopes", "disagreement"):
+            same = getattr(columns(state), name), getattr(columns(start), name)
+            np.testing.assert_array_equal(*same)
+        still = scale_by_memory(0.2, kernels=kernels, frozen=["params"], **options)
+        state = still.init(z)
+        for _ in range(30):
+            _, state = jax.jit(still.update)(z, state)
+        for name in ("rates", "centers", "widths", "slopes", "disagreement"):
+            same = getattr(columns(state), name), getattr(columns(start), name)
+            np.testing.assert_array_equal(*same)
+
+
+# --- what they are for
+
+
+def bend(z):
+    return 0.1 * jnp.exp(1.2 * jnp.tanh(4 * (z - 0.5)))
+
+
+def error_of(state):
+    z = jnp.linspace(-2, 2, 201)
+    return float(np.mean(np.abs(np.log(curve(state, z) / bend(z)))))
+
+
+def learn_bend(kernels, **options):
+    optimizer = scale_by_memory(
+        0.1, kernels=kernels, memory_optimizer=agreement_steps(), **options
+    )
+    return follow(optimizer, bend, uniform(-2.0, 2.0), 1500)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_known_function_is_learned_better(name):
+    kernels = linspace_kernels(2.0, 4)
+    before = error_of(learn_bend(kernels))
+    assert error_of(learn_bend(kernels, **OPTIONS[name])) < 0.7 * before
+
+
+def test_room_for_none_changes_nothing():
+    optimizers = [
+        scale_by_memory(0.1, kernels=linspace_kernels(2.0, 5), capacity=capacity)
+        for capacity in (None, 5)
+    ]
+    plain, full = (follow(one, bend, uniform(-2.0, 2.0), 100) for one in optimizers)
+    chex.assert_trees_all_close(get_memory(full), get_memory(plain), rtol=1e-4)
+
+
+def test_no_rate_is_read_outside_of_the_bounds():
+    bounds = (0.08, 0.3)
+    optimizer = scale_by_memory(
+        0.1,
+        kernels=linspace_kernels(2.0, 4),
+        memory_optimizer=agreement_steps(),
+        rate_bounds=bounds,
+        **ALL,
+    )
+    state = follow(optimizer, lambda z: 0.2 * jnp.exp(z), uniform(-2.0, 2.0), 300)
+    rates = curve(state, jnp.linspace(-3, 3, 301))
+    assert np.all((rates > 0.08 - 1e-6) & (rates < 0.3 + 1e-6))
+    assert np.ptp(rates) > 0.15
+    # A memory that would is held at once.
+    steep = Memory(KERNELS, np.array([0.1, 0.29, 0.1]), slopes=np.full(3, 0.45))
+    optimizer: Any = scale_by_memory(steep, rate_bounds=bounds, linear=True)
+    z = jnp.linspace(-2, 2, 50)
+    updates, _ = optimizer.update(z, optimizer.init(z))
+    assert np.all(updates / z < 0.3 + 1e-6)
+
+
+# --- as states of Optax
+
+
+PARAMS = {
+    "blocks": jnp.linspace(-1.9, 1.9, 24).reshape(3, 8) + 0.01,
+    "out": jnp.ones(5),
+}
+
+
+def train(optimizer, steps=40, params=PARAMS):
+    state, update = optimizer.init(params), once(optimizer, donate_argnums=1)
+    updates = params
+    for step in range(steps):
+        grads = jax.tree.map(lambda x, s=step: jnp.sin(x * (1 + s)) * 2, params)
+        updates, state = update(grads, state)
+    return updates, state
+
+
+def grower(**more):
+    return scale_by_memory(
+        0.1,
+        kernels=Kernels(np.array([-0.4, 0.4]), np.full(2, 0.2)),
+        signal=raw_product,
+        memory_optimizer=agreement_steps(),
+        **ALL,
+        **more,
+    )
+
+
+def test_stacked_layers_learn_as_layers_of_their_own():
+    params = {f"b{i}": PARAMS["blocks"][i] for i in range(3)} | {"out": PARAMS["out"]}
+    updates, apart = train(grower(), params=params)
+    stacked = grower(stacked=lambda path, leaf: "blocks" in str(path))
+    together_updates, together = train(stacked)
+    memories = list(get_memory(together).values())
+    for one, other in zip(get_memory(apart).values(), memories, strict=True):
+        chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-6)
+    assert len({tuple(one.kernels.centers.tolist()) for one in memories}) > 2
+    np.testing.assert_allclose(together_updates["blocks"][1], updates["b1"], rtol=1e-4)
+    assert jax.tree.map(jnp.shape, get_rates(together)) == jax.tree.map(
+        jnp.shape, PARAMS
+    )
+
+
+def test_vmap_and_scan_are_the_loop():
+    optimizer = grower()
+    params = {"w": jnp.linspace(-2.0, 2.0, 9) + 0.05}
+    loop = [train(optimizer, 30, jax.tree.map(lambda x, k=k: k * x, params))[1]
+            for k in (1.0, 2.0)]  # fmt: skip
+
+    def scanned(scale):
+        def step(state, s):
+            grads = jax.tree.map(lambda x: jnp.sin(scale * x * (1 + s)) * 2, params)
+            return optimizer.update(grads, state)[1], None
+
+        return jax.lax.scan(step, optimizer.init(params), jnp.arange(30))[0]
+
+    state = jax.jit(jax.vmap(scanned))(jnp.array([1.0, 2.0]))
+    memory = get_memory(state)["w"]
+    for row, one in enumerate(loop):
+        mine = jax.tree.map(lambda x, r=row: x[r], memory)
+        chex.assert_trees_all_close(get_memory(one)["w"], mine, rtol=1e-4, atol=1e-6)
+        assert int(np.sum(mine.kernels.widths > 0)) > 2
+    chex.assert_trees_all_equal(
+        get_memory(set_memory(state, {"w": memory}))["w"], memory
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+def test_dtypes_stay(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
+        optimizer = grower()
+        start = jax.tree.map(jax.typeof, optimizer.init(params))
+        updates, state = train(optimizer, 5, params)
+        assert jax.tree.map(jax.typeof, state) == start
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+        wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+        assert get_memory(state)["out"].slopes.dtype == wide
+
+
+# --- what becomes of such memories
+
+
+@pytest.fixture(scope="module")
+def grown():
+    state = learn_bend(linspace_kernels(2.0, 4), **ALL)
+    memory = get_memory(state)["params"]
+    assert 4 < int(np.sum(memory.kernels.widths > 0)) < 8
+    assert np.any(memory.slopes != 0)
+    return state
+
+
+Z = jnp.linspace(-2.5, 2.5, 101)
+
+
+def test_set_and_initial_take_what_get_gives(grown):
+    memory = get_memory(grown)
+    fresh = grower().init(jnp.zeros(3))
+    for state in (
+        set_memory(fresh, memory),
+        scale_by_memory(memory, **ALL).init(jnp.zeros(3)),
+        scale_by_memory(memory["params"], **(ALL | {"capacity": 11})).init(
+            jnp.zeros(3)
+        ),
+    ):
+        np.testing.assert_allclose(curve(state, Z), curve(grown, Z), rtol=1e-6)
+    # Room for what is missing is made.
+    short = Memory(KERNELS, MEMORY.rates)
+    state = set_memory(fresh, {"params": short})
+    np.testing.assert_allclose(curve(state, Z), read(*short[:2], Z), rtol=1e-5)
+
+
+def test_a_file_keeps_all_of_it(grown, tmp_path):
+    memory = jax.tree.map(np.asarray, get_memory(grown))
+    save_memory(tmp_path / "file", memory)
+    chex.assert_trees_all_equal(load_memory(tmp_path / "file"), memory)
+    assert load_metadata(tmp_path / "file")["format_version"] == "2"
+    # Older releases would refuse a width of 0.
+    plain = {"a": Memory(Kernels(np.arange(2.0), np.array([1.0, 0.0])), np.ones(2))}
+    save_memory(tmp_path / "other", plain)
+    assert load_metadata(tmp_path / "other")["format_version"] == "2"
+
+
+def test_adapting_keeps_what_is_read(grown):
+    memory = get_memory(grown)
+    # Its own kernels, where there is room, and slopes, where they are read.
+    own = adapt_memory(memory, grower().init(jnp.zeros(3)))["params"]
+    chex.assert_trees_all_close(
+        own._replace(schedule=None),
+        jax.tree.map(np.asarray, memory["params"])._replace(schedule=None),
+        rtol=1e-6,
+    )
+    # Other kernels read it at their centres.
+    fine = scale_by_memory(kernels=linspace_kernels(2.0, 60)).init(jnp.zeros(3))
+    flat = adapt_memory(memory, fine)
+    assert flat["params"].slopes is None
+    state = set_memory(fine, flat)
+    np.testing.assert_allclose(
+        curve(state, Z[10:-10]), curve(grown, Z[10:-10]), rtol=0.2
+    )
+    centers = linspace_kernels(2.0, 60).centers
+    np.testing.assert_allclose(
+        flat["params"].rates, curve(grown, jnp.asarray(centers)), rtol=1e-5
+    )
+    weight = memory["params"].evidence_weight.sum()
+    np.testing.assert_allclose(flat["params"].evidence_weight.sum(), weight, rtol=1e-5)
+    # Few straight local models are nearer to it than few flat ones.
+    few = linspace_kernels(2.0, 10)
+    errors = []
+    for linear in (False, True):
+        state = scale_by_memory(kernels=few, linear=linear).init(jnp.zeros(3))
+        state = set_memory(state, adapt_memory(memory, state))
+        off = np.log(curve(state, Z) / curve(grown, Z))
+        errors.append(float(np.mean(np.abs(off))))
+    assert errors[1] < errors[0]
+
+
+def test_slopes_are_refused_where_nobody_reads_them(grown):
+    memory = get_memory(grown)
+    state = scale_by_memory(kernels=linspace_kernels(2.0, 8)).init(jnp.zeros(3))
+    match = r"(?s)no slopes without linear=True.*adapt_memory, or memory._replace"
+    with pytest.raises(ValueError, match=match):
+        set_memory(state, memory)
+    with pytest.raises(ValueError, match=match):
+        scale_by_memory(memory)
+
+
+def test_logs_know_local_models_in_use_only():
+    bounds = (0.1, 0.4)
+    optimizer = scale_by_memory(
+        Memory(Kernels(np.array([-1.0, 1.0]), np.ones(2)), np.array([0.1, 0.4])),
+        rate_bounds=bounds,
+        memory_optimizer=STILL,
+        capacity=6,
+    )
+    z = jnp.array([-1.0, 1.0, 0.5])
+    _, state = optimizer.update(z, optimizer.init(z))
+    logs = summarize_memory(state)
+    assert logs["at_bound_fraction/params"] == 1
+    np.testing.assert_allclose(logs["rate_mean/params"], 0.25)
+    np.testing.assert_allclose(logs["rate_min/params"], 0.1)
+    np.testing.assert_allclose(logs["rate_max/params"], 0.4)
+    _, state = optimizer.update(z, state)
+    fraction = summarize_memory(state)["out_of_range_fraction/params"]
+    np.testing.assert_allclose(fraction, 2 / 3)
+
+
+def test_rates_are_those_of_the_last_update(grown):
+    optimizer: Any = scale_by_memory(get_memory(grown), **ALL)
+    z = jnp.linspace(-2.2, 2.2, 12)
+    updates, state = optimizer.update(z, optimizer.init(z))
+    np.testing.assert_allclose(get_rates(state), updates / z, rtol=1e-5)
+
+
+def test_pictures_show_what_is_read(grown):
+    memory = get_memory(grown)["params"]
+    used = int(np.sum(memory.kernels.widths > 0))
+    ax = plot_memory(memory, Figure().subplots())
+    z, rates = ax.lines[0].get_data()
+    np.testing.assert_allclose(rates, curve(grown, jnp.asarray(z)), rtol=1e-5)
+    assert len(ax.collections[0].get_offsets()) == used
+    before = Memory(KERNELS, MEMORY.rates)
+    ax = plot_transfer(before, memory, Figure().subplots())
+    z, rates = ax.lines[1].get_data()
+    np.testing.assert_allclose(rates, curve(grown, jnp.asarray(z)), rtol=1e-5)
+
+
+# --- refused arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"capacity": 19}, r"capacity must be an integer of at least 20 .* got 19"),
+        ({"capacity": 20.0}, "capacity must be an integer .* got 20.0"),
+        ({"capacity": 1, "kernels": linspace_kernels(1.0, 1)}, "at least 2 .* got 1"),
+        ({"linear": 1}, "linear must be True or False, got 1"),
+        ({"learned_widths": None}, "learned_widths must be True or False"),
+        (
+            {"linear": True, "kernels": linspace_kernels(1.0, 1)},
+            "linear must be False with a single local model",
+        ),
+        (
+            {
+                "learned_widths": True,
+                "initial": Memory(linspace_kernels(1.0, 1), np.full(1, 0.1)),
+            },
+            "learned_widths must be False with a single local model",
+        ),
+        ({"initial": MEMORY}, "initial must have no slopes"),
+        (
+            {"initial": MEMORY._replace(slopes=np.full(3, 0.5)), "linear": True},
+            "initial must have slopes of at most 0.45",
+        ),
+        (
+            {"initial": MEMORY._replace(slopes=np.zeros(2)), "linear": True},
+            r"slopes of at most 0.45, of shape \(3,\)",
+        ),
+        (
+            {
+                "initial": Memory(
+                    Kernels(np.arange(3.0), np.array([1.0, 0.0, 1.0])), np.full(3, 0.1)
+                )
+            },
+            "initial: widths must be positive",
+        ),
+        (
+            {"initial": Memory(Kernels(np.arange(3.0), np.zeros(3)), np.full(3, 0.1))},
+            "initial: widths must be positive",
+        ),
+        ({"kernels": Kernels(np.arange(2.0), np.array([1.0, 0.0]))}, "widths must be"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        scale_by_memory(**({"initial": 0.1} | arguments))
+
+
+def test_a_memory_is_padded_with_its_mean():
+    memory = padded(Memory(KERNELS, np.array([0.1, 0.2, 0.6]), slopes=SLOPES), 5)
+    np.testing.assert_allclose(memory.rates[3:], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(memory.kernels.centers[3:], 1.0)
+    np.testing.assert_array_equal(memory.kernels.widths[3:], 0)
+    np.testing.assert_array_equal(memory.slopes[3:], 0)
+    assert memory.evidence_weight is None
+
+
+def test_the_ready_optimizers_know_nothing_of_it():
+    state: Any = memory_sgd().init(jnp.zeros(3))
+    assert get_memory(state)["params"].slopes is None
