@@ -1,0 +1,81 @@
+"""Memories that see something else than a direction: the experiment is what it says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.experiments import kernel_inputs
+from benchmarks.harness.store import Key, append_runs, write_setting
+from benchmarks.reporting.input_tables import format_inputs
+from metalr_optax import agreement_steps, raw_product, scale_by_memory
+
+PARAMS = {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.ones(5)}
+
+
+def run(optimizer, steps=6):
+    params, state, update = PARAMS, optimizer.init(PARAMS), jax.jit(optimizer.update)
+    for number in range(steps):
+        noise = jax.random.normal(jax.random.key(number), (12,)).reshape(3, 4)
+        grads = {"a": params["a"] + 0.3 * noise, "b": params["b"]}
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("seen", ["one rate", "value"])
+@pytest.mark.parametrize("base", kernel_inputs.BASES)
+def test_the_control_is_what_the_package_does(base, seen):
+    expected = optax.chain(
+        scale_by_memory(
+            base_optimizer=kernel_inputs.BASES[base],
+            kernels=kernel_inputs.kernels_for(seen),
+            signal=raw_product,
+            memory_optimizer=agreement_steps(),
+            normalize="rms",
+            group_by="tensor",
+            rate_bounds=(1e-9, 10.0),
+        ),
+        optax.scale(-1.0),
+    )
+    tried = kernel_inputs.seeing(seen, kernel_inputs.BASES[base], 1e-3)
+    found, wanted = run(tried)[0], run(expected)[0]
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, wanted
+    )
+
+
+def test_what_is_seen():
+    direction = jnp.array([1e-9, 1e-3, 1.0, -1.0, 1e3])
+    size = kernel_inputs.look("size", direction / 447.2, direction)
+    assert size[2] == size[3]
+    assert jnp.all(jnp.diff(size[jnp.array([0, 1, 2, 4])]) >= 0)
+    assert jnp.all(jnp.abs(size) <= 1)
+    _, state = run(kernel_inputs.seeing("history", optax.identity(), 1e-6), 8)
+    # Gradients of one sign all along, and for noise something in between.
+    np.testing.assert_allclose(state.history[1], 1 - 0.9**7, rtol=1e-5)
+    assert jnp.all(jnp.abs(state.history[0]) <= 1)
+
+
+def test_a_smoothed_rate_lags_behind():
+    fast, slow = (
+        run(kernel_inputs.seeing(seen, optax.identity(), 1e-3), 4)[1]
+        for seen in ("one rate", "smoothed")
+    )
+    assert jnp.all(slow.used[1] < fast.used[1])
+
+
+def test_the_table_has_what_is_there(tmp_path):
+    name, every = "classes", 10
+    for seen, end in (("one rate", 0.3), ("size", 0.2)):
+        method = kernel_inputs.method_of("Adam", seen)
+        setting = write_setting(method.default)
+        runs = {
+            Key(name, method.name, "fresh", setting, seed): np.full(300 // every, end)
+            for seed in range(8)
+        }
+        append_runs(tmp_path / "kernel_inputs.csv", runs)
+    table = format_inputs(tmp_path)
+    assert "never, ends at 0.3" in table
+    assert "10, **0.67** (8 : 0)" in table
