@@ -77,7 +77,7 @@ def adapt_memory(
     r"""Return memories with the labels and kernels of another optimizer's state.
 
     Other kernels are resampled: a rate is read at each new centre. With one local model
-    on either side, or with another normalize, all new rates are the mean
+    on either side, or where kernels see something else, all new rates are the mean
 
     .. math:: \bar v = \exp(\textstyle\sum_m n_m \log v_m / \sum_m n_m)
 
@@ -157,11 +157,17 @@ def _growing_labels(opt_state: Any) -> set[str]:
 def _with_its_kernels(memory: Memory, like: Memory) -> tuple[Memory, Memory]:
     """Return memories that both have the kernels of the first, if there is room."""
     num, kernels = len(like.rates), in_use(memory.kernels)
-    elsewhere = memory.rms_normalized not in (None, like.rms_normalized)
+    elsewhere = _sees_else(memory, like)
     if elsewhere or not 1 < len(kernels.centers) <= num:
         return memory, like
     memory = padded(_only_used(memory), num)
     return memory, like._replace(kernels=memory.kernels)
+
+
+def _sees_else(memory: Memory, like: Memory) -> bool:
+    """Return whether the kernels of two memories are known to see different things."""
+    is_other = memory.rms_normalized not in (None, like.rms_normalized)
+    return is_other or (memory.history is None) != (like.history is None)
 
 
 def _only_used(memory: Memory) -> Memory:
@@ -224,7 +230,7 @@ def _resample(memory: Memory, like: Memory) -> Memory:
     slopes = memory.slopes
     rates, weight = np.asarray(memory.rates), memory.evidence_weight
     weight = np.zeros(rates.shape) if weight is None else np.asarray(weight)
-    elsewhere = memory.rms_normalized not in (None, like.rms_normalized)
+    elsewhere = _sees_else(memory, like)
     # Equal in the less precise of their dtypes are equal kernels.
     dtype = min(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
     is_same = np.array_equal(old.astype(dtype), new.astype(dtype))

@@ -11,6 +11,10 @@ import optax
 from metalr_optax.checks import is_concrete
 from metalr_optax.groups import Stacked, by_layer, not_params, stacks_of
 from metalr_optax.interpolation import sample
+from metalr_optax.signals import agreement, sign_agreement
+
+# A history is a running mean over about (1 + .9) / (1 - .9) = 19 updates.
+_PAST = 0.9
 
 
 class Base(NamedTuple):
@@ -29,6 +33,8 @@ class Base(NamedTuple):
         what turns it there, 1, -1, or 0 for nothing. Zeros before the first update.
       size: of a sample, or None.
       is_derived: whether the last direction follows from what is updated in place.
+      inputs: state -> for every tensor what kernels see instead of its direction, or
+        None.
     """
 
     init: Callable[[optax.Params], Any]
@@ -38,6 +44,7 @@ class Base(NamedTuple):
     direction: Callable[..., tuple[jax.Array, ...]]
     size: int | None
     is_derived: bool
+    inputs: Callable[[Any], list[jax.Array] | None] = lambda state: None
 
 
 class Samples(NamedTuple):
@@ -111,6 +118,60 @@ def remembered(
     return Base(
         *(init, update, lambda _: None, last, lambda *known: known, size),
         is_derived=False,
+    )
+
+
+class HistoryState(NamedTuple):
+    """State of :func:`with_history`.
+
+    Attributes:
+      base_state: of the base.
+      history: like the parameters, at least float32, values in [-1, 1].
+    """
+
+    base_state: Any
+    history: Any
+
+
+def with_history(base: Base) -> Base:
+    r"""Return a base of whose coordinates kernels see how their gradients agreed.
+
+    .. math:: h \leftarrow 0.9\, h + 0.1\, \mathrm{sign}(g) \, \mathrm{sign}(d^-)
+
+    A coordinate without evidence moves towards 0.
+    """
+
+    def init(params: optax.Params) -> HistoryState:
+        def zeros(leaf: jax.Array) -> jax.Array:
+            return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+        params = jax.tree.map(jnp.asarray, params)
+        return HistoryState(base.init(params), jax.tree.map(zeros, params))
+
+    def update(updates, state, params, gradient, extra_args):
+        gradients = jax.tree.leaves(updates if gradient is None else gradient)
+        last = base.last(state.base_state, gradient is not None)
+        history, structure = jax.tree.flatten(state.history)
+
+        def one(old: jax.Array, gradient: jax.Array, known: Any) -> jax.Array:
+            along, *turns = base.direction(*known)
+            for turn in turns:
+                along = along * turn.astype(along.dtype)
+            pair = gradient.astype(old.dtype), along.astype(old.dtype)
+            return _PAST * old + (1 - _PAST) * agreement(sign_agreement, *pair)
+
+        new = [one(*some) for some in zip(history, gradients, last, strict=True)]
+        direction, base_state = base.update(
+            updates, state.base_state, params, gradient, extra_args
+        )
+        return direction, HistoryState(base_state, jax.tree.unflatten(structure, new))
+
+    return base._replace(
+        init=init,
+        update=update,
+        current=lambda state: base.current(state.base_state),
+        last=lambda state, oriented: base.last(state.base_state, oriented),
+        inputs=lambda state: jax.tree.leaves(state.history),
     )
 
 

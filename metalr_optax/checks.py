@@ -240,17 +240,34 @@ def check_known(labels: Iterable[str], rows: Mapping[str, Any]) -> None:
         )
 
 
-def check_normalized(name: str, memory: Memory, rms: bool) -> None:
+def check_seen(name: str, memory: Memory, kind: Any) -> None:
     """Raise ValueError if the memory is known to be for other kernel inputs."""
-    learned = memory.rms_normalized
-    if learned is None or not is_concrete(learned) or np.size(memory.rates) == 1:
+    if np.size(memory.rates) == 1:
         return
-    here, there = ("rms", None) if rms else (None, "rms")
-    if bool(np.all(learned)) != rms:
+    learned = memory.rms_normalized
+    here, there = ("rms", None) if kind.rms else (None, "rms")
+    if learned is not None and is_concrete(learned) and np.all(learned) != kind.rms:
         raise ValueError(
             f"{name} was learned with normalize={there!r} and must not be read with "
             f"normalize={here!r}; adapt_memory flattens it"
         )
+    inputs = "direction", "history"
+    here, there = inputs[kind.history], inputs[memory.history is not None]
+    # One that was made by hand may be for either.
+    if here != there and (kind.history is False or learned is not None):
+        raise ValueError(
+            f"{name} was learned with kernel_input={there!r} and must not be read with "
+            f"kernel_input={here!r}; adapt_memory flattens it"
+        )
+
+
+def check_kernel_input(kernel_input: Any, normalize: Any, size: Any) -> None:
+    """Raise ValueError unless the kernel input is known and the others go with it."""
+    fits = kernel_input in ("direction", "history")
+    require(fits, "kernel_input", "be 'direction' or 'history'", kernel_input)
+    for name, value in (("normalize", normalize), ("evidence_sample", size)):
+        fits = kernel_input == "direction" or value is None
+        require(fits, name, "be None with kernel_input='history'", value)
 
 
 def check_frozen(frozen: Iterable[str], labels: Iterable[str]) -> None:
@@ -313,7 +330,7 @@ def check_gradient(gradient: Any, updates: optax.Updates) -> None:
 
 
 def check_initial(
-    initial: Any, kernels: Any, normalize: Any, rate_bounds: tuple[Any, Any]
+    initial: Any, kernels: Any, kind: Any, rate_bounds: tuple[Any, Any]
 ) -> None:
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
@@ -332,7 +349,7 @@ def check_initial(
         named = {f"initial[{label!r}]": one for label, one in initial.items()}
     for name, memory in named.items():
         check_memory(name, memory, rate_bounds)
-        check_normalized(name, memory, normalize == "rms")
+        check_seen(name, memory, kind)
     sizes = sorted({len(memory.rates) for memory in named.values()})
     allowed, hint = "have memories of one size M", "adapt_memory resamples them"
     require(len(sizes) <= 1, "initial", allowed, sizes, hint)

@@ -58,6 +58,7 @@ def tensor_evidence(
     gradient: jax.Array,
     update: jax.Array,
     known: tuple[jax.Array, ...],
+    seen: jax.Array | None,
 ) -> tuple[list[jax.Array], jax.Array]:
     """Return what a gradient says about the last direction, as means over a tensor.
 
@@ -73,6 +74,7 @@ def tensor_evidence(
       gradient: [...].
       update: [...], what the base optimizer gets.
       known: of the base, the last direction follows from it.
+      seen: [...], what kernels see instead of that direction, or None.
 
     Returns:
       u, [M], the mean of agreement times activation, and activity, [M], the same
@@ -103,6 +105,7 @@ def tensor_evidence(
 
     if single or how.grid is None or d.size < LARGE:
         inputs, values = compare(g, d, *more)
+        inputs = inputs if seen is None else seen.astype(dtype)
         sums = accumulate(kernels, inputs, values)
         if models is not None:
             sums += sums_of(kernels, *models, inputs, values[0])
@@ -111,7 +114,7 @@ def tensor_evidence(
         sums = accumulate_large(kernels, how.grid, compare, alone, (g, d), more)
     means = [one / max(d.size, 1) for one in sums]
     if not single:
-        logged = _with_logged(kernels, means[:2], compare, g, d, more)
+        logged = _with_logged(kernels, means[:2], compare, g, d, more, seen)
         means = logged + means[2:]
     if scale is not None:
         # In the wide dtype: float16 has no such small scales.
@@ -124,11 +127,17 @@ def tensor_evidence(
 
 
 def _with_logged(
-    kernels: Kernels, means: Any, compare: Any, g: jax.Array, d: jax.Array, more: Any
+    kernels: Kernels,
+    means: Any,
+    compare: Any,
+    g: jax.Array,
+    d: jax.Array,
+    more: Any,
+    seen: jax.Array | None,
 ) -> list[jax.Array]:
     """Return means, and from a sample what only logs need."""
     few = sample(d, _LOGGED).astype(kernels.centers.dtype)
-    inputs = few / more[0]
+    inputs = few / more[0] if seen is None else sample(seen, _LOGGED).astype(few.dtype)
     low, high = outermost(kernels)
     inside = (inputs > low.centers) & (inputs < high.centers)
     logged = compare(sample(g, _LOGGED), few, *more)[1]
@@ -145,13 +154,20 @@ def scaled(
     kernels: Kernels,
     models: tuple[jax.Array, jax.Array | None],
     direction: jax.Array,
+    seen: jax.Array | None,
 ) -> jax.Array:
-    """Return a direction [...] times its rates, of the dtype of the rates."""
+    """Return a direction [...] times its rates, of the dtype of the rates.
+
+    They are read where it is, or at what kernels see instead of it.
+    """
     rates, slopes = models
     direction = direction.astype(rates.dtype)
     if rates.size == 1:
         return rates[0] * direction
-    inputs = direction / _unit(how, direction)
+    if seen is None:
+        inputs = direction / _unit(how, direction)
+    else:
+        inputs = seen.astype(rates.dtype)
     if how.grid is None or direction.size < LARGE:
         return read(kernels, rates, inputs, slopes) * direction
     return read_large(kernels, how.grid, rates, inputs) * direction

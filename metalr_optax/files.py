@@ -4,7 +4,7 @@ A file is in the `safetensors <https://github.com/huggingface/safetensors>`_ for
 which every tool of that format shows: arrays ``{label}/centers``, ``{label}/widths``,
 ``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight),
 ``{label}/relative`` (whether kernel inputs are rms-normalised) and, in version 2,
-``{label}/schedule`` and ``{label}/slopes``; strings
+``{label}/schedule``, ``{label}/slopes`` and ``{label}/history`` (true); strings
 ``format_version``, ``library_version``, ``sha256`` and those of the user. The digest is
 that of the whole file with zeros in its place. Nothing in a file is ever run.
 """
@@ -32,7 +32,9 @@ _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
 # The format names the fields of a memory so, in their order.
-_FIELDS = ("centers", "widths", "rates", "counts", "relative", "schedule", "slopes")
+_BOOLS = ("relative", "history")
+_LATER = ("schedule", "slopes", "history")
+_FIELDS = ("centers", "widths", "rates", "counts", "relative", *_LATER)
 
 Path = str | os.PathLike[str]
 
@@ -145,11 +147,7 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
         require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
         for field, array in _arrays(f"memory[{label!r}]", one).items():
             arrays[f"{label}/{field}"] = array
-    is_later = any(
-        name.endswith(("/schedule", "/slopes"))
-        or (name.endswith("/widths") and not array.all())
-        for name, array in arrays.items()
-    )
+    is_later = any(name.rpartition("/")[2] in _LATER for name in arrays)
     version = _FORMAT_VERSIONS[is_later]
     own = zip(_RESERVED, (version, __version__, _NO_DIGEST), strict=True)
     blank = safetensors.numpy.save(arrays, strings | dict(own))
@@ -166,10 +164,10 @@ def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
     known = all(map(is_concrete, jax.tree.leaves(memory)))
     require(known, name, "have values: save it outside of jit", memory)
     check_memory(name, memory)
-    numbers = jax.tree.leaves(memory._replace(rms_normalized=None))
+    numbers = jax.tree.leaves(memory._replace(rms_normalized=None, history=None))
     dtype = np.result_type(np.float32, *map(np.asarray, numbers))
     arrays = {
-        field: np.array(value, bool if field == "relative" else dtype, order="C")
+        field: np.array(value, bool if field in _BOOLS else dtype, order="C")
         for field, value in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
         if value is not None
     }
@@ -182,11 +180,13 @@ def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
     centers, widths, rates, weight, rms, *later = map(arrays.get, _FIELDS)
     if centers is None or widths is None or rates is None:
         raise ValueError(f"{name} must have centers, widths and rates")
-    dtypes = [array.dtype for field, array in arrays.items() if field != "relative"]
+    dtypes = [array.dtype for field, array in arrays.items() if field not in _BOOLS]
     fits = rates.dtype in (np.float32, np.float64) and len(set(dtypes)) == 1
     require(fits, name, "be float32 or float64", dtypes)
-    fits = rms is None or (rms.dtype == bool and rms.shape == ())
-    require(fits, name, "have one bool for relative", rms)
+    for field in _BOOLS:
+        one = arrays.get(field)
+        fits = one is None or (one.dtype == bool and one.shape == ())
+        require(fits, name, f"have one bool for {field}", one)
     memory = Memory(Kernels(centers, widths), rates, weight, rms, *later)
     check_memory(name, memory)
     return memory

@@ -68,6 +68,8 @@ class Memory(NamedTuple):
         the same rates throughout: ``memory._replace(schedule=None)`` leaves it out.
       slopes: [M], :math:`b_m`, the part of its rate by which a local model rises over
         a width; None for zeros. ``memory._replace(slopes=None)`` leaves them out.
+      history: [], True where kernels see the history of a coordinate; None where they
+        see its direction.
 
     Examples:
       >>> import numpy as np
@@ -84,6 +86,7 @@ class Memory(NamedTuple):
     rms_normalized: Any = None
     schedule: Any = None
     slopes: Any = None
+    history: Any = None
 
 
 def read(

@@ -342,6 +342,8 @@ def _landscape(memory: Memory, z: np.ndarray) -> np.ndarray:
 
 
 def _input_label(memory: Memory) -> str:
+    if memory.history is not None:
+        return "agreement of the last gradients"
     rms = memory.rms_normalized is not None and bool(np.all(memory.rms_normalized))
     return "direction / rms of its tensor" if rms else "direction"
 

@@ -247,9 +247,13 @@ def _inputs(
     hint = "pass the part that is meant, such as state.inner_states['kernels']"
     require(number == 1, "opt_state", allowed, number, hint)
     state = _of_one_run(states[0][0])
+    table, kind = table_in(state)
+    if kind.history:
+        fits, allowed = direction is None, "be None with kernel_input='history'"
+        require(fits, "direction", allowed, direction)
+        direction = state.base_state.history
     if direction is None:
         direction = _direction_in(state)
-    table, kind = table_in(state)
     memories, row = {}, 0
     for label, stack in stacks_in(state).items():
         some = row if stack is None else slice(row, row + stack)

@@ -73,7 +73,7 @@ class Table(NamedTuple):
     diagnostics: Any
 
 
-_WORDS = ("rms", "capacity", "widths", "linear")
+_WORDS = ("rms", "capacity", "widths", "linear", "history")
 
 
 class Kind(NamedTuple):
@@ -84,17 +84,24 @@ class Kind(NamedTuple):
       grows: whether there is room for more local models.
       widens: whether widths are learned.
       linear: whether slopes are.
+      history: whether kernels see the history of a coordinate.
     """
 
     rms: bool
     grows: bool = False
     widens: bool = False
     linear: bool = False
+    history: bool = False
+
+    @property
+    def learns_more(self) -> bool:
+        """Whether more than rates is learned."""
+        return self.grows or self.widens or self.linear
 
     @property
     def is_exact(self) -> bool:
-        """Whether kernels may change, so that no grid fits them."""
-        return any(self[1:])
+        """Whether kernels are evaluated one by one, because they or inputs change."""
+        return self.learns_more or self.history
 
     @property
     def name(self) -> str:
@@ -208,5 +215,6 @@ def memory_at(table: Table, row: int | slice, kind: Kind) -> Memory:
     memory = Memory(
         *(Kernels(centers, widths), rates, weight, normalized, jnp.array(schedule)),
         slopes=slopes if kind.linear else None,
+        history=jnp.ones(rates.shape[:-1], bool) if kind.history else None,
     )
     return padded(memory, rates.shape[-1]) if kind.grows else memory

@@ -246,13 +246,14 @@ def _check_fit(name: str, memory: Memory, like: Memory, kind: Kind) -> None:
     for array in jax.tree.leaves(memory[:2]):
         fits = np.shape(array) == like.rates.shape
         checks.require(fits, name, allowed, np.shape(array), hint)
-    checks.check_normalized(name, memory, kind.rms)
+    checks.check_seen(name, memory, kind)
     checks.check_slopes(name, memory, kind.linear)
     # A vmapped state has one memory per member.
     for member in np.ndindex(like.rates.shape[:-1]):
         one, old = (
             jax.tree.map(
-                lambda array, i=member: array[i], both._replace(rms_normalized=None)
+                lambda array, i=member: array[i],
+                both._replace(rms_normalized=None, history=None),
             )
             for both in (memory, like)
         )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from metalr_optax import checks
-from metalr_optax.bases import Base, remembered
+from metalr_optax.bases import Base, remembered, with_history
 from metalr_optax.evidence import Evaluation, mean_by_label, scaled, tensor_evidence
 from metalr_optax.groups import (
     GroupBy,
@@ -61,6 +61,7 @@ _LARGEST_NORM = 1e18
 _SLACK = 1e-6
 
 Normalize = Literal["rms"] | None
+KernelInput = Literal["direction", "history"]
 Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
 
 
@@ -107,12 +108,14 @@ class Settings(NamedTuple):
     capacity: int | None = None
     learned_widths: bool = False
     linear: bool = False
+    kernel_input: KernelInput = "direction"
 
     @property
     def kind(self) -> Kind:
         """What the memories are of."""
         grows = self.capacity is not None
-        return Kind(self.normalize == "rms", grows, self.learned_widths, self.linear)
+        more = grows, self.learned_widths, self.linear, self.kernel_input == "history"
+        return Kind(self.normalize == "rms", *more)
 
 
 def scale_by_memory(
@@ -132,6 +135,7 @@ def scale_by_memory(
     capacity: int | None = None,
     learned_widths: bool = False,
     linear: bool = False,
+    kernel_input: KernelInput = "direction",
     inner: optax.GradientTransformation | None = None,
     address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -218,6 +222,12 @@ def scale_by_memory(
         learned, and reads :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))`
         for :math:`v_m`, within ``rate_bounds``. The module ``regression`` has the
         formulas.
+      kernel_input: what kernels see: the ``"direction"``, or the ``"history"`` of a
+        coordinate, a running mean of :math:`\mathrm{sign}(g_i) \mathrm{sign}(o d^-_i)`
+        over about 19 updates, in [-1, 1]. A coordinate that has gone one way for long
+        then reads another rate than one that goes to and fro. It costs one more number
+        for every parameter, and needs kernels on [-1, 1], evidence from all coordinates
+        and ``normalize=None``.
       inner: deprecated name of ``base_optimizer``.
       address: deprecated, ``"relative"`` for ``normalize="rms"``.
 
@@ -275,6 +285,21 @@ def scale_by_memory(
       >>> bool(second_loss < 0.1 * first_loss)
       True
 
+      Kernels that see how the gradients of a coordinate agreed give one that goes one
+      way a larger rate than one that goes to and fro:
+
+      >>> from metalr_optax import agreement_steps, get_rates, linspace_kernels
+      >>> from metalr_optax import raw_product
+      >>> optimizer = scale_by_memory(
+      ...   kernels=linspace_kernels(1.0, 5), kernel_input="history",
+      ...   signal=raw_product, memory_optimizer=agreement_steps())
+      >>> state, update = optimizer.init(jnp.zeros(2)), jax.jit(optimizer.update)
+      >>> for sign in 20 * (1.0, -1.0):
+      ...   _, state = update(jnp.array([1.0, sign]), state)
+      >>> one_way, to_and_fro = get_rates(state)
+      >>> bool(one_way > 100 * to_and_fro)
+      True
+
     Notes:
       The first step leaves the memory as it is. So does any coordinate that is zero
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
@@ -316,6 +341,7 @@ def scale_by_memory(
         capacity=capacity,
         learned_widths=learned_widths,
         linear=linear,
+        kernel_input=kernel_input,
     )
     base = remembered(base_optimizer or optax.identity(), evidence_sample, stacked)
     return scale_base(base, settings, has_gradient=base_optimizer is not None)
@@ -336,6 +362,8 @@ def scale_base(
       ValueError: a setting that is not what :func:`scale_by_memory` allows.
     """
     _check(base, settings)
+    if settings.kernel_input == "history":
+        base = with_history(base)
     all_kernels = kernels_of(settings)
     grids = {make_grid(one) for one in all_kernels}
     kind = settings.kind
@@ -492,7 +520,8 @@ def _update(link, updates, state, params=None, **extra_args):
     rates = table.rates
     if norm is not None:
         rates = jnp.where(jnp.isfinite(norm), rates, 0)
-    leaves = _scale(link, table._replace(rates=rates), rows, kernels, direction)
+    seen = _inputs(link, base_state, rows)
+    leaves = _scale(link, table._replace(rates=rates), rows, kernels, direction, seen)
     table = _diagnose(link.settings, table, evidence, norm)
     means = mean_rate(rates, table.evidence_weight)
     scaled = _finish(link.settings, means, rows, leaves, direction, updates, params)
@@ -514,6 +543,7 @@ def _compare(
     gradients = jax.tree.leaves(updates if gradient is None else gradient)
     leaves, structure = jax.tree.flatten(updates)
     checks.check_number_of_leaves(updates, len(last))
+    seen = _inputs(link, state.base_state, rows)
     # Of a sample the shape says nothing.
     size = None if link.base.is_derived else link.base.size
     shapes = [
@@ -523,7 +553,9 @@ def _compare(
     checks.check_shapes(updates, shapes)
     pairs = [
         _by_row(link, link.evidence_of, row)(*one, scale, *tensors)
-        for row, one, *tensors in zip(rows, known, gradients, leaves, last, strict=True)
+        for row, one, *tensors in zip(
+            rows, known, gradients, leaves, last, seen, strict=True
+        )
     ]
     said = [one for one, _ in pairs]
     return said, jax.tree.unflatten(structure, [update for _, update in pairs])
@@ -531,7 +563,7 @@ def _compare(
 
 def _models(link: _Link, table: Table, rows: Sequence[jax.Array]) -> list[Any]:
     """Return rates and slopes of every tensor where more than rates is learned."""
-    if not link.settings.kind.is_exact:
+    if not link.settings.kind.learns_more:
         return [None] * len(rows)
     return [(_row(table.rates, row), _row(table.slopes, row)) for row in rows]
 
@@ -542,6 +574,7 @@ def _scale(
     rows: Sequence[jax.Array],
     kernels: Sequence[Kernels],
     direction: optax.Updates,
+    seen: Sequence[jax.Array | None],
 ) -> list[jax.Array]:
     """Return the directions of all tensors times their rates in a corrected table."""
     kind = link.settings.kind
@@ -551,10 +584,20 @@ def _scale(
         _by_row(link, link.scaled_by, row)(
             one,
             (_row(table.rates, row), _row(table.slopes, row) if kind.linear else None),
-            d,
+            *tensors,
         )
-        for one, row, d in zip(kernels, rows, jax.tree.leaves(direction), strict=True)
+        for one, row, *tensors in zip(
+            kernels, rows, jax.tree.leaves(direction), seen, strict=True
+        )
     ]
+
+
+def _inputs(
+    link: _Link, base_state: Any, rows: Sequence[jax.Array]
+) -> list[jax.Array | None]:
+    """Return for every tensor what kernels see instead of its direction, or None."""
+    seen = link.base.inputs(base_state)
+    return [None] * len(rows) if seen is None else list(seen)
 
 
 def _keep(
@@ -847,6 +890,7 @@ def _check(base: Base, settings: Settings) -> None:
     fits = callable(group_by) or group_by in ("layer", "tensor", "all")
     allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
     checks.require(fits, "group_by", allowed, group_by)
+    checks.check_kernel_input(settings.kernel_input, normalize, base.size)
     fits = settings.stacked is None or callable(settings.stacked)
     allowed = "be a function (path, leaf) -> bool or None"
     checks.require(fits, "stacked", allowed, settings.stacked)
@@ -858,7 +902,7 @@ def _check(base: Base, settings: Settings) -> None:
     if settings.kernels is not None:
         checks.check_kernels(settings.kernels)
     checks.check_initial(
-        settings.initial, settings.kernels, normalize, settings.rate_bounds
+        settings.initial, settings.kernels, settings.kind, settings.rate_bounds
     )
     starts = [len(one.centers) for one in kernels_of(settings)]
     checks.check_local_models(

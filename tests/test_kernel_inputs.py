@@ -24,17 +24,18 @@ def run(optimizer, steps=6):
     return params, state
 
 
-@pytest.mark.parametrize("seen", ["one rate", "value"])
+@pytest.mark.parametrize("seen", ["one rate", "value", "history"])
 @pytest.mark.parametrize("base", kernel_inputs.BASES)
-def test_the_control_is_what_the_package_does(base, seen):
+def test_what_is_kept_is_what_the_package_does(base, seen):
     expected = optax.chain(
         scale_by_memory(
             base_optimizer=kernel_inputs.BASES[base],
             kernels=kernel_inputs.kernels_for(seen),
             signal=raw_product,
             memory_optimizer=agreement_steps(),
-            normalize="rms",
             group_by="tensor",
+            **({} if seen == "history" else {"normalize": "rms"}),
+            **({"kernel_input": "history"} if seen == "history" else {}),
             rate_bounds=(1e-9, 10.0),
         ),
         optax.scale(-1.0),

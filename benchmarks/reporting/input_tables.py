@@ -22,15 +22,15 @@ from benchmarks.reporting.statistics import SIGNIFICANT, median, paired_test
 def format_inputs(folder: pathlib.Path) -> str:
     """Return the table: updates to the target, and ends beside those of one rate."""
     runs = read_runs(folder / f"{kernel_inputs.STEM}.csv")
-    problems = kernel_inputs.PROBLEMS
     lines = [
-        "| base | it sees | " + " | ".join(problems) + " |",
-        "|---|---|" + "---|" * len(problems),
+        "| base | task | " + " | ".join(kernel_inputs.SEEN) + " |",
+        "|---|---|" + "---|" * len(kernel_inputs.SEEN),
     ]
     for base in kernel_inputs.BASES:
-        for seen in kernel_inputs.SEEN:
-            cells = [_cell(runs, name, base, seen) for name in problems]
-            lines.append(f"| {base} | {seen} | " + " | ".join(cells) + " |")
+        for name in kernel_inputs.PROBLEMS:
+            cells = [_cell(runs, name, base, seen) for seen in kernel_inputs.SEEN]
+            if any(cells):
+                lines.append(f"| {base} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
