@@ -35,7 +35,8 @@ Examples:
   ...   def step(carry, key):
   ...     z, rates, state = carry
   ...     new = jax.random.uniform(key, (32,), minval=-2.0, maxval=2.0)
-  ...     updates, state = optimizer.update(new, state, grad=(1 - rates / wanted(z)) * z)
+  ...     gradient = (1 - rates / wanted(z)) * z
+  ...     updates, state = optimizer.update(new, state, grad=gradient)
   ...     return (new, updates / new, state), None
   ...   z = jnp.linspace(-2.0, 2.0, 32)
   ...   updates, state = optimizer.update(z, optimizer.init(z), grad=z)
