@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.experiments import (
     kernel_inputs,
     layer_rates,
+    local_models,
     long,
     noise_floor,
     paper,
@@ -32,6 +33,7 @@ from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting import (
     input_tables,
+    landscapes,
     library_figures,
     library_tables,
     long_runs,
@@ -94,6 +96,7 @@ def make_parser() -> Parser:
     _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
     _add_seeds(add("kernel-inputs", "what else a memory could see: size, history"))
     add("noise-floor", "why rates fall near a noise floor: one dimension, seconds")
+    _add_seeds(add("local-models", "local models that are added, widen or tilt"), 5)
     add("layer-rates", "the rate of every layer over long runs, on three tasks")
     add("targets", "what tuned baselines reach: the targets of the comparisons")
     add("report", "make benchmarks/README.md from benchmarks/results")
@@ -327,6 +330,17 @@ def run_layer_rates(arguments: argparse.Namespace) -> None:
     say(f"Wrote {picture} and the rows beside it.")
 
 
+def run_local_models(arguments: argparse.Namespace) -> None:
+    """Learn a known function and train on two tasks; print tables, draw a picture."""
+    out, clock = arguments.out, make_clock()
+    rows = local_models.run_function(out, clock)
+    picture = out / f"{local_models.STEM}.png"
+    landscapes.draw(rows, picture)
+    say(f"\n{landscapes.format_errors(rows)}\n\nWrote {picture}.\n")
+    local_models.run_tasks(out, arguments.seeds, clock)
+    say(f"\n{landscapes.format_tasks(out)}")
+
+
 def make_report(arguments: argparse.Namespace) -> None:
     """Write the page and its pictures."""
     del arguments
@@ -402,6 +416,7 @@ def main(command_line: list[str] | None = None) -> None:
             "transfer": run_transfer,
             "noise-floor": run_noise_floor,
             "layer-rates": run_layer_rates,
+            "local-models": run_local_models,
             "sampling": run_sampling,
             "search": run_search,
             "kernel-inputs": run_kernel_inputs,

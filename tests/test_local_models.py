@@ -189,23 +189,25 @@ def test_widths_follow_the_derivative_of_what_is_read(linear):
     np.testing.assert_allclose(found.widths, new, rtol=1e-8)
 
 
-def test_disagreement_is_the_smaller_side_where_signs_differ():
-    # One local model alone: left evidence -1 and -3, right 2, or all of one sign.
+def test_disagreement_is_the_covariance_of_sign_and_side():
+    # One local model alone: evidence of two signs, of one, and on one side.
     memory = Memory(Kernels(np.zeros(1), np.ones(1)), np.array([0.1]))
     z = np.array([-0.5, -0.25, 0.75])
-    for a, twice in (([-1.0, -3.0, 2.0], True), ([1.0, 3.0, 2.0], False)):
+    for a in ([-1.0, -3.0, 2.0], [1.0, 3.0, 2.0], [1.0, -1.0, 1e-30]):
         with jax.enable_x64(True):
             optimizer = scale_by_memory(
                 memory, memory_optimizer=STILL, signal=raw_product, capacity=2
             )
             first, second = drive(optimizer, z, np.array(a), 2)
-        psi = np.exp(-0.5 * z**2)
-        left, right = np.dot(a[:2], psi[:2]), a[2] * psi[2]
-        size = np.dot(np.abs(a), psi)
-        mean = 2 * min(abs(left), right) / size / 1.001 if twice else 0.0
+        weights = np.abs(a) * np.exp(-0.5 * z**2)
+        weights /= weights.sum()
+        signs, sides = np.sign(a), np.sign(z)
+        mean, lean = np.dot(weights, signs), np.dot(weights, sides)
+        covariance = np.dot(weights, (signs - mean) * (sides - lean))
         found = [columns(one).disagreement[0] for one in (first, second)]
-        expected = np.array([0.02, 0.02 + 0.98 * 0.02]) * mean
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        expected = np.array([0.02, 0.02 + 0.98 * 0.02]) * covariance
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=3e-5)
+    assert abs(covariance) < 1e-12
 
 
 # --- local models that are split

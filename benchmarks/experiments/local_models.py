@@ -44,9 +44,9 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     ),
 }
 REACH = 2.0
-NUMS = (3, 4, 6, 8, 12, 16)
-SHOWN = 6
-UPDATES = 3000
+NUMS = (4, 8)
+SHOWN = 8
+UPDATES = 2000
 SEEDS = 3
 _COORDINATES = 64
 Z = np.linspace(-REACH, REACH, 201)
@@ -104,8 +104,9 @@ def learn(option: str, num: int, updates: int = UPDATES, seeds: int = SEEDS) -> 
       >>> bool(memory.rates[0, -1] > 5 * memory.rates[0, 0])
       True
     """
-    arguments = {"kernels": linspace_kernels(REACH, num)} | OPTIONS[option](num)
-    optimizer = scale_by_memory(0.1, memory_optimizer=agreement_steps(), **arguments)
+    arguments: dict[str, Any] = {"kernels": linspace_kernels(REACH, num)}
+    arguments |= {"memory_optimizer": agreement_steps()} | OPTIONS[option](num)
+    optimizer = scale_by_memory(0.1, **arguments)
 
     def draw(key: jax.Array) -> jax.Array:
         return jax.random.uniform(key, (_COORDINATES,), minval=-REACH, maxval=REACH)

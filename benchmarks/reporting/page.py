@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from benchmarks.experiments import (
     layer_rates,
+    local_models,
     long,
     noise_floor,
     sampling,
@@ -16,6 +17,7 @@ from benchmarks.experiments.paper import EXPERIMENTS, Experiment, cost_path, des
 from benchmarks.harness.costs import Cost, read_costs
 from benchmarks.harness.sweep import TARGETS
 from benchmarks.reporting import (
+    landscapes,
     library_figures,
     library_tables,
     long_runs,
@@ -44,6 +46,7 @@ def make_page() -> str:
         _fill_suite(),
         _fill_long(),
         _fill_noise_floor(),
+        _fill_local_models(),
         fill(
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
@@ -63,7 +66,7 @@ def make_page() -> str:
     ]
     if (RESULTS / f"{sampling.STEM}.csv").exists():
         table = library_tables.format_sampling(RESULTS)
-        sections.insert(6, fill("sampling", table=table))
+        sections.insert(7, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
@@ -117,6 +120,14 @@ def _fill_long() -> str:
 def _fill_noise_floor() -> str:
     rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
     return fill("noise_floor", table=library_tables.format_noise_floor(rows))
+
+
+def _fill_local_models() -> str:
+    return fill(
+        "local_models",
+        errors=landscapes.format_errors(local_models.read_rows(RESULTS)),
+        tasks=landscapes.format_tasks(RESULTS),
+    )
 
 
 def _fill_answers(comparisons: list[Comparison]) -> str:
@@ -209,5 +220,8 @@ def draw_all() -> None:
     library_figures.draw_layer_rates(rates, RESULTS / f"{layer_rates.STEM}.png")
     rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
     library_figures.draw_noise_floor(rows, RESULTS / f"{noise_floor.STEM}.png")
+    landscapes.draw(
+        local_models.read_rows(RESULTS), RESULTS / f"{local_models.STEM}.png"
+    )
     runs = sequence.read_rows(RESULTS / "mnist.csv")
     paper_figures.draw_sequence(runs, RESULTS / "mnist.png")
