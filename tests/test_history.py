@@ -30,7 +30,7 @@ PARAMS = {"a": jnp.linspace(-1.0, 1.0, 8), "b": {"w": jnp.ones((2, 3))}}
 KERNELS = linspace_kernels(1.0, 5)
 
 
-def make(initial: Any = 1e-2, **settings):
+def make(initial: Any = 1e-2, **settings) -> Any:
     fresh = not isinstance(initial, Memory | dict)
     return scale_by_memory(
         initial,
@@ -89,7 +89,7 @@ def test_the_history_of_coordinates():
 def test_rates_are_read_at_the_new_history_and_corrected_at_the_old():
     kernels = linspace_kernels(1.0, 3, width=0.1)
     rates = np.array([0.1, 0.2, 0.4])
-    optimizer = scale_by_memory(
+    optimizer: Any = scale_by_memory(
         Memory(kernels, rates),
         memory_optimizer=optax.sgd(0.01),
         kernel_input="history",

@@ -1,5 +1,7 @@
 """Memories that see something else than a direction: the experiment is what it says."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,13 +16,14 @@ from metalr_optax import agreement_steps, raw_product, scale_by_memory
 PARAMS = {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.ones(5)}
 
 
-def run(optimizer, steps=6):
-    params, state, update = PARAMS, optimizer.init(PARAMS), jax.jit(optimizer.update)
+def run(optimizer: Any, steps: int = 6) -> Any:
+    params = PARAMS
+    state, update = optimizer.init(PARAMS), jax.jit(optimizer.update)
     for number in range(steps):
         noise = jax.random.normal(jax.random.key(number), (12,)).reshape(3, 4)
         grads = {"a": params["a"] + 0.3 * noise, "b": params["b"]}
         updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
     return params, state
 
 
@@ -34,8 +37,8 @@ def test_what_is_kept_is_what_the_package_does(base, seen):
             signal=raw_product,
             memory_optimizer=agreement_steps(),
             group_by="tensor",
-            **({} if seen == "history" else {"normalize": "rms"}),
-            **({"kernel_input": "history"} if seen == "history" else {}),
+            normalize=None if seen == "history" else "rms",
+            kernel_input="history" if seen == "history" else "direction",
             rate_bounds=(1e-9, 10.0),
         ),
         optax.scale(-1.0),

@@ -30,9 +30,10 @@ from metalr_optax import Kernels, agreement_steps, linspace_kernels
 from metalr_optax.memory import accumulate, read
 
 STEM = "kernel_inputs"
-# Seen first; what was said of these was then to hold on the others.
-FIRST = ("classes", "residual", "teacher", "noisy teacher", "unequal inputs")
-PROBLEMS = (*FIRST, *(name for name in SUITE if name not in FIRST))
+PROBLEMS = (
+    *("classes", "residual", "teacher", "noisy teacher", "unequal inputs"),
+    *("quadratic", "rosenbrock"),
+)
 BASES = {
     "momentum": optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9)),
     "Adam": optax.scale_by_adam(b2=0.99),

@@ -17,6 +17,7 @@ from benchmarks.experiments.paper import EXPERIMENTS, Experiment, cost_path, des
 from benchmarks.harness.costs import Cost, read_costs
 from benchmarks.harness.sweep import TARGETS
 from benchmarks.reporting import (
+    input_tables,
     landscapes,
     library_figures,
     library_tables,
@@ -47,6 +48,7 @@ def make_page() -> str:
         _fill_long(),
         _fill_noise_floor(),
         _fill_local_models(),
+        fill("kernel_inputs", table=input_tables.format_inputs(RESULTS)),
         fill(
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
@@ -66,7 +68,7 @@ def make_page() -> str:
     ]
     if (RESULTS / f"{sampling.STEM}.csv").exists():
         table = library_tables.format_sampling(RESULTS)
-        sections.insert(7, fill("sampling", table=table))
+        sections.insert(8, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
