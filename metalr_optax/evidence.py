@@ -15,6 +15,7 @@ import numpy as np
 from metalr_optax.bases import Base
 from metalr_optax.interpolation import (
     LARGE,
+    Compare,
     Grid,
     accumulate_large,
     read_large,
@@ -89,20 +90,7 @@ def tensor_evidence(
     if not single:
         more.insert(0, _unit(how, d.astype(dtype)))
 
-    def compare(g: jax.Array, d: jax.Array, *more: Any) -> Any:
-        g, d = g.astype(dtype), d.astype(dtype)
-        along, unit = d, 1.0
-        if not single:
-            unit, *turns = more
-        else:
-            turns = more
-        for turn in turns:
-            along = along * turn.astype(dtype)
-        values = agreement(how.signal, g, along)
-        # A single rate has no input.
-        inputs = d if single else jnp.where(jnp.isfinite(d), d, 0) / unit
-        return inputs, [values, jax.lax.abs(values)]
-
+    compare = _comparison(how, single, dtype)
     if single or how.grid is None or d.size < LARGE:
         inputs, values = compare(g, d, *more)
         inputs = inputs if seen is None else seen.astype(dtype)
@@ -124,6 +112,29 @@ def tensor_evidence(
     # It is never below 0, which XLA does not know.
     compared = jnp.sum(means[-1]) + 0.0 * means[0][0]
     return means, jnp.where(compared < 0, jnp.zeros_like(update), update)
+
+
+def _comparison(how: Evaluation, single: bool, dtype: Any) -> Compare:
+    """Return what compares a gradient with a last direction.
+
+    It gives kernel inputs, and the agreement of coordinates with and without its sign.
+    """
+
+    def compare(g: jax.Array, d: jax.Array, *more: Any) -> Any:
+        g, d = g.astype(dtype), d.astype(dtype)
+        along, unit = d, 1.0
+        if not single:
+            unit, *turns = more
+        else:
+            turns = more
+        for turn in turns:
+            along = along * turn.astype(dtype)
+        values = agreement(how.signal, g, along)
+        # A single rate has no input.
+        inputs = d if single else jnp.where(jnp.isfinite(d), d, 0) / unit
+        return inputs, [values, jax.lax.abs(values)]
+
+    return compare
 
 
 def _with_logged(

@@ -685,12 +685,13 @@ def _correct(
     # Evidence about steps that a schedule makes smaller would only make up for it, and
     # rates that noise went on to take down would leave it nothing to finish with.
     known = diagnostics_of(table)
-    stand = stands = _factor(settings, known) < _FALLEN * known.highest_factor
+    stand = _factor(settings, known) < _FALLEN * known.highest_factor
+    is_kept = stand
     if settings.frozen:
-        stand = stands | _frozen_rows(settings.frozen, state.rows)
-    rates = jnp.where(stand[:, None], table.rates, rates)
+        is_kept = stand | _frozen_rows(settings.frozen, state.rows)
+    rates = jnp.where(is_kept[:, None], table.rates, rates)
     if settings.progress:
-        rates, schedule = _follow(table, rates, (low, high), stands)
+        rates, schedule = _follow(table, rates, (low, high), stand)
         table = table._replace(schedule=schedule)
     weight = table.evidence_weight + shares
     table = table._replace(rates=rates, evidence_weight=weight)
@@ -698,7 +699,7 @@ def _correct(
         both, bounds = (evidence.u, evidence.activity), (low, high)
         learned = learn(settings.kind, table, evidence.sums, both, bounds)
         table = jax.tree.map(
-            lambda new, old: jnp.where(stand[:, None], old, new), learned, table
+            lambda new, old: jnp.where(is_kept[:, None], old, new), learned, table
         )
     return table, rule_state
 
