@@ -44,7 +44,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     ),
 }
 REACH = 2.0
-NUMS = (4, 8)
+NUMS = (4, 6, 8, 12)
 SHOWN = 8
 UPDATES = 2000
 SEEDS = 3
@@ -118,12 +118,12 @@ def learn(option: str, num: int, updates: int = UPDATES, seeds: int = SEEDS) -> 
         return (new, jnp.asarray(moves) / new, state), None
 
     def run(key: jax.Array) -> Any:
-        first, *keys = jax.random.split(key, updates + 1)
-        z = draw(first)
+        keys = jax.random.split(key, updates + 1)
+        z = draw(keys[0])
         # The first gradient says that directions point along it.
         moves, state = optimizer.update(z, optimizer.init(z), grad=z)
         start = z, jnp.asarray(moves) / z, state
-        (_, _, state), _ = jax.lax.scan(step, start, jnp.stack(keys))
+        (_, _, state), _ = jax.lax.scan(step, start, keys[1:])
         return get_memory(state)["params"]
 
     keys = jnp.stack([jax.random.key(seed) for seed in range(seeds)])
