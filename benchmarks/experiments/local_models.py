@@ -33,10 +33,14 @@ from metalr_optax.memory import read
 STEM = "local_models"
 TASKS_STEM = f"{STEM}_tasks"
 FIXED = "fixed kernels"
-# Name -> arguments for so many local models, of which `capacity` starts with two.
+# Name -> arguments for so many local models, of which `capacity` starts with two, that
+# have inputs on both sides.
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     FIXED: lambda num: {},
-    "capacity": lambda num: {"capacity": num, "kernels": linspace_kernels(REACH, 2)},
+    "capacity": lambda num: {
+        "capacity": num,
+        "kernels": linspace_kernels(REACH / 2, 2),
+    },
     "learned widths": lambda num: {"learned_widths": True},
     "linear": lambda num: {"linear": True},
     "all three": lambda num: (
@@ -44,7 +48,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     ),
 }
 REACH = 2.0
-NUMS = (4, 6, 8, 12)
+NUMS = (4, 8, 12)
 SHOWN = 8
 UPDATES = 2000
 SEEDS = 3
