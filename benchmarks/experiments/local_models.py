@@ -48,7 +48,7 @@ OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     ),
 }
 REACH = 2.0
-NUMS = (4, 8, 12)
+NUMS = (4, 8)
 SHOWN = 8
 UPDATES = 2000
 SEEDS = 3
