@@ -33,10 +33,14 @@ from metalr_optax.memory import read
 STEM = "local_models"
 TASKS_STEM = f"{STEM}_tasks"
 FIXED = "fixed kernels"
-# Name -> arguments for so many local models, of which `capacity` starts with two.
+# Name -> arguments for so many local models, of which `capacity` starts with two, that
+# have inputs on both sides.
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     FIXED: lambda num: {},
-    "capacity": lambda num: {"capacity": num, "kernels": linspace_kernels(REACH, 2)},
+    "capacity": lambda num: {
+        "capacity": num,
+        "kernels": linspace_kernels(REACH / 2, 2),
+    },
     "learned widths": lambda num: {"learned_widths": True},
     "linear": lambda num: {"linear": True},
     "all three": lambda num: (
@@ -118,12 +122,12 @@ def learn(option: str, num: int, updates: int = UPDATES, seeds: int = SEEDS) -> 
         return (new, jnp.asarray(moves) / new, state), None
 
     def run(key: jax.Array) -> Any:
-        first, *keys = jax.random.split(key, updates + 1)
-        z = draw(first)
+        keys = jax.random.split(key, updates + 1)
+        z = draw(keys[0])
         # The first gradient says that directions point along it.
         moves, state = optimizer.update(z, optimizer.init(z), grad=z)
         start = z, jnp.asarray(moves) / z, state
-        (_, _, state), _ = jax.lax.scan(step, start, jnp.stack(keys))
+        (_, _, state), _ = jax.lax.scan(step, start, keys[1:])
         return get_memory(state)["params"]
 
     keys = jnp.stack([jax.random.key(seed) for seed in range(seeds)])
