@@ -88,11 +88,14 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         for name, color in ((FIXED, "#E69F00"), (option, "#0072B2")):
             label = name if name == FIXED else "with the option"
             axes.plot(*points("curve", name), color=color, label=label, linewidth=1.8)
-            axes.plot(*points("model", name), "o", color=color, markersize=5)
+            at, rates = points("model", name)
+            inside = np.maximum(rates, known.min() / 5)
+            axes.plot(at, inside, "o", color=color, markersize=5)
         number = len(points("model", option)[0])
         axes.set_title(f"{option}: {number} local models", fontsize=10)
         axes.set_xlabel("kernel input")
-    panels[0].set_yscale("log")
+    # A local model between two others may lie far below, where nobody hears it.
+    panels[0].set(yscale="log", ylim=(known.min() / 6, known.max() * 1.6))
     panels[0].set_ylabel("learning rate")
-    panels[0].legend(frameon=False, fontsize=9)
+    panels[0].legend(frameon=False, fontsize=9, loc="upper left")
     figure.savefig(path, dpi=110, facecolor="white")

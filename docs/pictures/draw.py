@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 
-from metalr_optax import get_memory, linspace_kernels, memory_sgd
+from metalr_optax import (
+    agreement_steps,
+    get_memory,
+    linspace_kernels,
+    scale_by_memory,
+)
 from metalr_optax.memory import read
 from metalr_optax.progress import MARKS
 
@@ -79,29 +83,41 @@ def draw_landscape():
 
 
 def draw_schedule():
-    """The rate of two runs on a noisy parabola, and the schedule between them."""
-    slopes = jnp.geomspace(0.03, 1.0, 30)
+    """A known function of progress, two runs, and the schedule between them.
 
-    def run(initial, key):
-        optimizer = memory_sgd(initial=initial)
+    The sign of a gradient flips where the rate of the last step was above the function.
+    """
+    updates = np.arange(1, UPDATES + 1)
+    known = jnp.asarray(0.3 * np.minimum(1.0, (16 / updates) ** 0.8))
 
-        def step(carry, key):
-            x, state = carry
-            noise = 0.3 * jax.random.normal(key, x.shape)
-            updates, state = optimizer.update(slopes * x + noise, state)
+    def run(initial):
+        fresh = not isinstance(initial, dict)
+        optimizer = scale_by_memory(
+            initial,
+            kernels=linspace_kernels(1.0, 1) if fresh else None,
+            memory_optimizer=agreement_steps(),
+            progress=True,
+        )
+
+        def step(carry, most):
+            state, rate = carry
+            ones = jnp.ones(2)
+            _, state = optimizer.update(ones, state, grad=(1 - rate / most) * ones)
             rate = get_memory(state)["params"].rates[0]
-            return (optax.apply_updates(x, updates), state), rate
+            return (state, rate), rate
 
-        start = 3 * jnp.ones(30), optimizer.init(slopes)
-        (_, state), rates = jax.lax.scan(step, start, jax.random.split(key, UPDATES))
+        # What a gradient is about is the rate of the step before.
+        before = jnp.append(known[:1], known[:-1])
+        start = optimizer.init(jnp.ones(2)), 0.0
+        (state, _), rates = jax.lax.scan(step, start, before)
         return get_memory(state), rates
 
-    memory, first = run(1e-3, jax.random.key(0))
-    _, second = run(memory, jax.random.key(1))
+    memory, first = run(1e-3)
+    _, second = run(memory)
     one = memory["params"]
     number = int(np.log2(UPDATES)) + 1
     figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    updates = np.arange(1, UPDATES + 1)
+    ax.plot(updates, known, color="black", lw=1, label="the largest rate that is right")
     ax.plot(updates, first, color=GREY, label="first run, from a rate of 0.001")
     marks = (one.rates * np.exp(one.schedule))[:number]
     ax.plot(MARKS[:number], marks, "o--", color=BLUE, label="the schedule it leaves")
