@@ -92,7 +92,8 @@ def draw(rows: Sequence[Row], path: pathlib.Path) -> None:
         number = len(points("model", option)[0])
         axes.set_title(f"{option}: {number} local models", fontsize=10)
         axes.set_xlabel("kernel input")
-    panels[0].set_yscale("log")
+    # Local models that nobody reads alone may be far below.
+    panels[0].set(yscale="log", ylim=(5e-3, 0.6))
     panels[0].set_ylabel("learning rate")
     panels[0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110, facecolor="white")
