@@ -49,7 +49,7 @@ def format_facts(
     runs, diverged, lost = _failures(tasks)
     given = {
         learner: ", ".join(
-            f"{over_fresh(one, learner, 'early')} on the {one.problem.name}"
+            f"{over_fresh(one, learner, 'end')} on the {one.problem.name}"
             for one in transfers
         )
         for learner in ("memory_sgd", "memory_adam")
@@ -64,7 +64,7 @@ def format_facts(
     facts = {
         "runs of the two defaults that diverged": f"{diverged} of {runs}",
         "that ended above ten times tuned SGD": lost,
-        "a memory from a small network: updates to the target / those of a fresh "
+        "a memory from a small network, taken at the end: updates to the target / those of a fresh "
         "memory (seeds better : worse)": _list(given),
         "a landscape instead of one rate per layer": _landscapes(tasks),
         "time of an update of a million parameters over that of the same base behind "
