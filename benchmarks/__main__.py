@@ -34,6 +34,7 @@ from benchmarks.reporting import (
     library_figures,
     library_tables,
     long_runs,
+    next_tasks,
     page,
     paper_figures,
     paper_tables,
@@ -298,6 +299,7 @@ def run_next_task(arguments: argparse.Namespace) -> None:
     """Give memories of whole runs to other tasks; print the tables."""
     names = arguments.tasks or list(next_task.MOVES)
     next_task.run(arguments.out, names, arguments.seeds, say)
+    say(f"\n{next_tasks.format_all(next_tasks.load(arguments.out))}")
 
 
 def run_sampling(arguments: argparse.Namespace) -> None:

@@ -7,10 +7,10 @@ The first run has another seed than the second, so that nothing goes along but t
 memory. Recordings come in turn: each run starts with the memory of the one before.
 
 Starts: *schedule*, the memory as it is, rates that follow the progress of the run; and
-fresh ones from four base rates. Controls: *one rate*, the last of the first run; *mean*,
-each layer at the geometric mean of its own schedule; *shuffled*, each layer's schedule
-in a random order; *frozen*, the schedule without any evidence; *unrelated*, a memory of
-noise or of labels that belong to other inputs.
+fresh ones from four base rates. Controls: *one rate*, the last of the first run;
+*mean*, each layer at the geometric mean of its own schedule; *shuffled*, each layer's
+schedule in a random order; *frozen*, the schedule without any evidence; *unrelated*, a
+memory of noise or of labels that belong to other inputs.
 """
 
 import pathlib
@@ -62,8 +62,8 @@ def _grow(number: int) -> Move:
 
 
 MOVES: dict[str, Callable[[], Move]] = {
-    **moves(),
     "larger mlp": lambda: _grow(0),
+    **moves(),
     "larger cnn": lambda: _grow(1),
 }
 
@@ -155,16 +155,16 @@ def run(
         tell(f"{move.label}: all starts are done")
 
 
-def run_baselines(move: Move, store: Store, seeds: int, trials: int = TRIALS) -> None:
+def run_baselines(move: Move, store: Store, seeds: int) -> None:
     """Run Adam on the second task: the best of its trials there, and on the first."""
     adam, first, second = METHODS["adam"], move.first[-1], move.second
-    jobs = [(one, TUNING_SEED) for one in sample_settings(adam, trials)]
+    jobs = [(one, TUNING_SEED) for one in sample_settings(adam, TRIALS)]
     for problem in (first, second):
         Trainer(problem, adam, store, 1).run(jobs)
     target = load_targets()[second.name]
     chosen = (
-        best_trial(store.runs, second, adam, trials, target),
-        lowest_trial(store.runs, first, adam, trials),
+        best_trial(store.runs, second, adam, TRIALS, target),
+        lowest_trial(store.runs, first, adam, TRIALS),
     )
     trainer = Trainer(second, adam, store, min(seeds, _CHUNK))
     for setting in chosen:

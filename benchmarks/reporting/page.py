@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from benchmarks.experiments import (
     layer_rates,
     long,
+    next_task,
     noise_floor,
     sampling,
     sequence,
@@ -19,6 +20,7 @@ from benchmarks.reporting import (
     library_figures,
     library_tables,
     long_runs,
+    next_tasks,
     paper_figures,
     paper_tables,
     verdicts,
@@ -48,10 +50,12 @@ def make_page() -> str:
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
         ),
+        *_fill_next_task(),
         fill(
             "speed",
             table=library_tables.format_speed(speed.read_rows(RESULTS / "speed.csv")),
         ),
+        *_fill_sampling(),
         _fill_answers([one for comparisons in loaded.values() for one in comparisons]),
         fill(
             "sequence",
@@ -61,9 +65,6 @@ def make_page() -> str:
         ),
         *(_fill_experiment(name, comparisons) for name, comparisons in loaded.items()),
     ]
-    if (RESULTS / f"{sampling.STEM}.csv").exists():
-        table = library_tables.format_sampling(RESULTS)
-        sections.insert(6, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
@@ -117,6 +118,18 @@ def _fill_long() -> str:
 def _fill_noise_floor() -> str:
     rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
     return fill("noise_floor", table=library_tables.format_noise_floor(rows))
+
+
+def _fill_next_task() -> list[str]:
+    if not (RESULTS / f"{next_task.STEM}.csv").exists():
+        return []
+    return [fill("next_task", tables=next_tasks.format_all(next_tasks.load(RESULTS)))]
+
+
+def _fill_sampling() -> list[str]:
+    if not (RESULTS / f"{sampling.STEM}.csv").exists():
+        return []
+    return [fill("sampling", table=library_tables.format_sampling(RESULTS))]
 
 
 def _fill_answers(comparisons: list[Comparison]) -> str:
@@ -209,5 +222,6 @@ def draw_all() -> None:
     library_figures.draw_layer_rates(rates, RESULTS / f"{layer_rates.STEM}.png")
     rows = noise_floor.read_rows(RESULTS / f"{noise_floor.STEM}.csv")
     library_figures.draw_noise_floor(rows, RESULTS / f"{noise_floor.STEM}.png")
+    next_tasks.draw(next_tasks.load(RESULTS), RESULTS / f"{next_task.STEM}.png")
     runs = sequence.read_rows(RESULTS / "mnist.csv")
     paper_figures.draw_sequence(runs, RESULTS / "mnist.png")
