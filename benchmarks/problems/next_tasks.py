@@ -124,7 +124,7 @@ def _halves_of_text() -> Move:
     half = len(data.inputs) // 2
     first, second = (
         problem._replace(
-            name=f"language, {name} half",
+            name=f"{name} half of language",
             data=data._replace(inputs=data.inputs[part], labels=data.labels[part]),
         )
         for name, part in (
@@ -151,5 +151,5 @@ def moves() -> dict[str, Callable[[], Move]]:
         f"{robot.CHANGE} 2": lambda: _robot(1, 2),
         f"{robot.CHANGE} 3": lambda: _robot(1, 2, 3),
         robot.CHANGE: lambda: _robot(1, 2, 3, 0),
-        "language, second half": _halves_of_text,
+        "second half of language": _halves_of_text,
     }
