@@ -1,10 +1,11 @@
 """A memory from the end of a run on one task starts the next.
 
-Fourteen pairs of tasks as people have them, in four classes that were named beforehand:
+Thirteen pairs of tasks as people have them, in four classes that were named beforehand:
 the same task with another seed; another task of its kind (turned images, other digits,
 the next recording of a robot, another half of a text); more noise; a larger network.
 The first run has another seed than the second, so that nothing goes along but the
-memory. Recordings come in turn: each run starts with the memory of the one before.
+memory. Recordings come in turn: each run starts with the memory of the one before. The
+third is not judged: no tuned baseline predicts there better than no change does.
 
 Starts: *schedule*, the memory as it is, rates that follow the progress of the run; and
 fresh ones from four base rates. Controls: *one rate*, the last of the first run;

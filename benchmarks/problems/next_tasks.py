@@ -149,7 +149,6 @@ def moves() -> dict[str, Callable[[], Move]]:
         BATCHES: _pairs,
         "residual": lambda: _again(residual()),
         f"{robot.CHANGE} 2": lambda: _robot(1, 2),
-        f"{robot.CHANGE} 3": lambda: _robot(1, 2, 3),
         robot.CHANGE: lambda: _robot(1, 2, 3, 0),
         "second half of language": _halves_of_text,
     }
