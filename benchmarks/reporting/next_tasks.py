@@ -225,8 +225,9 @@ def count(steps: Sequence[Step], method: Method) -> str:
         adam = most_tuned(step.comparison, "adam")
         if test is None or fresh is None or ours is None or adam is None:
             continue
-        saved += median(ours.updates) <= SAVED * median(fresh.updates)
-        level += median(fresh.updates) <= LEVEL * median(adam.updates)
+        usual = median(fresh.updates)
+        saved += median(ours.updates) <= SAVED * usual < np.inf
+        level += usual <= LEVEL * median(adam.updates) and usual < np.inf
         clear = test.p < SIGNIFICANT
         won += clear and test.wins > test.losses
         lost += clear and test.wins < test.losses
