@@ -1,5 +1,8 @@
 """A memory goes from task to task, controls are what they say, tables show the rows."""
 
+import csv
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +10,11 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.experiments import next_task
 from benchmarks.harness import sweep
-from benchmarks.harness.store import Key, read_runs, write_setting
+from benchmarks.harness.store import Key, Store, read_runs, write_setting
 from benchmarks.problems import next_tasks as problems
 from benchmarks.problems.digits import BATCHES
 from benchmarks.problems.tasks import digits, teacher
-from benchmarks.reporting import next_tasks
+from benchmarks.reporting import next_tasks, page
 from benchmarks.reporting.statistics import SignTest
 from metalr_optax import get_memory, memory_adam, set_memory
 from metalr_optax.progress import MARKS
@@ -139,7 +142,15 @@ def test_second_tasks_are_those_that_they_are_called():
     assert [one.data for one in pairs.first] == [pairs.second.related]
 
 
-def test_every_move_has_a_target_and_a_class():
-    targets = sweep.load_targets()
-    assert set(next_task.MOVES) <= set(targets)
-    assert set(next_task.NEW) <= set(next_task.MOVES)
+def test_targets_follow_from_the_committed_rows(tmp_path):
+    assert set(next_task.MOVES) <= set(sweep.load_targets())
+    with open(sweep.TARGETS, newline="") as file:
+        rows = {row["problem"]: row for row in csv.DictReader(file)}
+    path = tmp_path / "next_task.csv"
+    shutil.copy(page.RESULTS / path.name, path)
+    size = path.stat().st_size
+    for problem in next_task.load_new():
+        target, source = sweep.baseline_target(problem, Store(path))
+        assert float(rows[problem.name]["target"]) == pytest.approx(target, rel=1e-3)
+        assert rows[problem.name]["source"] == source
+    assert path.stat().st_size == size, "something had to be run"
