@@ -102,6 +102,11 @@ def first_rate(step: Step) -> Outcome | None:
     return find_outcome(step.comparison, adam, "fresh", write_setting(setting))
 
 
+def at_mean(step: Step, method: Method) -> Outcome | None:
+    """Return the runs that began with each layer at the mean of its schedule."""
+    return from_memory(step, method, "mean")
+
+
 def _updates(found: Outcome) -> np.ndarray:
     return found.updates
 
@@ -114,6 +119,8 @@ OVER_FRESH = Pair("updates, schedule : fresh", scheduled, best_fresh, _updates)
 PAIRS = (
     Pair("updates, schedule : one rate", scheduled, one_rate, _updates),
     Pair("end, schedule : one rate", scheduled, one_rate, _ends),
+    Pair("updates, schedule : mean", scheduled, at_mean, _updates),
+    Pair("end, schedule : mean", scheduled, at_mean, _ends),
     OVER_FRESH,
     Pair("end, schedule : fresh", scheduled, best_fresh, _ends),
 )
@@ -241,8 +248,12 @@ def count(steps: Sequence[Step], method: Method) -> str:
 
 def draw(steps: Sequence[Step], path: pathlib.Path) -> None:
     """Draw updates over those of the best fresh memory, for every start."""
+    known = [
+        any(scheduled(step, method) for method in next_task.LEARNERS) for step in steps
+    ]
+    steps = [step for step, is_known in zip(steps, known, strict=True) if is_known]
     figure = matplotlib.figure.Figure(
-        figsize=(11, 1.6 + 0.34 * len(steps)), layout="constrained"
+        figsize=(11, 1.5 + 0.55 * len(steps)), layout="constrained"
     )
     columns = len(next_task.LEARNERS)
     (grid,) = figure.subplots(1, columns, sharey=True, squeeze=False)
@@ -250,7 +261,7 @@ def draw(steps: Sequence[Step], path: pathlib.Path) -> None:
         _draw_starts(axes, steps, method)
         axes.set(title=method.name, xlabel="updates / those of the best fresh memory")
     grid[0].set_yticks(range(len(steps)), [step.move.label for step in steps])
-    grid[0].invert_yaxis()
+    grid[0].set_ylim(max(len(steps), 1) - 0.5, -0.5)
     figure.legend(
         *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=6
     )
@@ -261,7 +272,7 @@ def _draw_starts(axes, steps: Sequence[Step], method: Method) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     for number, start in enumerate(next_task.STARTS):
         places = [
-            (_over_fresh(step, method, start), row + 0.1 * (number - 2.5))
+            (_over_fresh(step, method, start), row + 0.14 * (number - 2.5))
             for row, step in enumerate(steps)
         ]
         x, y = np.array(places, float).T
@@ -277,7 +288,8 @@ def _draw_starts(axes, steps: Sequence[Step], method: Method) -> None:
     axes.set(xscale="log", xlim=(low / 1.1, high * 1.1))
     axes.set_xticks([low, 0.5, 1, 2, high], ["0.3", "0.5", "1", "2", "3, never"])
     axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    axes.grid(axis="y", color="#EEEEEE", linewidth=6, zorder=0)
+    for row in range(1, len(steps)):
+        axes.axhline(row - 0.5, color="#DDDDDD", linewidth=0.8)
 
 
 def _over_fresh(step: Step, method: Method, start: str) -> float:
