@@ -81,6 +81,7 @@ def _move():
     return problems.Move(label, problems.ALIKE, (first, first), problem, data, seeds=2)
 
 
+@pytest.mark.slow
 def test_it_runs_goes_on_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(next_task, "MOVES", {"teacher": _move})
     monkeypatch.setattr(next_task, "TRIALS", 1)

@@ -275,7 +275,7 @@ def _draw_starts(axes, steps: Sequence[Step], method: Method) -> None:
             (_over_fresh(step, method, start), row + 0.14 * (number - 2.5))
             for row, step in enumerate(steps)
         ]
-        x, y = np.array(places, float).T
+        x, y = np.array(places, float).reshape(-1, 2).T
         axes.plot(
             np.clip(x, *_LIMITS),
             y,
