@@ -14,6 +14,7 @@ from benchmarks.experiments import (
     layer_rates,
     local_models,
     long,
+    next_task,
     noise_floor,
     paper,
     sampling,
@@ -37,6 +38,7 @@ from benchmarks.reporting import (
     library_figures,
     library_tables,
     long_runs,
+    next_tasks,
     page,
     paper_figures,
     paper_tables,
@@ -92,6 +94,7 @@ def make_parser() -> Parser:
     _add_comparison(add("rosenbrock", "two numbers go down a curved valley"))
     _add_suite(add("suite", "one default from five base rates, eleven tasks"))
     _add_seeds(add("transfer", "a memory of a small network starts a larger one"))
+    _add_next(add("next-task", "a memory of a whole run starts a run on another task"))
     _add_seeds(add("sampling", "evidence from a sample beside that from everything"))
     _add_seeds(add("search", "variants of the rule on six tasks of both lengths"))
     _add_seeds(add("kernel-inputs", "what else a memory could see: size, history"))
@@ -106,6 +109,13 @@ def make_parser() -> Parser:
 
 def _add_seeds(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
     parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+
+
+def _add_next(parser: argparse.ArgumentParser) -> None:
+    _add_seeds(parser)
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(next_task.MOVES), help="which; default: all"
+    )
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +246,7 @@ def find_targets(arguments: argparse.Namespace) -> None:
     known = {problem.name for _, problem in problems}
     problems += [(suite.STEM, SUITE[name]()) for name in SUITE if name not in known]
     problems += [(transfer.STEM, one.large) for one in transfer.load_growths()]
+    problems += [(next_task.STEM, one) for one in next_task.load_new()]
     tell = counted(say, len(problems))
     for stem, problem in problems:
         store = Store(arguments.out / f"{stem}.csv")
@@ -288,6 +299,13 @@ def run_transfer(arguments: argparse.Namespace) -> None:
     transfer.run(arguments.out, arguments.seeds, max(sweep.BUDGETS), say)
     comparisons = library_tables.load_transfer(arguments.out)
     say(f"\n{library_tables.format_transfer(comparisons)}")
+
+
+def run_next_task(arguments: argparse.Namespace) -> None:
+    """Give memories of whole runs to other tasks; print the tables."""
+    names = arguments.tasks or list(next_task.MOVES)
+    next_task.run(arguments.out, names, arguments.seeds, say)
+    say(f"\n{next_tasks.format_all(next_tasks.load(arguments.out))}")
 
 
 def run_sampling(arguments: argparse.Namespace) -> None:
@@ -414,6 +432,7 @@ def main(command_line: list[str] | None = None) -> None:
             "targets": find_targets,
             "suite": run_suite,
             "transfer": run_transfer,
+            "next-task": run_next_task,
             "noise-floor": run_noise_floor,
             "layer-rates": run_layer_rates,
             "local-models": run_local_models,

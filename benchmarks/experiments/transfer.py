@@ -6,11 +6,16 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import Trainer, averaged, in_threads, run_sweep
+from benchmarks.harness.sweep import (
+    Trainer,
+    averaged,
+    change_each,
+    in_threads,
+    run_sweep,
+)
 from benchmarks.methods import BASELINES, METHODS, OURS, VARIANTS, Variant
 from benchmarks.problems.networks import Cnn, Mlp
 from benchmarks.problems.problem import Problem
@@ -78,12 +83,10 @@ def _run_starts(growth: Growth, one: Variant, store: Store, seeds: int) -> None:
         for start in STARTS:
             # A single rate is its own mean.
             if start.startswith(when) and not (one in _SCALARS and "mean" in start):
-                fitted = [
-                    _fit(start, jax.tree.map(lambda leaf, i=i: leaf[i], learned), state)
-                    for i in range(seeds)
-                ]
-                stacked = jax.tree.map(lambda *one: np.stack(one), *fitted)
-                trainer.run(jobs, start, stacked)
+                fitted = change_each(
+                    learned, lambda memory, start=start: _fit(start, memory, state)
+                )
+                trainer.run(jobs, start, fitted)
 
 
 def _fit(start: str, memory: Any, state: Any) -> Any:

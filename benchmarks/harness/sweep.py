@@ -122,6 +122,17 @@ def shuffled(memory: Mapping[str, Memory]) -> dict[str, Memory]:
     }
 
 
+def change_each(
+    learned: Any, change: Callable[[dict[str, Memory]], dict[str, Memory]]
+) -> Any:
+    """Return memories [seeds, ...], each changed alone."""
+    seeds = len(jax.tree.leaves(learned)[0])
+    changed = [
+        change(jax.tree.map(lambda leaf, i=i: leaf[i], learned)) for i in range(seeds)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *changed)
+
+
 class Trainer:
     """One method on one problem: runs what is not yet in the store."""
 
@@ -142,14 +153,22 @@ class Trainer:
         results = self.runner(data, settings[pad], jnp.array(seeds)[pad], memory)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], results)
 
+    def keys(self, jobs: Sequence[tuple[dict, int]], start: str) -> list[Key]:
+        """Return what settings and seeds are called in the store."""
+        return [
+            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
+            for one, seed in jobs
+        ]
+
+    def is_done(self, jobs: Sequence[tuple[dict, int]], start: str) -> bool:
+        """Return whether settings and seeds are in the store."""
+        return all(key in self.store.runs for key in self.keys(jobs, start))
+
     def run(
         self, jobs: Sequence[tuple[dict, int]], start: str = "fresh", memory: Any = None
     ) -> None:
         """Run settings and seeds that are not in the store, and keep them there."""
-        keys = [
-            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
-            for one, seed in jobs
-        ]
+        keys = self.keys(jobs, start)
         missing = [i for i, key in enumerate(keys) if key not in self.store.runs]
         for begin in range(0, len(missing), self.chunk):
             chunk = missing[begin : begin + self.chunk]
@@ -164,14 +183,15 @@ class Trainer:
                 {keys[i]: curve for i, curve in zip(chunk, curves, strict=True)}
             )
 
-    def learn(self, data: Any, seeds: int) -> Any:
-        """Return the memories that a task leaves, [seeds, ...]."""
+    def learn(self, data: Any, seeds: int, memory: Any = None) -> Any:
+        """Return what a task leaves of memories, new or given: [seeds, ...]."""
         parts = []
         for begin in range(0, seeds, self.chunk):
             chunk = range(begin, min(begin + self.chunk, seeds))
             sources = [SOURCE_SEED + seed for seed in chunk]
             setting = [self.method.default] * len(sources)
-            parts.append(self.call(data, setting, sources, None)[2])
+            part = _select(memory, np.array(chunk))
+            parts.append(self.call(data, setting, sources, part)[2])
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     def run_reloaded(self, seeds: int) -> None:
@@ -185,12 +205,7 @@ class Trainer:
             start: [(one, seed) for seed in range(seeds)]
             for start, one in starts.items()
         }
-        if all(
-            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
-            in self.store.runs
-            for start, pairs in jobs.items()
-            for one, seed in pairs
-        ):
+        if all(self.is_done(pairs, start) for start, pairs in jobs.items()):
             return
         learned = self.learn(self.problem.related, seeds)
         memories = {

@@ -7,6 +7,7 @@ from benchmarks.experiments import (
     layer_rates,
     local_models,
     long,
+    next_task,
     noise_floor,
     sampling,
     sequence,
@@ -22,6 +23,7 @@ from benchmarks.reporting import (
     library_figures,
     library_tables,
     long_runs,
+    next_tasks,
     paper_figures,
     paper_tables,
     verdicts,
@@ -53,10 +55,12 @@ def make_page() -> str:
             "transfer",
             table=library_tables.format_transfer(library_tables.load_transfer(RESULTS)),
         ),
+        *_fill_next_task(),
         fill(
             "speed",
             table=library_tables.format_speed(speed.read_rows(RESULTS / "speed.csv")),
         ),
+        *_fill_sampling(),
         _fill_answers([one for comparisons in loaded.values() for one in comparisons]),
         fill(
             "sequence",
@@ -66,9 +70,6 @@ def make_page() -> str:
         ),
         *(_fill_experiment(name, comparisons) for name, comparisons in loaded.items()),
     ]
-    if (RESULTS / f"{sampling.STEM}.csv").exists():
-        table = library_tables.format_sampling(RESULTS)
-        sections.insert(8, fill("sampling", table=table))
     return "\n\n".join(sections) + "\n"
 
 
@@ -130,6 +131,18 @@ def _fill_local_models() -> str:
         errors=landscapes.format_errors(local_models.read_rows(RESULTS)),
         tasks=landscapes.format_tasks(RESULTS),
     )
+
+
+def _fill_next_task() -> list[str]:
+    if not (RESULTS / f"{next_task.STEM}.csv").exists():
+        return []
+    return [fill("next_task", tables=next_tasks.format_all(next_tasks.load(RESULTS)))]
+
+
+def _fill_sampling() -> list[str]:
+    if not (RESULTS / f"{sampling.STEM}.csv").exists():
+        return []
+    return [fill("sampling", table=library_tables.format_sampling(RESULTS))]
 
 
 def _fill_answers(comparisons: list[Comparison]) -> str:
@@ -225,5 +238,6 @@ def draw_all() -> None:
     landscapes.draw(
         local_models.read_rows(RESULTS), RESULTS / f"{local_models.STEM}.png"
     )
+    next_tasks.draw(next_tasks.load(RESULTS), RESULTS / f"{next_task.STEM}.png")
     runs = sequence.read_rows(RESULTS / "mnist.csv")
     paper_figures.draw_sequence(runs, RESULTS / "mnist.png")

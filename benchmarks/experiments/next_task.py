@@ -1,0 +1,209 @@
+"""A memory from the end of a run on one task starts the next.
+
+Thirteen pairs of tasks as people have them, in four classes that were named beforehand:
+the same task with another seed; another task of its kind (turned images, other digits,
+the next recording of a robot, another half of a text); more noise; a larger network.
+The first run has another seed than the second, so that nothing goes along but the
+memory. Recordings come in turn: each run starts with the memory of the one before. The
+third is not judged: no tuned baseline predicts there better than no change does.
+
+Starts: *schedule*, the memory as it is, rates that follow the progress of the run; and
+fresh ones from four base rates. Controls: *one rate*, the last of the first run;
+*mean*, each layer at the geometric mean of its own schedule; *shuffled*, each layer's
+schedule in a random order; *frozen*, the schedule without any evidence; *unrelated*, a
+memory of noise or of labels that belong to other inputs.
+"""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.experiments.transfer import load_growths
+from benchmarks.harness.progress import counted
+from benchmarks.harness.store import TUNING_SEED, Store
+from benchmarks.harness.sweep import (
+    BUDGETS,
+    Trainer,
+    best_trial,
+    change_each,
+    load_targets,
+    lowest_trial,
+)
+from benchmarks.methods import METHODS, OURS, Method, sample_settings
+from benchmarks.problems.next_tasks import LARGER, Move, moves, unlearnable
+from benchmarks.problems.problem import Problem
+from metalr_optax import (
+    Memory,
+    adapt_memory,
+    get_memory,
+    memory_adam,
+    memory_sgd,
+)
+from metalr_optax.progress import MARKS
+
+STEM = "next_task"
+FRESH = (1e-6, 1e-5, 1e-4, 1e-3)
+SCHEDULE, ONE_RATE = "schedule", "one rate"
+CONTROLS = (ONE_RATE, "mean", "shuffled", "frozen", "unrelated")
+STARTS = (SCHEDULE, *CONTROLS)
+LEARNERS = tuple(one.method._replace(has_memory=True) for one in OURS)
+TRIALS = max(BUDGETS)
+_CHUNK = 5
+_OPTIMIZERS = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}
+
+
+def _grow(number: int) -> Move:
+    small, large = load_growths()[number]
+    label, seeds = f"{large.name}, from a smaller", (10, 5)[number]
+    noise = unlearnable(small.data) if number == 0 else None
+    return Move(label, LARGER, (small,), large, noise, seeds)
+
+
+MOVES: dict[str, Callable[[], Move]] = {
+    "larger mlp": lambda: _grow(0),
+    **moves(),
+    "larger cnn": lambda: _grow(1),
+}
+
+
+# Second tasks that no other experiment has; the text's has the target of all of it,
+# because it is judged on the same bytes.
+NEW = ("rotated digits", "noisy digits", "digits 5 to 9", "rnn change 2")
+
+
+def load_new() -> list[Problem]:
+    """Return the second tasks whose targets come from `next_task.csv`."""
+    return [MOVES[name]().second for name in NEW]
+
+
+def starts_of(move: Move) -> tuple[str, ...]:
+    """Return the memories that a second task is begun with: fewer if it takes long."""
+    return STARTS if move.unrelated is not None else (SCHEDULE, ONE_RATE)
+
+
+def visited(move: Move) -> np.ndarray:
+    """Return which local models [20] of the schedule the last first run went by."""
+    return np.less_equal(MARKS, move.first[-1].horizon)
+
+
+def one_rate(memory: dict[str, Memory]) -> dict[str, Memory]:
+    """Return the rates without their schedule."""
+    # Zeros instead of None: the same compiled program.
+    return {
+        label: one._replace(schedule=np.zeros_like(one.schedule))
+        for label, one in memory.items()
+    }
+
+
+def mean_over_run(memory: dict[str, Memory], seen: np.ndarray) -> dict[str, Memory]:
+    """Return every layer at the geometric mean of its own schedule, and no schedule."""
+    means = {
+        label: one._replace(rates=one.rates * np.exp(np.mean(one.schedule[seen])))
+        for label, one in memory.items()
+    }
+    return one_rate(means)
+
+
+def in_random_order(memory: dict[str, Memory], seen: np.ndarray) -> dict[str, Memory]:
+    """Return every layer with what its schedule went by in a random order."""
+    rng = np.random.default_rng(0)
+    changed = {}
+    for label, one in memory.items():
+        schedule = np.array(one.schedule)
+        schedule[seen] = rng.permutation(schedule[seen])
+        changed[label] = one._replace(schedule=schedule)
+    return changed
+
+
+def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
+    """Return the memory that a start begins with."""
+    if start == ONE_RATE:
+        return one_rate(memory)
+    if start == "mean":
+        return mean_over_run(memory, seen)
+    return in_random_order(memory, seen) if start == "shuffled" else memory
+
+
+def freeze(method: Method, state: Any) -> Method:
+    """Return the method with memories that follow their schedules and learn nothing."""
+    make = _OPTIMIZERS[method.name]
+    labels = tuple(get_memory(state))
+    return method._replace(make=lambda rate: make(initial=rate, frozen=labels))
+
+
+def run(
+    out: pathlib.Path, names: Sequence[str], seeds: int, say: Callable[[str], None]
+) -> None:
+    """Run what is missing in `next_task.csv`."""
+    out.mkdir(parents=True, exist_ok=True)
+    store = Store(out / f"{STEM}.csv")
+    tell = counted(say, len(names))
+    for name in names:
+        move = MOVES[name]()
+        some = min(seeds, move.seeds)
+        run_baselines(move, store, some)
+        for method in LEARNERS:
+            run_starts(move, method, store, some)
+        tell(f"{move.label}: all starts are done")
+
+
+def run_baselines(move: Move, store: Store, seeds: int) -> None:
+    """Run Adam on the second task: the best of its trials there, and on the first."""
+    adam, first, second = METHODS["adam"], move.first[-1], move.second
+    jobs = [(one, TUNING_SEED) for one in sample_settings(adam, TRIALS)]
+    for problem in (first, second):
+        Trainer(problem, adam, store, 1).run(jobs)
+    target = load_targets()[second.name]
+    chosen = (
+        best_trial(store.runs, second, adam, TRIALS, target),
+        lowest_trial(store.runs, first, adam, TRIALS),
+    )
+    trainer = Trainer(second, adam, store, min(seeds, _CHUNK))
+    for setting in chosen:
+        trainer.run([(setting, seed) for seed in range(seeds)])
+
+
+def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
+    """Run a memory on the second task: fresh ones, those from before, and controls."""
+    chunk = min(seeds, _CHUNK)
+    trainer = Trainer(move.second, method, store, chunk)
+    trainer.run([({"rate": rate}, seed) for rate in FRESH for seed in range(seeds)])
+    jobs = [(method.default, seed) for seed in range(seeds)]
+    starts = starts_of(move)
+    if all(trainer.is_done(jobs, start) for start in starts):
+        return
+    state = fresh_state(move.second, method)
+    learned, unrelated = learn(move, method, store, seeds)
+    for start in starts:
+        source = unrelated if start == "unrelated" else learned
+
+        def change(memory: dict[str, Memory], start: str = start) -> dict[str, Memory]:
+            # On the same network this changes nothing.
+            return adapt_memory(control(start, memory, visited(move)), state)
+
+        memory = change_each(source, change)
+        if start == "frozen":
+            still = freeze(method, state)
+            Trainer(move.second, still, store, chunk).run(jobs, start, memory)
+        else:
+            trainer.run(jobs, start, memory)
+
+
+def learn(move: Move, method: Method, store: Store, seeds: int) -> tuple[Any, Any]:
+    """Return memories [seeds, ...] of the first tasks in turn, and of the unrelated."""
+    chunk, learned, unrelated = min(seeds, _CHUNK), None, None
+    for problem in move.first:
+        trainer = Trainer(problem, method, store, chunk)
+        learned = trainer.learn(problem.data, seeds, learned)
+        if move.unrelated is not None and unrelated is None:
+            unrelated = trainer.learn(move.unrelated, seeds)
+    return learned, unrelated
+
+
+def fresh_state(problem: Problem, method: Method) -> Any:
+    """Return the state of an optimizer that has not been used."""
+    params, _ = problem.start(problem.data, jax.random.key(0))
+    return method.make(*method.default.values()).init(params)

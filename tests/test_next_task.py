@@ -1,0 +1,157 @@
+"""A memory goes from task to task, controls are what they say, tables show the rows."""
+
+import csv
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.experiments import next_task
+from benchmarks.harness import sweep
+from benchmarks.harness.store import Key, Store, read_runs, write_setting
+from benchmarks.problems import next_tasks as problems
+from benchmarks.problems.digits import BATCHES
+from benchmarks.problems.tasks import digits, teacher
+from benchmarks.reporting import next_tasks, page
+from benchmarks.reporting.statistics import SignTest
+from metalr_optax import get_memory, memory_adam, set_memory
+from metalr_optax.progress import MARKS
+
+ADAM = next_task.LEARNERS[0]
+RATES = {"one": 0.01, "two": 0.002}
+
+
+@pytest.fixture
+def memory():
+    """Schedules that fall, and have a rise ahead of where the run has been."""
+    start = get_memory(memory_adam().init({name: jnp.zeros(3) for name in RATES}))
+    schedule = np.where(MARKS <= 64, np.linspace(3.0, -16.0, 20), 1.0)
+    return {
+        name: one._replace(
+            rates=np.full(1, RATES[name], np.float32),
+            schedule=schedule.astype(np.float32) * (1 + (name == "two")),
+        )
+        for name, one in start.items()
+    }
+
+
+def test_controls_are_what_they_say(memory):
+    seen = MARKS <= 64
+    alone = next_task.control("one rate", memory, seen)
+    mean = next_task.control("mean", memory, seen)
+    mixed = next_task.control("shuffled", memory, seen)
+    for name, one in memory.items():
+        np.testing.assert_array_equal(alone[name].rates, one.rates)
+        np.testing.assert_allclose(
+            np.log(mean[name].rates / one.rates), one.schedule[seen].mean(), rtol=1e-5
+        )
+        for other in (alone[name], mean[name]):
+            np.testing.assert_array_equal(other.schedule, np.zeros(20))
+        np.testing.assert_array_equal(mixed[name].rates, one.rates)
+        np.testing.assert_array_equal(
+            np.sort(mixed[name].schedule[seen]), np.sort(one.schedule[seen])
+        )
+        assert (mixed[name].schedule[seen] != one.schedule[seen]).any()
+        np.testing.assert_array_equal(mixed[name].schedule[~seen], one.schedule[~seen])
+    for start in ("schedule", "frozen", "unrelated"):
+        assert next_task.control(start, memory, seen) is memory
+
+
+def test_what_is_frozen_follows_its_schedule_alone():
+    params = {"layer": jnp.ones(3)}
+    state = ADAM.make(1e-3).init(params)
+    optimizer = next_task.freeze(ADAM, state).make(1e-3)
+    (learned,) = get_memory(state).values()
+    falling = learned._replace(schedule=np.linspace(0.0, -19.0, 20, dtype=np.float32))
+    state = set_memory(optimizer.init(params), {"layer": falling})
+    for _ in range(4):  # to the third mark
+        _, state = optimizer.update({"layer": jnp.ones(3)}, state, params)
+    np.testing.assert_allclose(
+        get_memory(state)["layer"].rates, 1e-3 * np.exp(-2.0), rtol=1e-4
+    )
+
+
+def _move():
+    problem = teacher("teacher")._replace(horizon=10, every=2)
+    first = problem._replace(name="before")
+    data = problems.unlearnable(first.data)
+    label = "before, before to teacher"
+    return problems.Move(label, problems.ALIKE, (first, first), problem, data, seeds=2)
+
+
+@pytest.mark.slow
+def test_it_runs_goes_on_and_prints_its_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(next_task, "MOVES", {"teacher": _move})
+    monkeypatch.setattr(next_task, "TRIALS", 1)
+    monkeypatch.setattr(next_task, "LEARNERS", (ADAM,))
+    main(["next-task", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    for label in ("### memory_adam", "| all (1) |", "Of 1 moves"):
+        assert label in said
+    runs = read_runs(tmp_path / "next_task.csv")
+    learned = len(next_task.FRESH) + len(next_task.STARTS)
+    # Two trials of Adam, which choose the same rate; two seeds of all else.
+    assert len(runs) == 2 + 2 * (1 + learned)
+    setting = write_setting(ADAM.default)
+    curves = [
+        runs[Key("teacher", "memory_adam", start, setting, 0)]
+        for start in ("fresh", *next_task.STARTS)
+    ]
+    assert len({tuple(curve) for curve in curves}) == len(curves)
+
+    def refuse(*_):
+        raise AssertionError("it was there already")
+
+    monkeypatch.setattr(sweep.Trainer, "call", refuse)
+    main(["next-task", "--out", str(tmp_path)])
+    assert capsys.readouterr().out.split("### ")[1:] == said.split("### ")[1:]
+    picture = tmp_path / "next_task.png"
+    next_tasks.draw(next_tasks.load(tmp_path), picture)
+    assert picture.stat().st_size > 10_000
+
+
+def test_without_rows_the_tables_are_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(next_task, "MOVES", {"teacher": _move})
+    steps = next_tasks.load(tmp_path)
+    assert "Of 0 moves" in next_tasks.format_all(steps)
+    next_tasks.draw(steps, tmp_path / "next_task.png")
+
+
+def test_seeds_are_pooled():
+    tests = [SignTest(4, 1, 0, 0.4), SignTest(5, 0, 2, 0.1)]
+    assert next_tasks.pool(tests)[:3] == (9, 1, 2)
+    assert next_tasks.pool(tests).p == pytest.approx(22 / 1024)
+    assert next_tasks.pool([SignTest(0, 0, 3, 1.0)]).p == 1.0
+
+
+def test_second_tasks_are_those_that_they_are_called():
+    data = digits()
+    turned = problems.rotated(data)
+    np.testing.assert_array_equal(turned.inputs[7], np.rot90(data.inputs[7]))
+    np.testing.assert_array_equal(turned.labels, data.labels)
+    gaps = np.asarray(problems.noisy(data).inputs - data.inputs)
+    assert 0.1 < gaps.std() < 0.3
+    high = problems.five_digits(data, 5)
+    assert set(np.asarray(high.labels)) == set(np.asarray(high.judged_labels))
+    assert set(np.asarray(high.labels)) == set(range(5, 10))
+    mixed = problems.unlearnable(data)
+    same = np.mean(np.asarray(mixed.labels) == np.asarray(data.labels))
+    assert 0.05 < same < 0.15
+    pairs = next_task.MOVES[BATCHES]()
+    assert [one.data for one in pairs.first] == [pairs.second.related]
+
+
+def test_targets_follow_from_the_committed_rows(tmp_path):
+    assert set(next_task.MOVES) <= set(sweep.load_targets())
+    with open(sweep.TARGETS, newline="") as file:
+        rows = {row["problem"]: row for row in csv.DictReader(file)}
+    path = tmp_path / "next_task.csv"
+    shutil.copy(page.RESULTS / path.name, path)
+    size = path.stat().st_size
+    for problem in next_task.load_new():
+        target, source = sweep.baseline_target(problem, Store(path))
+        assert float(rows[problem.name]["target"]) == pytest.approx(target, rel=1e-3)
+        assert rows[problem.name]["source"] == source
+    assert path.stat().st_size == size, "something had to be run"
