@@ -64,8 +64,8 @@ def format_facts(
     facts = {
         "runs of the two defaults that diverged": f"{diverged} of {runs}",
         "that ended above ten times tuned SGD": lost,
-        "a memory from a small network, taken at the end: updates to the target / those of a fresh "
-        "memory (seeds better : worse)": _list(given),
+        "a memory from the end of a run of a small network: updates to the target / "
+        "those of a fresh memory (seeds better : worse)": _list(given),
         "a landscape instead of one rate per layer": _landscapes(tasks),
         "time of an update of a million parameters over that of the same base behind "
         "a clip": _list(times),
