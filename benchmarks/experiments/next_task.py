@@ -56,7 +56,7 @@ _OPTIMIZERS = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}
 
 
 def _grow(number: int) -> Move:
-    small, large = load_growths()[number]
+    small, large, _ = load_growths()[number]
     label, seeds = f"{large.name}, from a smaller", (10, 5)[number]
     noise = unlearnable(small.data) if number == 0 else None
     return Move(label, LARGER, (small,), large, noise, seeds)
