@@ -215,7 +215,7 @@ def test_a_small_network_starts_a_larger_one():
             memory_sgd(initial=0.25).init(
                 problem.start(problem.data, jax.random.key(0))[0]
             )
-            for problem in growth
+            for problem in (growth.small, growth.large)
         )
         memory = get_memory(small)
         assert len(get_memory(large)) > len(memory)
