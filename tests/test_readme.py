@@ -5,11 +5,12 @@ import re
 import tomllib
 
 import metalr_optax
-from benchmarks.experiments import sequence, speed
+from benchmarks.experiments import next_task, sequence, speed
 from benchmarks.reporting import (
     headlines,
     library_tables,
     long_runs,
+    next_tasks,
     page,
     paper_tables,
 )
@@ -62,6 +63,9 @@ def test_the_results_are_what_the_raw_rows_say():
     assert headlines.format_facts(tasks, transfers, speeds) in RESULTS
     assert counts in RESULTS
     assert counts in README
+    steps = next_tasks.load(page.RESULTS)
+    for learner in next_task.LEARNERS:
+        assert next_tasks.count(steps, learner) in " ".join(RESULTS.split())
 
 
 def test_the_first_result_of_the_paper_is_what_the_raw_rows_say():

@@ -225,21 +225,21 @@ def _say_test(test: SignTest) -> str:
 
 def count(steps: Sequence[Step], method: Method) -> str:
     """Return on how many moves the memory saves or loses, and fresh is level."""
-    saved, won, lost, level = 0, 0, 0, 0
+    number, saved, won, lost, level = 0, 0, 0, 0, 0
     for step in steps:
         test = judge(step, method, OVER_FRESH)
         fresh, ours = best_fresh(step, method), scheduled(step, method)
         adam = most_tuned(step.comparison, "adam")
         if test is None or fresh is None or ours is None or adam is None:
             continue
-        usual = median(fresh.updates)
+        number, usual = number + 1, median(fresh.updates)
         saved += median(ours.updates) <= SAVED * usual < np.inf
         level += usual <= LEVEL * median(adam.updates) and usual < np.inf
         clear = test.p < SIGNIFICANT
         won += clear and test.wins > test.losses
         lost += clear and test.wins < test.losses
     return (
-        f"Of {len(steps)} moves the memory with its schedule needs at most {SAVED:g} "
+        f"Of {number} moves the memory with its schedule needs at most {SAVED:g} "
         f"of the updates of the best fresh one on {saved}. It is clearly faster on "
         f"{won} and clearly slower on {lost} (sign test, p < .05). The best fresh one "
         f"is within 10 % of tuned Adam, or ahead, on {level}."
