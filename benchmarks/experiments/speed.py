@@ -169,7 +169,7 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
     squares = {f"layer {i}": {"kernel": jnp.zeros((200, 200))} for i in range(100)}
     yield Case("100 tensors of 40,000", squares, ours, 15)
     for params in (make_leaves(10**4, 1), make_leaves(10**6, 1), squares):
-        yield Case("progress", params, [ADAM, *CLIPPED, *BY_PROGRESS], 61)
+        yield Case("progress", params, [ADAM, *CLIPPED, *BY_PROGRESS], 301)
     yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
     yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
 
