@@ -147,7 +147,12 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
         require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
         for field, array in _arrays(f"memory[{label!r}]", one).items():
             arrays[f"{label}/{field}"] = array
-    is_later = any(name.rpartition("/")[2] in _LATER for name in arrays)
+    # Nor do older releases know local models that are not in use, of width 0.
+    is_later = any(
+        name.rpartition("/")[2] in _LATER
+        or (name.endswith("/widths") and not array.all())
+        for name, array in arrays.items()
+    )
     version = _FORMAT_VERSIONS[is_later]
     own = zip(_RESERVED, (version, __version__, _NO_DIGEST), strict=True)
     blank = safetensors.numpy.save(arrays, strings | dict(own))

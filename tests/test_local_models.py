@@ -31,7 +31,8 @@ from metalr_optax import (
     summarize_memory,
 )
 from metalr_optax.memory import padded, read
-from metalr_optax.table import unpack
+from metalr_optax.regression import Sums, learn
+from metalr_optax.table import Kind, from_memories, unpack
 
 STILL = optax.sgd(0.0)
 KERNELS = Kernels(np.array([-1.0, 0.2, 1.0]), np.array([0.7, 0.4, 0.5]))
@@ -375,6 +376,35 @@ def test_what_says_nothing_changes_nothing():
         for name in ("rates", "centers", "widths", "slopes", "disagreement"):
             same = getattr(columns(state), name), getattr(columns(start), name)
             np.testing.assert_array_equal(*same)
+
+
+def test_inputs_without_evidence_add_nothing():
+    kernels = Kernels(np.array([1.0, 2.0]), np.full(2, 0.3))
+    z = jnp.array([1.0, 1.9, 4.0, 4.1, 4.2, 4.3])
+    optimizer = scale_by_memory(
+        0.2, kernels=kernels, capacity=8, memory_optimizer=STILL
+    )
+    numbers = []
+    for far in (0.0, 1.0):
+        values = jnp.array([1.0, 1.0, far, far, far, far])
+        state = drive(optimizer, z, values, 60)[-1]
+        numbers.append(int(np.sum(columns(state).widths > 0)))
+    assert numbers[0] == 2 < numbers[1]
+
+
+def test_a_memory_without_room_stays_as_it_is():
+    """However much its first local model disagrees, and others are wanted."""
+    kernels = Kernels(np.array([0.0, 1.0]), np.full(2, 0.3))
+    table = from_memories([Memory(kernels, np.full(2, 0.1))], jnp.float32)
+    table = table._replace(disagreement=jnp.full((1, 2), 0.9))
+    zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
+    sums = Sums(*[zeros] * len(Sums._fields))
+    sums = sums._replace(owned=ones, far_right=ones, right=3 * ones)
+    bounds = jnp.float32(1e-9), ones[:, :1]
+    learned = learn(Kind(rms=False, grows=True), table, sums, (zeros, ones), bounds)
+    for name in ("rates", "centers", "widths"):
+        found, expected = getattr(learned, name), getattr(table, name)
+        np.testing.assert_array_equal(found, expected)
 
 
 # --- what they are for
