@@ -399,7 +399,7 @@ def test_a_memory_without_room_stays_as_it_is():
     table = table._replace(disagreement=jnp.full((1, 2), 0.9))
     zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
     sums = Sums(*[zeros] * len(Sums._fields))
-    sums = sums._replace(owned=ones, far_right=ones, right=3 * ones)
+    sums = sums._replace(owned=ones, far_right=ones, right=6 * ones)
     bounds = jnp.float32(1e-9), ones[:, :1]
     learned = learn(Kind(rms=False, grows=True), table, sums, (zeros, ones), bounds)
     for name in ("rates", "centers", "widths"):
