@@ -154,9 +154,7 @@ def with_history(base: Base) -> Base:
         history, structure = jax.tree.flatten(state.history)
 
         def one(old: jax.Array, gradient: jax.Array, known: Any) -> jax.Array:
-            along, *turns = base.direction(*known)
-            for turn in turns:
-                along = along * turn.astype(along.dtype)
+            along = turned(*base.direction(*known))
             pair = gradient.astype(old.dtype), along.astype(old.dtype)
             return _PAST * old + (1 - _PAST) * agreement(sign_agreement, *pair)
 
@@ -173,6 +171,13 @@ def with_history(base: Base) -> Base:
         last=lambda state, oriented: base.last(state.base_state, oriented),
         inputs=lambda state: jax.tree.leaves(state.history),
     )
+
+
+def turned(direction: jax.Array, *turns: jax.Array) -> jax.Array:
+    """Return a direction turned along the gradient, of its dtype."""
+    for turn in turns:
+        direction = direction * turn.astype(direction.dtype)
+    return direction
 
 
 def momentum(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.bases import Base
+from metalr_optax.bases import Base, turned
 from metalr_optax.interpolation import (
     LARGE,
     Compare,
@@ -122,15 +122,9 @@ def _comparison(how: Evaluation, single: bool, dtype: Any) -> Compare:
 
     def compare(g: jax.Array, d: jax.Array, *more: Any) -> Any:
         g, d = g.astype(dtype), d.astype(dtype)
-        along, unit = d, 1.0
-        if not single:
-            unit, *turns = more
-        else:
-            turns = more
-        for turn in turns:
-            along = along * turn.astype(dtype)
-        values = agreement(how.signal, g, along)
         # A single rate has no input.
+        unit, *turns = (1.0, *more) if single else more
+        values = agreement(how.signal, g, turned(d, *turns))
         inputs = d if single else jnp.where(jnp.isfinite(d), d, 0) / unit
         return inputs, [values, jax.lax.abs(values)]
 

@@ -256,7 +256,8 @@ def plot_schedule(memories: Mapping[str, Memory], ax: Any = None) -> Any:
     for label, one in memories.items():
         check_memory(f"memories[{label!r}]", one, (0.0, np.inf))
         rates = np.asarray(one.rates, np.float64)
-        weight = np.zeros_like(rates) if one.evidence_weight is None else one[2]
+        weight = one.evidence_weight
+        weight = np.zeros_like(rates) if weight is None else np.asarray(weight)
         logs = np.zeros(len(MARKS)) if one.schedule is None else one.schedule
         curves[label] = float(mean_rate(rates, weight)) * np.exp(logs)
     moved = np.any([np.diff(curve) != 0 for curve in curves.values()], axis=0)

@@ -578,7 +578,7 @@ def _scale(
 ) -> list[jax.Array]:
     """Return the directions of all tensors times their rates in a corrected table."""
     kind = link.settings.kind
-    if kind.is_exact:
+    if kind.learns_more:
         kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
     return [
         _by_row(link, link.scaled_by, row)(
