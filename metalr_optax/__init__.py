@@ -4,13 +4,14 @@ __version__ = "0.2.0"
 
 from metalr_optax.adapt import adapt_memory as adapt_memory
 from metalr_optax.adapt import match_labels as match_labels
-from metalr_optax.alias import memory_adam as memory_adam
-from metalr_optax.alias import memory_sgd as memory_sgd
 from metalr_optax.files import load_memory as load_memory
 from metalr_optax.files import load_metadata as load_metadata
 from metalr_optax.files import save_memory as save_memory
 from metalr_optax.kernels import linspace_kernels as linspace_kernels
 from metalr_optax.kernels import logspace_kernels as logspace_kernels
+from metalr_optax.learn_rates import learn_rates as learn_rates
+from metalr_optax.learn_rates import memory_adam as memory_adam
+from metalr_optax.learn_rates import memory_sgd as memory_sgd
 from metalr_optax.memory import Kernels as Kernels
 from metalr_optax.memory import Memory as Memory
 from metalr_optax.paper import paper_adam as paper_adam

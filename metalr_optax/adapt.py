@@ -15,9 +15,9 @@ from metalr_optax.checks import (
     is_concrete,
     require,
 )
-from metalr_optax.memory import Kernels, Memory, padded, read
-from metalr_optax.regression import LARGEST_SLOPE
-from metalr_optax.transfer import get_memory, memory_states, table_in
+from metalr_optax.growing import LARGEST_SLOPE, padded
+from metalr_optax.memory import Kernels, Memory, read
+from metalr_optax.transfer import get_memory, memory_states
 
 # The last part of a label that names a tensor; the part before it names the layer.
 _ROLE_OF_TENSOR = {
@@ -151,7 +151,8 @@ def adapt_memory(
 def _growing_labels(opt_state: Any) -> set[str]:
     """Return the labels of memories with room for more local models."""
     states = memory_states(opt_state)
-    return {x for state, labels in states if table_in(state)[1].grows for x in labels}
+    growing = [x for x in states if x[0].memory.disagreement is not None]
+    return {label for _, labels in growing for label in labels}
 
 
 def _with_its_kernels(memory: Memory, like: Memory) -> tuple[Memory, Memory]:

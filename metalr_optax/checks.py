@@ -1,9 +1,12 @@
-"""What an argument must be, said by name where it is not."""
+"""What an argument must be, named where it is not."""
 
+import functools
 import numbers
+import os
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,9 @@ import optax
 
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.progress import MARKS
+from metalr_optax.stack import ByDirection, ByHistory, ByRelativeDirection
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 # Rates that any optimizer may hold; its own bounds are narrower.
 POSITIVE = (1e-37, 1e37)
@@ -22,14 +28,52 @@ _LARGEST_GAP = 1e15
 _LARGEST_LOG = 171.0
 # The largest slope of a local model, and what rounding adds to it.
 _LARGEST_SLOPE = 0.4500001
-# Who writes a smaller factor than this means a rate, as with other optimizers.
+# A smaller multiplier than this was probably meant as a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
 # Where a schedule is looked at: from the start on, and as late as runs are long.
 _COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
+# An error shows at most so many characters of a value.
+_SHOWN = 120
 MOVE = (
-    "a state of metalr-optax 0.1 is another: with 0.1 save_memory(path, "
+    "a state of metalr-optax 0.1 or 0.2 does not fit: there save_memory(path, "
     "get_memory(state)), here start with initial=load_memory(path)"
 )
+# States of optimizers that choose their own rate, or weights.
+_NO_BASES = (
+    optax.contrib.ScheduleFreeState,
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+)
+_SLICES = (
+    "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], a label for "
+    "each slice of the first axis"
+)
+_KEEP = (
+    "optax.partition, with memory_optimizer=optax.set_to_zero() in the part whose "
+    "memories stay as they are"
+)
+_REPLACEMENTS = {
+    "stacked": _SLICES,
+    "frozen": _KEEP,
+    "inner": "base_optimizer",
+    "address": "normalize",
+}
+
+
+def without(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return what makes a function refuse removed arguments, with a replacement."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in set(names) & set(kwargs):
+                hint = f"{function.__name__}() has no {name!r}: use "
+                raise TypeError(hint + _REPLACEMENTS[name])
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def is_concrete(value: Any) -> bool:
@@ -44,10 +88,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def describe(value: Any) -> str:
+    """Return what an error says of a value: type, dtype and shape of an array."""
+    if isinstance(value, Memory):
+        return f"a Memory of {np.shape(value.rates)} rates"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        if is_concrete(value) and np.size(value) == 1:
+            return repr(np.asarray(value).item())
+        kind = type(value).__name__
+        return f"an array ({kind}) of {value.dtype} and shape {tuple(value.shape)}"
+    text = repr(value)
+    if len(text) <= _SHOWN:
+        return text
+    size = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{size}"
+
+
 def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:
     """Raise ValueError with name, what is allowed and the value, unless it fits."""
     if not fits:
-        raise ValueError(f"{name} must {allowed}, got {value!r}{hint and '; '}{hint}")
+        text = f"{name} must {allowed}, got {describe(value)}"
+        raise ValueError(text + (f"; {hint}" if hint else ""))
 
 
 def check_number(
@@ -70,47 +131,93 @@ def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
     require(fits, name, f"be an integer of at least {smallest}{hint}", value)
 
 
-def check_factor(
-    factor: Any, optimizer: optax.GradientTransformationExtraArgs
-) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer whose `init` warns if its factor is more like a rate.
+def check_multiplier(multiplier: Any) -> None:
+    """Raise ValueError for what can be no multiplier, warn of what is like a rate.
 
-    A number of Python or NumPy is looked at now; an array of JAX and a schedule later,
-    because an optimizer is built without a device. What is traced is not known.
-
-    Raises:
-      ValueError: a factor that can be none on rates.
+    An array of JAX and a schedule are looked at later, by :func:`warn_of_rate`, because
+    an optimizer is built without a device. What is traced is not known.
     """
     allowed = "be a number of at least 0, or a schedule from a count to one"
-    fits = callable(factor) or is_number(factor) or not is_concrete(factor)
-    require(fits, "learning_rate", allowed, factor)
-    if is_concrete(factor) and not (callable(factor) or isinstance(factor, jax.Array)):
-        require(0 <= factor < np.inf, "learning_rate", allowed, factor)
-        _warn_of_rate(factor, stacklevel=5)
-        return optimizer
-
-    def init(params: optax.Params) -> optax.OptState:
-        _warn_of_rate(factor, stacklevel=3)
-        return optimizer.init(params)
-
-    return optimizer._replace(init=init)
+    concrete = is_concrete(multiplier)
+    fits = callable(multiplier) or is_number(multiplier) or not concrete
+    require(fits, "learning_rate", allowed, multiplier)
+    later = callable(multiplier) or isinstance(multiplier, jax.Array)
+    if concrete and not later:
+        require(0 <= multiplier < np.inf, "learning_rate", allowed, multiplier)
+        _warn_of_rates([float(multiplier)], "")
 
 
-def _warn_of_rate(factor: Any, stacklevel: int) -> None:
-    """Warn if the largest value of a factor, a number or a schedule, is like a rate."""
-    counts = list(_COUNTS) if callable(factor) else []
-    first = factor(counts[0]) if counts else factor
-    if not is_concrete(first):
+def warn_of_rate(multiplier: Any) -> None:
+    """Warn if the largest value of an array or schedule is like a rate."""
+    if not (callable(multiplier) or isinstance(multiplier, jax.Array)):
         return
-    largest = max([float(first), *(float(factor(count)) for count in counts)])
+    # Also while `init` is traced, unless the multiplier itself is.
+    with jax.ensure_compile_time_eval():
+        counts = _COUNTS if callable(multiplier) else []
+        values = [multiplier(count) for count in counts] or [multiplier]
+        if all(map(is_concrete, values)):
+            rates = [float(value) for value in values]
+            _warn_of_rates(rates, "a schedule up to " if len(counts) else "")
+
+
+def _warn_of_rates(values: Sequence[float], what: str) -> None:
+    largest = max(values)
     if 0 < largest < _RATE_NOT_FACTOR:
-        text = f"a schedule up to {largest:g}" if counts else f"{largest:g}"
-        warnings.warn(
-            f"learning_rate={text} is a factor on the learned rates, which climb "
+        warn(
+            f"learning_rate={what}{largest:g} multiplies the learned rates, which climb "
             "against it, and 1 leaves them as they are; a rate to start from is "
-            f"initial={largest:g}, a schedule is one of factors up to 1",
-            stacklevel=stacklevel,
+            f"initial={largest:g}, a schedule has multipliers up to 1",
         )
+
+
+def warn(text: str) -> None:
+    """Warn at the line outside of this package that called it."""
+    folder, frame, level = os.path.dirname(__file__), sys._getframe(), 1
+    while frame.f_back and frame.f_code.co_filename.startswith(folder):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)
+
+
+def check_base(base: optax.GradientTransformation, params: Any) -> None:
+    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside of it.
+
+    A step for a gradient of ones tells, on a tree like the parameters with a single
+    number for each tensor.
+    """
+    with jax.ensure_compile_time_eval():
+        ones = jax.tree.map(
+            lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
+        )
+        state = base.init(ones)
+        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, _NO_BASES))
+        found = [type(node).__name__ for node in nodes if isinstance(node, _NO_BASES)]
+        hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
+        allowed = "leave rates and weights to learn_rates"
+        require(not found, "base_optimizer", allowed, found, hint)
+        try:
+            updates, _ = optax.with_extra_args_support(base).update(ones, state, ones)
+        except TypeError:
+            return  # Without the extra arguments of a step nothing can be told.
+        steps = [jnp.mean(leaf) for leaf in jax.tree.leaves(updates)]
+    if not all(map(is_concrete, steps)):
+        return
+    least, most = min(map(float, steps), default=0.0), max(map(float, steps), default=0)
+    hint = "for example optax.chain(optax.scale_by_adam(), optax.scale(-1.0))"
+    ascends = most > 0 and most > -least
+    require(not ascends, "base_optimizer", "descend", f"a first step of {most:g}", hint)
+    if -_RATE_NOT_FACTOR < least < 0:
+        warn(
+            f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
+            "with a rate of 1 inside, such as optax.adamw(1.0), rates need not climb "
+            "as far; a rate to start from is initial="
+        )
+
+
+def check_start(name: str, initial: Any, largest: float) -> None:
+    """Raise ValueError if an optimizer would start with larger rates than it may."""
+    is_rate = is_concrete(initial) and is_number(initial)
+    fits = not is_rate or float(initial) <= largest * (1 + 1e-6)
+    require(fits, "initial", f"be at most {largest} for {name}, which climbs", initial)
 
 
 def check_transformation(name: str, value: Any) -> None:
@@ -230,39 +337,32 @@ def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
     require(not missing and not unknown, name, allowed, list(memory))
 
 
-def check_known(labels: Iterable[str], rows: Mapping[str, Any]) -> None:
-    """Raise ValueError if updates have a label that the state has no memory for."""
-    unknown = sorted(set(labels) - set(rows))
-    if unknown:
-        raise ValueError(
-            f"updates have the labels {unknown}, but the state has memories for "
-            f"{sorted(rows)}: it must come from init with parameters of this structure"
-        )
-
-
-def check_seen(name: str, memory: Memory, kind: Any) -> None:
+def check_inputs(name: str, memory: Memory, inputs: Any) -> None:
     """Raise ValueError if the memory is known to be for other kernel inputs."""
-    if np.size(memory.rates) == 1:
+    rms = memory.rms_normalized
+    if memory.history is not None:
+        learned: Any = ByHistory
+    elif rms is None or not is_concrete(rms):
+        return  # What was made by hand may be for any.
+    else:
+        learned = ByRelativeDirection if np.all(rms) else ByDirection
+    if np.size(memory.rates) == 1 or learned is type(inputs):
         return
-    learned = memory.rms_normalized
-    here, there = ("rms", None) if kind.rms else (None, "rms")
-    if learned is not None and is_concrete(learned) and np.all(learned) != kind.rms:
-        raise ValueError(
-            f"{name} was learned with normalize={there!r} and must not be read with "
-            f"normalize={here!r}; adapt_memory flattens it"
+    words = {ByHistory: "kernel_input='history'", ByDirection: "normalize=None"}
+    words[ByRelativeDirection] = "normalize='rms'"
+    if ByHistory in (learned, type(inputs)):
+        words |= dict.fromkeys(
+            (ByDirection, ByRelativeDirection), "kernel_input='direction'"
         )
-    inputs = "direction", "history"
-    here, there = inputs[kind.history], inputs[memory.history is not None]
-    # One that was made by hand may be for either.
-    if here != there and (kind.history is False or learned is not None):
-        raise ValueError(
-            f"{name} was learned with kernel_input={there!r} and must not be read with "
-            f"kernel_input={here!r}; adapt_memory flattens it"
-        )
+    raise ValueError(
+        f"{name} was learned with {words[learned]} and must not be read with "
+        f"{words[type(inputs)]}; adapt_memory flattens it"
+    )
 
 
-def check_kernel_input(kernel_input: Any, normalize: Any, size: Any) -> None:
-    """Raise ValueError unless the kernel input is known and the others go with it."""
+def check_kernel_inputs(normalize: Any, kernel_input: Any, size: Any) -> None:
+    """Raise ValueError unless kernels can be given this."""
+    require(normalize in ("rms", None), "normalize", "be 'rms' or None", normalize)
     fits = kernel_input in ("direction", "history")
     require(fits, "kernel_input", "be 'direction' or 'history'", kernel_input)
     for name, value in (("normalize", normalize), ("evidence_sample", size)):
@@ -270,32 +370,59 @@ def check_kernel_input(kernel_input: Any, normalize: Any, size: Any) -> None:
         require(fits, name, "be None with kernel_input='history'", value)
 
 
-def check_frozen(frozen: Iterable[str], labels: Iterable[str]) -> None:
-    """Raise ValueError unless what is frozen are labels of the parameters."""
-    unknown = sorted(set(frozen) - set(labels), key=str)
-    allowed = f"have labels of the parameters, {sorted(set(labels))}"
-    require(not unknown, "frozen", allowed, unknown)
+def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
+    """Raise ValueError unless evidence can be had in this way."""
+    allowed = "be a function of (gradient, last_direction)"
+    require(signal is None or callable(signal), "signal", allowed, signal)
+    fits = callable(group_by) or group_by in ("layer", "tensor", "all")
+    allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
+    require(fits, "group_by", allowed, group_by)
+    if size is not None:
+        hint = " or None (under optax.inject_hyperparams name it in static_args)"
+        check_integer("evidence_sample", size, 1, hint)
 
 
-def check_number_of_leaves(updates: optax.Updates, expected: int) -> None:
-    """Raise ValueError, naming those that are None, unless updates have all leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    without = [name_of(path) for path, leaf in leaves if leaf is None]
-    found = [name_of(path) for path, leaf in leaves if leaf is not None]
-    if len(found) != expected:
+def check_updates(updates: Any, labels: Iterable[Any], rows: Any) -> None:
+    """Raise ValueError if updates are complex, or have labels without a memory."""
+    check_real(updates)
+    texts = [[label] if isinstance(label, str) else label for label in labels]
+    unknown = sorted({name for names in texts for name in names} - set(rows))
+    if unknown:
         raise ValueError(
-            f"updates must have a leaf for each of the {expected} parameters that init "
-            f"saw, got {len(found)}, {found}, and None at {without}; what has no "
-            "gradient must be left out at init too (None, optax.masked), or be frozen "
-            "with optax.partition and optax.set_to_zero"
+            f"updates have the labels {unknown}, but the state has memories for "
+            f"{sorted(rows)}: it must come from init with parameters of this structure"
         )
 
 
-def check_shapes(updates: optax.Updates, shapes: Iterable[tuple[int, ...]]) -> None:
-    """Raise ValueError, naming the leaf, unless updates have these shapes."""
+def check_like_init(updates: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError, naming the leaf, unless updates have the shapes of init."""
+    found = list(_shapes(updates))
+    if len(found) != len(shapes):
+        raise ValueError(
+            f"updates must have a leaf for each of the {len(shapes)} parameters that "
+            f"init saw, got {len(found)}, {found}, {_missing(updates)}"
+        )
     for (name, shape), expected in zip(_shapes(updates).items(), shapes, strict=True):
         allowed = f"have at {name or 'the top'} the shape that init saw, {expected}"
         require(shape == expected, "updates", allowed, shape)
+
+
+def check_samples(updates: Any, found: int, expected: int) -> None:
+    """Raise ValueError unless updates give as many samples as the parameters did."""
+    if found != expected:
+        raise ValueError(
+            "updates must have the leaves and shapes of the parameters that init saw, "
+            f"{expected} samples, got {found} of {_shapes(updates)}, {_missing(updates)}"
+        )
+
+
+def _missing(updates: Any) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
+    return (
+        f"and None at {[name_of(path) for path, leaf in leaves if leaf is None]}; what "
+        "has no gradient must be left out at init too (None, optax.masked), or be "
+        "frozen with optax.partition and optax.set_to_zero"
+    )
 
 
 def check_real(updates: optax.Updates) -> None:
@@ -330,45 +457,44 @@ def check_gradient(gradient: Any, updates: optax.Updates) -> None:
 
 
 def check_initial(
-    initial: Any, kernels: Any, kind: Any, rate_bounds: tuple[Any, Any]
+    initial: Any, kernels: Any, inputs: Any, rate_bounds: tuple[Any, Any]
 ) -> None:
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
         value: Any = initial
         kinds = numbers.Number | np.generic | np.ndarray | jax.Array
-        is_one = isinstance(initial, kinds) and not isinstance(initial, bool)
-        is_one = is_one and np.shape(value) == ()
+        fits = isinstance(initial, kinds) and not isinstance(initial, bool)
+        fits = fits and np.shape(value) == ()
         allowed = "be a rate, a metalr_optax.Memory or a mapping from label to Memory"
-        require(is_one, "initial", allowed, initial)
+        require(fits, "initial", allowed, initial)
         check_rates("initial", initial, rate_bounds)
         return
     allowed = "be None when initial is a memory, which brings its own"
     require(kernels is None, "kernels", allowed, kernels)
     named: dict[str, Any] = {"initial": initial}
     if isinstance(initial, Mapping):
-        named = {f"initial[{label!r}]": one for label, one in initial.items()}
+        named = {f"initial[{label!r}]": memory for label, memory in initial.items()}
     for name, memory in named.items():
         check_memory(name, memory, rate_bounds)
-        check_seen(name, memory, kind)
+        check_inputs(name, memory, inputs)
     sizes = sorted({len(memory.rates) for memory in named.values()})
     allowed, hint = "have memories of one size M", "adapt_memory resamples them"
     require(len(sizes) <= 1, "initial", allowed, sizes, hint)
 
 
-def check_local_models(initial: Any, num: int, options: tuple[Any, Any, Any]) -> None:
+def check_local_models(initial: Any, num: int, learned: Any) -> None:
     """Raise ValueError unless what is learned besides rates fits num local models."""
-    capacity, learned_widths, linear = options
-    if capacity is not None:
+    if learned.capacity is not None:
         hint = f" (the local models at the start are {num}) or None"
-        check_integer("capacity", capacity, max(num, 2), hint)
-    for name, value in (("learned_widths", learned_widths), ("linear", linear)):
+        check_integer("capacity", learned.capacity, max(num, 2), hint)
+    for name, value in (("learned_widths", learned.widths), ("linear", learned.slopes)):
         require(isinstance(value, bool), name, "be True or False", value)
         allowed = "be False with a single local model, which has no input"
-        fits = not value or num > 1 or capacity is not None
+        fits = not value or num > 1 or learned.capacity is not None
         require(fits, name, allowed, value)
     memories = initial.values() if isinstance(initial, Mapping) else [initial]
     for memory in memories:
-        check_slopes("initial", memory, linear)
+        check_slopes("initial", memory, learned.slopes)
 
 
 def check_slopes(name: str, memory: Any, linear: bool) -> None:
@@ -382,7 +508,8 @@ def check_slopes(name: str, memory: Any, linear: bool) -> None:
 def check_state(state: Any, kind: Any) -> None:
     """Raise ValueError unless a state is of a kind."""
     if not isinstance(state, kind):
-        raise ValueError(f"state must be a {kind.__name__}, got {state!r}; {MOVE}")
+        found = describe(state)
+        raise ValueError(f"state must be a {kind.__name__}, got {found}; {MOVE}")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,6 @@
-"""What a memory of learning rates holds, how it is read and what evidence it gets.
+"""What a memory of learning rates holds, and how a rate is read from it.
 
-Pure functions of arrays. When they are called is the business of
-:mod:`metalr_optax.transform`.
+Pure functions of arrays; :mod:`metalr_optax.local_models` builds on them.
 """
 
 from collections.abc import Sequence
@@ -12,20 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 # Inputs further than this many widths outside the outermost kernels are moved to that
-# distance. There a kernel is 1e-14 strong and, at half a spacing of width, all but
-# alone: the function inside is untouched, nothing divides 0 by 0, and a gradient from
-# far outside hardly moves the memory.
+# distance. There a kernel is 1e-14 strong and, with widths of half a spacing, dominates
+# its neighbours: the function inside is untouched, nothing divides 0 by 0, and a
+# gradient from far outside hardly moves the memory.
 REACH = 8.0
 
 # A local model is linear up to so many widths from its centre, and constant beyond.
 LINEAR = 2.0
 
-# So many local models, or fewer, are evaluated in one go instead of one by one.
-_FEW = 3
-
-# Up to so many coordinates XLA on a CPU sums all values in one loop, which compiles in
-# half the time; above, each in a vectorised loop of its own, which runs faster.
-_ONE_LOOP = 2**12
+# An unused local model (width 0) is so many widths away from every input.
+_FAR = 1e9
 
 Array = jax.Array | np.ndarray
 
@@ -37,9 +32,8 @@ class Kernels(NamedTuple):
 
     Attributes:
       centers: [M], :math:`c_m`, strictly increasing, in units of the kernel input.
-      widths: [M], :math:`s_m`, positive, in units of the kernel input; in a memory that
-        has room for more, 0 for those not in use, which answer for nothing and stand
-        last.
+      widths: [M], :math:`s_m`, positive, in units of the kernel input; in a memory with
+        ``capacity`` for more, 0 for unused local models, which stand last.
 
     A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
     rate, whatever the input, with evidence from all coordinates alike.
@@ -57,15 +51,16 @@ class Memory(NamedTuple):
     Attributes:
       kernels: where the local models are, [M] centres and [M] widths.
       rates: [M], the learning rate :math:`v_m` of each local model.
-      evidence_weight: [M], in steps, how much evidence each local model has had: the
-        sum of its shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
+      evidence_weight: [M], in steps, the evidence each local model has had: the sum of
+        its shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
       rms_normalized: [], bool, whether kernel inputs are divided by the root mean
-        square of their tensor; None if not known. A single rate has no input: there it
+        square of their tensor; None if unknown. A single rate has no input: there it
         is free.
-      schedule: [20], log of the mean rate at update 1, 2, 4, ... of a run over that in
-        ``rates``, which is where the last run was when the memory was taken. A run that
-        goes by progress starts with the first and follows the others. None for zeros,
-        the same rates throughout: ``memory._replace(schedule=None)`` leaves it out.
+      schedule: [20], the learned schedule: log of the mean rate at step 1, 2, 4, ... of
+        a run over that in ``rates``, which is where the last run was when the memory
+        was taken. A run that goes by progress starts with the first and follows the
+        others. None for zeros, the same rates throughout:
+        ``memory._replace(schedule=None)`` leaves it out.
       slopes: [M], :math:`b_m`, the part of its rate by which a local model rises over
         a width; None for zeros. ``memory._replace(slopes=None)`` leaves them out.
       history: [], True where kernels see the history of a coordinate; None where they
@@ -102,16 +97,14 @@ def read(
     Args:
       kernels: M kernels, in any order.
       rates: [M].
-      inputs: [...], one per coordinate. Outside the kernels the rate of the outermost
-        local model holds.
+      inputs: [...], a kernel input for each coordinate. Outside the kernels the rate of
+        the outermost local model holds.
       slopes: [M], or None for zeros.
 
     Returns:
       [...], learning rates between the smallest and the largest of local models, for
       every input but NaN, which reads NaN.
     """
-    if len(kernels.centers) == 1 and slopes is None:
-        return jnp.where(jnp.isnan(inputs), inputs, rates[0])
     _, weighted, weights = weigh(kernels, rates, inputs, slopes)
     return weighted / weights
 
@@ -123,31 +116,29 @@ def weigh(
 
     Returns:
       [...] each: the log of the largest activation, and the sums of rates times
-      activation and of activations, both over that largest one.
+      activation and of activations, both over that largest activation.
     """
     ends = outermost(kernels)
     first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
-    few = len(kernels.centers) <= _FEW
 
-    # One local model at a time: written as one array operation, XLA stores [D, M]
-    # numbers as soon as a whole update is compiled.
+    # A scan over local models: as one array operation, XLA stores [D, M] numbers as
+    # soon as a whole update is compiled.
     def nearer(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
         return jnp.maximum(nearest, log_activation(kernel, ends, inputs)), None
 
     start = log_activation(first, ends, inputs)
-    nearest, _ = jax.lax.scan(nearer, start, kernels, unroll=few)
+    nearest, _ = jax.lax.scan(nearer, start, kernels)
 
     def add(sums: tuple[jax.Array, jax.Array], model: Any) -> Any:
         kernel, rate, slope = model
         weight = jnp.exp(log_activation(kernel, ends, inputs) - nearest)
         if slope is not None:
-            rate = rate * (1 + slope * turn(kernel, ends, inputs))
+            tilt = jnp.clip(distance(kernel, ends, inputs), -LINEAR, LINEAR)
+            rate = rate * (1 + slope * tilt)
         return (sums[0] + weight * rate, sums[1] + weight), None
 
     zero = jnp.zeros_like(nearest)
-    (weighted, weights), _ = jax.lax.scan(
-        add, (zero, zero), (kernels, rates, slopes), unroll=few
-    )
+    (weighted, weights), _ = jax.lax.scan(add, (zero, zero), (kernels, rates, slopes))
     return nearest, weighted, weights
 
 
@@ -164,20 +155,15 @@ def accumulate(
       values: V arrays [...] with :math:`a_i` per coordinate, finite.
 
     Returns:
-      V arrays [M]. A single kernel answers for every input alike: the sum of all.
+      V arrays [M].
     """
-    if len(kernels.centers) == 1:
-        sums = _sums if values[0].size <= _ONE_LOOP else _sums_apart
-        return [one[None] for one in sums(*values)]
-
     ends = outermost(kernels)
 
     def of_model(_: None, kernel: Kernels) -> tuple[None, list[jax.Array]]:
         activation = jnp.exp(log_activation(kernel, ends, inputs))
-        return None, [jnp.sum(activation * one) for one in values]
+        return None, [jnp.sum(activation * value) for value in values]
 
-    few = len(kernels.centers) <= _FEW
-    return jax.lax.scan(of_model, None, kernels, unroll=few)[1]
+    return jax.lax.scan(of_model, None, kernels)[1]
 
 
 def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
@@ -195,38 +181,10 @@ def root_mean_square(tensor: jax.Array) -> jax.Array:
     tensor = jnp.where(jnp.isfinite(tensor), tensor, 0)
     largest = jnp.max(jnp.abs(tensor), initial=0.0)
     # The reciprocal of anything smaller is no number.
-    known = largest >= jnp.finfo(tensor.dtype).tiny
-    largest = jnp.where(known, largest, 1)
+    usable = largest >= jnp.finfo(tensor.dtype).tiny
+    largest = jnp.where(usable, largest, 1)
     total = jnp.sum(jnp.square(tensor / largest))
-    return jnp.where(known, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
-
-
-def padded(memory: Memory, num: int) -> Memory:
-    """Return a memory of num local models; those not in use have the mean rate."""
-    kernels, rates = memory.kernels, jnp.asarray(memory.rates)
-    widths = jnp.asarray(kernels.widths)
-
-    def longer(array: Any) -> Any:
-        more = num - jnp.shape(array)[-1]
-        pads = [(0, 0)] * (jnp.ndim(array) - 1) + [(0, more)]
-        return jnp.pad(jnp.asarray(array), pads)
-
-    used = longer(widths) > 0
-    mean = jnp.mean(rates, axis=-1, where=widths > 0, keepdims=True)
-    last = jnp.max(kernels.centers, axis=-1, where=widths > 0, initial=-jnp.inf)[
-        ..., None
-    ]
-    weight, slopes = (
-        None if one is None else jnp.where(used, longer(one), 0)
-        for one in (memory.evidence_weight, memory.slopes)
-    )
-    centers = jnp.where(used, longer(kernels.centers), last)
-    return memory._replace(
-        kernels=Kernels(centers, longer(widths)),
-        rates=jnp.where(used, longer(rates), mean),
-        evidence_weight=weight,
-        slopes=slopes,
-    )
+    return jnp.where(usable, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
 
 
 def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:
@@ -234,13 +192,12 @@ def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:
     centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
     used = widths > 0
 
-    def at(center: jax.Array) -> Kernels:
-        return Kernels(
-            center, jnp.max(jnp.where(used & (centers == center), widths, 0))
-        )
+    def at(index: jax.Array) -> Kernels:
+        return Kernels(centers[index], widths[index])
 
-    low = jnp.min(jnp.where(used, centers, jnp.inf))
-    return at(low), at(jnp.max(jnp.where(used, centers, -jnp.inf)))
+    largest = jnp.finfo(centers.dtype).max
+    low = jnp.argmin(jnp.where(used, centers, largest))
+    return at(low), at(jnp.argmax(jnp.where(used, centers, -largest)))
 
 
 def distance(
@@ -251,40 +208,13 @@ def distance(
         end.centers + sign * REACH * end.widths
         for sign, end in zip((-1, 1), ends, strict=True)
     )
-    inside = jnp.clip(inputs, low, high)
-    return (inside - kernel.centers) / jnp.where(kernel.widths > 0, kernel.widths, 1)
-
-
-def turn(
-    kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
-) -> jax.Array:
-    """Return what a slope is multiplied with [...], in [-2, 2]."""
-    return jnp.clip(distance(kernel, ends, inputs), -LINEAR, LINEAR)
+    used = kernel.widths > 0
+    away = jnp.clip(inputs, low, high) - kernel.centers
+    return jnp.where(used, away / jnp.where(used, kernel.widths, 1), _FAR)
 
 
 def log_activation(
     kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
 ) -> jax.Array:
-    """Return the log of one activation [...]; of one not in use, minus infinity."""
-    log = -0.5 * jnp.square(distance(kernel, ends, inputs))
-    return jnp.where(kernel.widths > 0, log, -jnp.inf)
-
-
-def _sums_apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    zero, axes = np.zeros((), arrays[0].dtype), range(arrays[0].ndim)
-    return tuple(jax.lax.reduce(one, zero, jax.lax.add, axes) for one in arrays)
-
-
-@jax.custom_jvp
-def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    zeros = tuple(np.zeros((), one.dtype) for one in arrays)
-
-    def add(one: Any, other: Any) -> Any:
-        return tuple(map(jax.lax.add, one, other))
-
-    return tuple(jax.lax.reduce(arrays, zeros, add, range(arrays[0].ndim)))
-
-
-@_sums.defjvp
-def _(arrays: Any, tangents: Any) -> Any:
-    return _sums(*arrays), _sums_apart(*tangents)
+    """Return the log of a kernel's activation [...]."""
+    return -0.5 * jnp.square(distance(kernel, ends, inputs))

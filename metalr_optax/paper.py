@@ -1,18 +1,19 @@
 """The rule of the paper, ready to use: a clip, a memory, and a step of descent."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax import bases
-from metalr_optax.checks import check_factor
+from metalr_optax.checks import check_multiplier, warn_of_rate
 from metalr_optax.groups import GroupBy
+from metalr_optax.initial import Initial, kernels_of
 from metalr_optax.kernels import covered
 from metalr_optax.memory import Kernels
 from metalr_optax.signals import Signal
-from metalr_optax.transform import Initial, Settings, kernels_of, scale_base
+from metalr_optax.transform import scale_by_memory
 
 
 def paper_sgd(
@@ -67,10 +68,17 @@ def paper_sgd(
     References:
       Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017.
     """
-    base = bases.remembered(optax.identity(), evidence_sample)
-    memories = initial, kernels, group_by, rate_bounds
-    settings = Settings(*memories, memory_optimizer, signal)
-    return _clipped(base, settings, learning_rate)
+    link = scale_by_memory(
+        initial,
+        base_optimizer=None,
+        kernels=kernels,
+        memory_optimizer=memory_optimizer,
+        signal=signal,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+    )
+    return _clipped(link, kernels_of(initial, kernels), learning_rate)
 
 
 def paper_adam(
@@ -134,18 +142,27 @@ def paper_adam(
       `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
       2014.
     """
-    base = bases.adam(b1, b2, eps, 0.0, None, False, evidence_sample)
-    memories = initial, kernels, group_by, rate_bounds
-    settings = Settings(*memories, memory_optimizer, signal)
-    return _clipped(base, settings, learning_rate)
+    link = scale_by_memory(
+        initial,
+        base_optimizer=optax.scale_by_adam(b1, b2, eps),
+        kernels=kernels,
+        memory_optimizer=memory_optimizer,
+        signal=signal,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        evidence_sample=evidence_sample,
+    )
+    return _clipped(link, kernels_of(initial, kernels), learning_rate)
 
 
 def _clipped(
-    base: bases.Base, settings: Settings, learning_rate: optax.ScalarOrSchedule
+    scale: optax.GradientTransformationExtraArgs,
+    kernels: Sequence[Kernels],
+    learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip to the widest kernels; unlike `optax.clip`, infinity stays visible."""
-    scale = scale_base(base, settings)
-    bounds = [covered(kernels) for kernels in kernels_of(settings)]
+    check_multiplier(learning_rate)
+    bounds = [covered(pair) for pair in kernels]
 
     def clip(gradient: jax.typing.ArrayLike) -> jax.Array:
         gradient = jnp.asarray(gradient)
@@ -156,4 +173,10 @@ def _clipped(
 
     first = optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
     descend = optax.scale_by_learning_rate(learning_rate)
-    return check_factor(learning_rate, optax.chain(first, scale, descend))
+    chain = optax.chain(first, scale, descend)
+
+    def init(params: optax.Params) -> optax.OptState:
+        warn_of_rate(learning_rate)
+        return chain.init(params)
+
+    return chain._replace(init=init)

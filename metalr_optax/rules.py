@@ -1,6 +1,7 @@
-"""How far evidence moves rates when only its size relative to the past counts."""
+"""How evidence changes memories: the rules, and what limits the rates they reach."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,25 +9,122 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import check_number
+from metalr_optax.local_models import Evidence
+from metalr_optax.stack import StackedMemory
 
-# Chosen on four problems and tried on others, see benchmarks: evidence above this is
-# full evidence, ...
+# The constants of `agreement_steps` were chosen on four problems and confirmed on
+# others (benchmarks). Relative evidence above this is full evidence.
 _SATURATION = 0.3
-# ... this much of a step is left to evidence that contradicts itself, ...
+# This much of a step is left to evidence that contradicts itself.
 _INCONSISTENT = 0.2
-# ... its consistency is measured over about five steps, ...
+# The consistency of evidence is measured over about five steps.
 _AVERAGE_DECAY = 0.8
-# ... and activity is compared with its maximum over about a hundred.
+# Activity is compared with its maximum over about a hundred steps.
 _PEAK_DECAY = 0.99
-# At most this much higher in one step: an outlier must not stop all learning.
+# That maximum at most doubles in a step: an outlier must not stop all learning.
 _PEAK_GROWTH = 2.0
-# What is inconsistent is forgotten by so much in a step when evidence agrees fully, ...
+# Inconsistent evidence is forgotten by so much in a step when evidence agrees fully.
 _FORGOTTEN = 0.1
-# ... and by next to nothing when it agrees by half: noise must not undo its own count.
+# With this power of the consistency it is hardly forgotten when evidence agrees by
+# half: noise must not undo its own count.
 _FORGOTTEN_POWER = 8
 # A local model that few coordinates use shares this much of everyone's activity, so
 # that they do not decide alone.
 _SHARED = 1e-3
+
+
+Sizes = Callable[[], jax.Array]
+
+
+class Rule(NamedTuple):
+    """How evidence changes memories.
+
+    Attributes:
+      init: (stack, sizes) -> state; sizes is a function that returns the root mean
+        squares [L] of the parameters of each memory.
+      update: (evidence, state, stack) -> (stack, state).
+      bounds: (state, dtype) -> the smallest rate [] and the largest [] or [L, 1].
+    """
+
+    init: Callable[..., Any]
+    update: Callable[[Evidence, Any, StackedMemory], tuple[StackedMemory, Any]]
+    bounds: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def from_optax(
+    optimizer: optax.GradientTransformation, rate_bounds: tuple[Any, Any]
+) -> Rule:
+    """Return the rule whose steps an Optax transformation makes: the paper's.
+
+    It receives :math:`-u`, the rates [L, M] as parameters and, if it takes extra
+    arguments, ``activity``. Rates are clipped to the bounds, and the shares of local
+    models in the evidence are added to their weight.
+    """
+    takes_more = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+
+    def init(memory: StackedMemory, sizes: Sizes) -> optax.OptState:
+        del sizes
+        # A copy: some optimizers keep the parameters that they start with.
+        return optimizer.init(jnp.array(memory.rates))
+
+    def update(evidence: Evidence, state: Any, memory: StackedMemory) -> Any:
+        extra = {"activity": evidence.activity} if takes_more else {}
+        steps, state = optimizer.update(-evidence.u, state, memory.rates, **extra)
+        rates: Any = optax.apply_updates(memory.rates, steps)
+        low, high = bounds(state, rates.dtype)
+        size = jnp.abs(evidence.u)
+        total = jnp.sum(size, axis=-1, keepdims=True)
+        usable = (total > 0) & jnp.isfinite(total)
+        shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
+        weight = memory.evidence_weight + shares
+        rates = jnp.clip(rates, low, high)
+        return memory._replace(rates=rates, evidence_weight=weight), state
+
+    def bounds(state: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        del state
+        low, high = rate_bounds
+        return jnp.asarray(low, dtype), jnp.asarray(high, dtype)
+
+    return Rule(init, update, bounds)
+
+
+class CapState(NamedTuple):
+    """State of :func:`cap`.
+
+    Attributes:
+      rule_state: of the rule.
+      ceiling: [L], no rate is raised above it; the largest number where there is none.
+    """
+
+    rule_state: Any
+    ceiling: jax.Array
+
+
+def cap(rule: Rule, largest_step: Any) -> Rule:
+    """Return a rule that raises no rate above its part of the size of the weights.
+
+    What starts above its ceiling stays there, or falls.
+    """
+
+    def init(memory: StackedMemory, sizes: Sizes) -> CapState:
+        ceiling = sizes() * largest_step
+        usable = (ceiling > 0) & jnp.isfinite(ceiling)
+        # Not infinity, which states do not survive that are blended with zero.
+        ceiling = jnp.where(usable, ceiling, jnp.finfo(memory.rates.dtype).max)
+        ceiling = ceiling.astype(memory.rates.dtype)
+        return CapState(rule.init(memory, sizes), ceiling)
+
+    def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
+        new, rule_state = rule.update(evidence, state.rule_state, memory)
+        ceiling = jnp.maximum(state.ceiling[:, None], memory.rates)
+        new = new._replace(rates=jnp.minimum(new.rates, ceiling))
+        return new, CapState(rule_state, state.ceiling)
+
+    def bounds(state: CapState, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        low, high = rule.bounds(state.rule_state, dtype)
+        return low, jnp.minimum(high, state.ceiling[:, None])
+
+    return Rule(init, update, bounds)
 
 
 class AgreementStepsState(NamedTuple):

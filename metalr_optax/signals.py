@@ -1,6 +1,7 @@
 """What a gradient says about the last direction of its coordinate."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,14 +87,24 @@ def raw_product(gradient: jax.Array, last_direction: jax.Array) -> jax.Array:
 
 
 def agreement(
-    signal: Signal, gradient: jax.Array, last_direction: jax.Array
+    signal: Signal, gradient: jax.Array, last_direction: jax.Array, turn: Any = None
 ) -> jax.Array:
     """Apply a signal where there is something to compare, and return 0 elsewhere.
 
     A coordinate whose gradient or previous direction is zero or not finite, or for
     which the signal is not finite, says nothing about its rate. At the first step
     all previous directions are zero, so a memory never moves there.
+
+    Args:
+      signal: of the gradient and the last direction.
+      gradient: [...].
+      last_direction: [...], of any dtype.
+      turn: [], 1 or -1, what makes the last direction point along its gradient, 0 as
+        long as that is unknown; None for 1.
     """
+    last_direction = last_direction.astype(gradient.dtype)
+    if turn is not None:
+        last_direction = last_direction * turn.astype(gradient.dtype)
     if signal is raw_product:
         # What is zero or not finite shows in the product: less to compile and to do.
         values = gradient * last_direction
@@ -109,5 +120,6 @@ def agreement(
     return jnp.where(has_evidence, values, 0).astype(gradient.dtype)
 
 
-# Signals of which it is known that they look at one coordinate at a time.
-BY_COORDINATE = (sign_agreement, clipped_product, raw_product)
+def is_coordinatewise(signal: Signal) -> bool:
+    """Return whether a signal is known to look at each coordinate on its own."""
+    return signal in (sign_agreement, clipped_product, raw_product)

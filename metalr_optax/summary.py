@@ -1,19 +1,21 @@
 """What a state knows of its memories: numbers to log, rates and kernel inputs."""
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from metalr_optax.bases import RememberedState, Samples
-from metalr_optax.checks import require
-from metalr_optax.groups import GroupBy, by_layer, labels_of, names_of
-from metalr_optax.interpolation import replicated
-from metalr_optax.memory import Array, Memory, mean_rate, read, root_mean_square
+from metalr_optax.checks import describe, require
+from metalr_optax.evidence import Samples
+from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
+from metalr_optax.guards import GuardState
+from metalr_optax.local_models import kernel_inputs
+from metalr_optax.memory import Memory, mean_rate, read
 from metalr_optax.rules import AgreementStepsState, inconsistent_evidence
-from metalr_optax.table import Table, diagnostics_of, memory_at
-from metalr_optax.transfer import memory_states, stacks_in, table_in
+from metalr_optax.sample import replicated
+from metalr_optax.stack import ByHistory, StackedMemory, memory_at, unpack_info
+from metalr_optax.transfer import memory_states
 from metalr_optax.transform import ScaleByMemoryState
 
 # A local model that has had less than this of the evidence of another is not in use.
@@ -89,17 +91,19 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       and ``metalr_optax.plots`` for pictures.
     """
     logs: dict[str, jax.Array] = {}
-    for state, labels in memory_states(opt_state):
-        table, _ = table_in(_of_one_run(state))
-        quantities = _quantities(table)
-        rule_state = state.memory_optimizer_state
-        if isinstance(rule_state, AgreementStepsState):
-            doubt = inconsistent_evidence(rule_state)
-            mean = mean_rate(doubt, table.evidence_weight)
+    counts = _skipped(opt_state)
+    for (state, labels), skipped in zip(memory_states(opt_state), counts, strict=True):
+        _check_run(state)
+        quantities = _quantities(state.memory, state.info)
+        for rule_state in _nodes(state.rule_state, AgreementStepsState):
+            inconsistent = inconsistent_evidence(rule_state)
+            mean = mean_rate(inconsistent, state.memory.evidence_weight)
             quantities["inconsistent_evidence"] = mean
         for name, values in quantities.items():
             for label, value in zip(labels, values, strict=True):
                 logs[f"{name}/{label}"] = value
+        for name, value in zip(("skipped", "skipped_in_a_row"), skipped, strict=False):
+            logs |= {f"{name}/{label}": value for label in labels}
     return logs
 
 
@@ -146,9 +150,13 @@ def get_rates(
       >>> [round(float(rate), 3) for rate in get_rates(state)["w"]]
       [0.1, 0.1, 0.2]
     """
-    direction, inputs = _inputs(opt_state, direction, group_by)
-    rates = [_read(memory, one) for memory, one in inputs]
-    return jax.tree.unflatten(jax.tree.structure(direction), rates)
+    state, direction, labels = _read_at(opt_state, direction, group_by)
+    leaves, structure = jax.tree.flatten(direction)
+    rates = []
+    for label, leaf in zip(labels, leaves, strict=True):
+        slices = [_read(memory, z) for _, memory, z in _slices(state, label, leaf)]
+        rates.append(slices[0] if isinstance(label, str) else jnp.stack(slices))
+    return jax.tree.unflatten(structure, rates)
 
 
 def get_kernel_inputs(
@@ -181,123 +189,124 @@ def get_kernel_inputs(
 
     .. seealso:: :func:`metalr_optax.plot_memory`, which shows them as a histogram.
     """
-    direction, inputs = _inputs(opt_state, direction, group_by)
-    ((state, _),) = memory_states(opt_state)
+    state, direction, labels = _read_at(opt_state, direction, group_by)
     parts: dict[str, list[jax.Array]] = {}
-    for label, (memory, one) in zip(
-        _labels(state, direction, group_by), inputs, strict=True
-    ):
-        stack = _stack(memory.rates)
-        layers = [one] if stack is None else list(one)
-        for name, layer in zip(names_of({label: stack}), layers, strict=True):
-            parts.setdefault(name, []).append(replicated(jnp.ravel, layer)(layer))
-    return {label: jnp.concatenate(some) for label, some in parts.items()}
+    for label, leaf in zip(labels, jax.tree.leaves(direction), strict=True):
+        for name, _, z in _slices(state, label, leaf):
+            parts.setdefault(name, []).append(replicated(jnp.ravel, z)(z))
+    return {name: jnp.concatenate(inputs) for name, inputs in parts.items()}
 
 
 # Compiled once for every kind of state, also where nothing around it is.
 @jax.jit
-def _quantities(table: Table) -> dict[str, jax.Array]:
+def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, jax.Array]:
     """Return name -> [L]."""
-    rates, weights = table.rates, table.evidence_weight
-    known = diagnostics_of(table)
+    rates, weights, logs = memory.rates, memory.evidence_weight, unpack_info(info)
     in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
-    mean, sign = mean_rate(rates, weights), known.evidence_sign
+    mean, sign = mean_rate(rates, weights), logs.evidence_sign
     return {
         "rate_mean": mean,
         "rate_min": jnp.min(rates, axis=-1, where=in_use, initial=jnp.inf),
         "rate_max": jnp.max(rates, axis=-1, where=in_use, initial=0),
-        "rate_over_start": mean / known.start,
-        "rate_over_highest": mean / known.highest,
-        "agreement_fraction": known.agreement_fraction,
+        "rate_over_start": mean / logs.start,
+        "rate_over_highest": mean / logs.highest,
+        "agreement_fraction": logs.agreement_fraction,
         "evidence_sign": sign,
         "rate_too_small": (sign > _CLEAR).astype(mean.dtype),
         "rate_too_large": (sign < -_CLEAR).astype(mean.dtype),
-        "at_bound_fraction": known.at_bound_fraction,
-        "out_of_range_fraction": known.out_of_range_fraction,
-        "skipped": known.skipped,
-        "skipped_in_a_row": known.skipped_in_a_row,
+        "at_bound_fraction": logs.at_bound_fraction,
+        "out_of_range_fraction": logs.out_of_range_fraction,
     }
+
+
+def _skipped(opt_state: Any) -> list[list[jax.Array]]:
+    """Return the counts of the guard around each memory state, none without a guard."""
+    counts = []
+    for node in _nodes(opt_state, GuardState | ScaleByMemoryState):
+        inside = _nodes(node, ScaleByMemoryState)
+        (array,) = jax.tree.leaves(getattr(node, "skipped", None)) or [jnp.zeros(0)]
+        counts += [list(array.astype(jnp.float32))] * len(inside)
+    return counts
+
+
+def _nodes(tree: Any, kind: Any) -> list[Any]:
+    """Return the outermost nodes of a kind in a tree."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in leaves if isinstance(node, kind)]
 
 
 @jax.jit
 def _read(memory: Memory, inputs: jax.Array) -> jax.Array:
-    kernels, rates, slopes = memory.kernels, memory.rates, memory.slopes
-    return by_layer(read, _stack(rates))(kernels, rates, inputs, slopes)
+    return read(memory.kernels, memory.rates, inputs, memory.slopes)
 
 
-def _stack(rates: Array) -> int | None:
-    """Return of how many stacked layers rates are."""
-    return rates.shape[0] if rates.ndim > 1 else None
+@jax.jit
+def _inputs(memory: StackedMemory, direction: jax.Array) -> jax.Array:
+    direction = direction.astype(memory.rates.dtype)
+    is_history = isinstance(memory.inputs, ByHistory)
+    history = direction if is_history else None
+    return kernel_inputs(memory.inputs, direction, history)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _normalized(direction: jax.Array, rms: bool, like: jax.Array) -> jax.Array:
-    direction = direction.astype(like.dtype)
-    if not rms:
-        return direction
-    return by_layer(lambda d: d / root_mean_square(d), _stack(like))(direction)
+def _slices(
+    state: ScaleByMemoryState, label: Label, leaf: jax.Array
+) -> list[tuple[str, Memory, jax.Array]]:
+    """Return name, memory and kernel inputs of each slice of a tensor."""
+    names = sorted(state.rows)
+    slices = [leaf] if isinstance(label, str) else list(leaf)
+    return [
+        (name, memory_at(state.memory, names.index(name)), _inputs(state.memory, part))
+        for name, part in zip(names_in(label), slices, strict=True)
+    ]
 
 
-def _inputs(
+def _read_at(
     opt_state: Any, direction: Any, group_by: GroupBy | None
-) -> tuple[Any, list[tuple[Memory, jax.Array]]]:
-    """Return the direction, and the memory and the kernel inputs of every tensor."""
+) -> tuple[ScaleByMemoryState, Any, list[Label]]:
+    """Return the state, what its memories were read at, and the label of each leaf."""
     states = memory_states(opt_state)
     allowed, number = "contain one state of a memory", len(states)
     hint = "pass the part that is meant, such as state.inner_states['kernels']"
     require(number == 1, "opt_state", allowed, number, hint)
-    state = _of_one_run(states[0][0])
-    table, kind = table_in(state)
-    if kind.history:
+    state = states[0][0]
+    _check_run(state)
+    if isinstance(state.memory.inputs, ByHistory):
         fits, allowed = direction is None, "be None with kernel_input='history'"
         require(fits, "direction", allowed, direction)
         direction = state.base_state.history
-    if direction is None:
-        direction = _direction_in(state)
-    memories, row = {}, 0
-    for label, stack in stacks_in(state).items():
-        some = row if stack is None else slice(row, row + stack)
-        memories[label] = memory_at(table, some, kind)
-        row += stack or 1
-    labels = _labels(state, direction, group_by)
-    return direction, [
-        (memories[label], _normalized(d, kind.rms, memories[label].rates))
-        for label, d in zip(labels, jax.tree.leaves(direction), strict=True)
-    ]
+    direction = _direction_in(state) if direction is None else direction
+    return state, direction, _labels(state, direction, group_by)
 
 
 def _direction_in(state: ScaleByMemoryState) -> Any:
     """Return the last direction, or for a single rate any tree like the parameters."""
-    base: Any = state.base_state
-    if isinstance(base, RememberedState):
-        is_whole = not isinstance(base.last_direction, Samples)
-        tree = base.last_direction if is_whole else None
-    else:
-        single = table_in(state)[0].rates.shape[-1] == 1
-        tree = getattr(base, "mu", getattr(base, "trace", None)) if single else None
-    allowed = (
-        "be given, a tree like the parameters: this state does not hold the last one "
-        "whole"
-    )
-    require(tree is not None, "direction", allowed, tree)
-    return tree
+    if not isinstance(state.last_direction, Samples):
+        return state.last_direction
+    is_single = state.memory.rates.shape[-1] == 1
+    likes = [
+        tree
+        for name in ("mu", "trace")
+        for _, tree in optax.tree.get_all_with_path(state.base_state, name)
+    ]
+    allowed = "be given, a tree like the parameters: this state keeps samples of it"
+    require(is_single and likes, "direction", allowed, None)
+    return likes[0]
 
 
 def _labels(
     state: ScaleByMemoryState, direction: Any, group_by: GroupBy | None
-) -> list[str]:
-    """Return the label of every leaf; one of several states may have another rule."""
-    known = () if isinstance(group_by, str) else ("layer", "tensor", "all")
-    for one in (*([] if group_by is None else [group_by]), *known):
-        labels = labels_of(direction, one)
-        if set(labels) == set(stacks_in(state)):
+) -> list[Label]:
+    """Return the label of every leaf; that of several states may differ."""
+    names = () if isinstance(group_by, str) else ("layer", "tensor", "all")
+    for rule in (*([] if group_by is None else [group_by]), *names):
+        labels = labels_of(direction, rule)
+        if unique(labels) == sorted(state.rows):
             return labels
-    allowed = f"be that of the optimizer, which gave {list(stacks_in(state))}"
-    raise ValueError(f"group_by must {allowed}, got {group_by!r}")
+    allowed = f"be that of the optimizer, which gave {sorted(state.rows)}"
+    raise ValueError(f"group_by must {allowed}, got {describe(group_by)}")
 
 
-def _of_one_run(state: ScaleByMemoryState) -> ScaleByMemoryState:
-    fits = table_in(state)[0].rates.ndim == 2
+def _check_run(state: ScaleByMemoryState) -> None:
+    fits = state.memory.rates.ndim == 2
     allowed = "be that of one run: apply jax.vmap to this function too"
     require(fits, "opt_state", allowed, "the state of a vmap")
-    return state

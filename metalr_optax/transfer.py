@@ -5,30 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax import checks
-from metalr_optax.groups import names_of
-from metalr_optax.interpolation import make_grid
-from metalr_optax.memory import Memory, padded
-from metalr_optax.table import (
-    Kind,
-    Table,
-    diagnostics_of,
-    from_memories,
-    kind_of,
+from metalr_optax.follow import FollowState
+from metalr_optax.grid import make_grid
+from metalr_optax.growing import padded, with_slopes
+from metalr_optax.initial import same_kernels
+from metalr_optax.memory import Memory
+from metalr_optax.stack import (
+    ByHistory,
+    StackedMemory,
+    first_info,
     memory_at,
-    pack,
-    unpack,
-    with_diagnostics,
+    stack_memories,
 )
-from metalr_optax.transform import ScaleByMemoryState, same_kernels
+from metalr_optax.transform import ScaleByMemoryState
 
-# What is known of the run and not of its memories: other memories leave it as it is.
-_OF_THE_RUN = (
-    *("ceiling", "updates", "highest_factor", "usual_norm"),
-    *("skipped", "skipped_in_a_row"),
-)
 _START = "to start from others, build the optimizer with initial=memory"
 
 
@@ -36,7 +30,7 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
     """Return the memories inside an optimizer state, by label.
 
     Take it at the end of a run. (Where memories do not go by progress, as those of
-    ``paper_sgd``, earlier: once rates have climbed to what a task bears.)
+    ``paper_sgd``, earlier: once rates have reached the largest that are stable.)
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it:
@@ -61,9 +55,8 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
     """
     memories: dict[str, Memory] = {}
     for state, labels in memory_states(opt_state):
-        table, kind = table_in(state)
         for row, label in enumerate(labels):
-            memories[label] = memory_at(table, row, kind)
+            memories[label] = memory_at(state.memory, row)
     return memories
 
 
@@ -122,47 +115,36 @@ def memory_states(opt_state: Any) -> list[tuple[ScaleByMemoryState, list[str]]]:
       ValueError: there are none.
     """
     nodes = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_memory_state)
-    states = [node for _, node in nodes if _is_memory_state(node)]
-    found = jax.tree.structure(opt_state)
+    states = [_without_variables(node) for _, node in nodes if _is_memory_state(node)]
     allowed = "contain a state of scale_by_memory"
-    checks.require(states, "opt_state", allowed, found, checks.MOVE)
+    checks.require(states, "opt_state", allowed, opt_state, checks.MOVE)
     labels = [labels_in(state) for state in states]
     if sum(map(len, labels)) > len(set(itertools.chain(*labels))):
         paths = [path for path, node in nodes if _is_memory_state(node)]
         labels = [
-            [f"{prefix}/{label}" for label in some]
-            for prefix, some in zip(_prefixes(paths), labels, strict=True)
+            [f"{prefix}/{label}" for label in names]
+            for prefix, names in zip(_prefixes(paths), labels, strict=True)
         ]
     return list(zip(states, labels, strict=True))
 
 
 def labels_in(state: ScaleByMemoryState) -> list[str]:
     """Return the names of memories in the order of rows; none without leaves."""
-    return names_of(stacks_in(state))
+    return sorted(state.rows) if isinstance(state.rows, Mapping) else []
 
 
-def stacks_in(state: ScaleByMemoryState) -> dict[str, int | None]:
-    """Return how many layers are stacked under each label, None for a single one."""
-    if not isinstance(state.rows, Mapping):
-        return {}
-    # Flax NNX keeps every array of an optimizer in a variable.
-    (table,) = jax.tree.leaves(state.table)
-    batched = table.ndim - 2
-    shapes = {
-        label: jax.tree.leaves(state.rows[label])[0].shape[batched:]
-        for label in sorted(state.rows)
-    }
-    return {label: shape[0] if shape else None for label, shape in shapes.items()}
+def _without_variables(state: ScaleByMemoryState) -> ScaleByMemoryState:
+    """Return a state of arrays; Flax NNX keeps each in a variable of its own."""
+    is_array = {"is_leaf": lambda x: hasattr(x, "shape")}
 
+    def array(x: Any) -> Any:
+        (leaf,) = jax.tree.leaves(x) or [x]
+        known = not isinstance(leaf, jax.ShapeDtypeStruct)
+        checks.require(known, "opt_state", "have values, not only shapes", leaf)
+        return leaf
 
-def table_in(state: ScaleByMemoryState) -> tuple[Table, Kind]:
-    """Return the table of a state, and what its memories are of."""
-    ((name, array),) = state.table.items()
-    # Flax NNX keeps every array of an optimizer in a variable.
-    (array,) = jax.tree.leaves(array)
-    known = not isinstance(array, jax.ShapeDtypeStruct)
-    checks.require(known, "opt_state", "have values, not only shapes", array)
-    return unpack(array), kind_of(name)
+    memory, info = jax.tree.map(array, (state.memory, state.info), **is_array)
+    return state._replace(memory=memory, info=info)
 
 
 def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
@@ -199,34 +181,47 @@ def _fill(
     """Return a state with other memories, in the order of rows and in its dtypes."""
     if not memory:
         return state
-    table, kind = table_in(state)
-    if kind.grows:
-        memory = {
-            label: padded(one, table.rates.shape[-1])
-            if isinstance(one, Memory) and np.ndim(one.rates) > 0
-            else one
-            for label, one in memory.items()
-        }
-    for row, (label, one) in enumerate(memory.items()):
-        _check_fit(f"memory[{label!r}]", one, memory_at(table, row, kind), kind)
-    if not kind.is_exact:
-        _check_shared(table, memory)
-    old = diagnostics_of(table)
-    new = from_memories(list(memory.values()), table.rates.dtype)
-    known = diagnostics_of(new)._replace(
-        **{name: getattr(old, name) for name in _OF_THE_RUN}
+    plain = _without_variables(state)
+    stack = plain.memory
+    grows = stack.disagreement is not None
+    if grows:
+        memory = {label: _with_room(m, stack) for label, m in memory.items()}
+    for row, (label, new) in enumerate(memory.items()):
+        _check_fit(f"memory[{label!r}]", new, memory_at(stack, row), stack)
+    if not (grows or isinstance(stack.inputs, ByHistory)):
+        _check_shared(stack, memory)
+    memories, dtype = list(memory.values()), stack.rates.dtype
+    new = stack_memories(memories, dtype, stack.inputs, stack.schedule is not None)
+    new = with_slopes(new, memories, stack)
+    filled = plain._replace(memory=new, info=first_info(new))
+    # Of Flax NNX the variables are filled, which have the structure of the state.
+    leaves, structure = jax.tree.flatten(state)
+    leaves = jax.tree.leaves(filled._replace(rule_state=_restarted(filled.rule_state)))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _restarted(rule_state: Any) -> Any:
+    """Return the state of a rule whose progress begins anew."""
+
+    def restart(node: Any) -> Any:
+        if not isinstance(node, FollowState):
+            return node
+        return node._replace(progress=jax.tree.map(jnp.zeros_like, node.progress))
+
+    return jax.tree.map(
+        restart, rule_state, is_leaf=lambda node: isinstance(node, FollowState)
     )
-    array = pack(with_diagnostics(new, known))
-    # Flax NNX keeps every array of an optimizer in a variable: fill that.
-    structure = jax.tree.structure(state.table)
-    return state._replace(table=jax.tree.unflatten(structure, [array]))
 
 
-def _check_shared(table: Table, memory: Mapping[str, Memory]) -> None:
+def _with_room(memory: Any, stack: StackedMemory) -> Any:
+    is_memory = isinstance(memory, Memory) and np.ndim(memory.rates) > 0
+    return padded(memory, stack.rates.shape[-1]) if is_memory else memory
+
+
+def _check_shared(stack: StackedMemory, memory: Mapping[str, Memory]) -> None:
     """Raise ValueError if memories would no longer share the kernels they shared."""
-    kind = Kind(rms=False)
-    old = [memory_at(table, row, kind).kernels for row in range(len(memory))]
-    new = [one.kernels for one in memory.values()]
+    old = [memory_at(stack, row).kernels for row in range(len(memory))]
+    new = [m.kernels for m in memory.values()]
     labels = list(memory)
     for row, label in enumerate(labels):
         known = all(map(checks.is_concrete, (*new[0], *new[row])))
@@ -236,7 +231,7 @@ def _check_shared(table: Table, memory: Mapping[str, Memory]) -> None:
         checks.require(fits, "memory", allowed, new[row], _START)
 
 
-def _check_fit(name: str, memory: Memory, like: Memory, kind: Kind) -> None:
+def _check_fit(name: str, memory: Memory, like: Memory, stack: StackedMemory) -> None:
     """Raise ValueError unless a memory can stand in the place of another."""
     is_memory = isinstance(memory, Memory)
     checks.require(is_memory, name, "be a metalr_optax.Memory", memory)
@@ -246,19 +241,21 @@ def _check_fit(name: str, memory: Memory, like: Memory, kind: Kind) -> None:
     for array in jax.tree.leaves(memory[:2]):
         fits = np.shape(array) == like.rates.shape
         checks.require(fits, name, allowed, np.shape(array), hint)
-    checks.check_seen(name, memory, kind)
-    checks.check_slopes(name, memory, kind.linear)
+    checks.check_inputs(name, memory, stack.inputs)
+    checks.check_slopes(name, memory, stack.slopes is not None)
+    moves = stack.disagreement is not None or stack.slopes is not None
+    moves |= isinstance(stack.inputs, ByHistory)
     # A vmapped state has one memory per member.
     for member in np.ndindex(like.rates.shape[:-1]):
-        one, old = (
+        new, old = (
             jax.tree.map(
                 lambda array, i=member: array[i],
                 both._replace(rms_normalized=None, history=None),
             )
             for both in (memory, like)
         )
-        checks.check_memory(name, one)
-        grids = make_grid(old.kernels), make_grid(one.kernels)
-        fits = kind.is_exact or grids[0] is None or grids[0] == grids[1]
+        checks.check_memory(name, new)
+        grids = make_grid(old.kernels), make_grid(new.kernels)
+        fits = moves or grids[0] is None or grids[0] == grids[1]
         allowed = "have kernels on the grid of the state, for large tensors"
-        checks.require(fits, name, allowed, one.kernels, _START)
+        checks.require(fits, name, allowed, new.kernels, _START)

@@ -1,123 +1,145 @@
 """When a memory is corrected and read: the Optax transformation."""
 
-import functools
-import itertools
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from metalr_optax import checks
-from metalr_optax.bases import Base, remembered, with_history
-from metalr_optax.evidence import Evaluation, mean_by_label, scaled, tensor_evidence
+from metalr_optax.evidence import (
+    collect,
+    joined,
+    parted,
+    sampled,
+    sizes_of,
+    whole_tensors,
+)
+from metalr_optax.follow import follow_schedule
 from metalr_optax.groups import (
     GroupBy,
-    Stacked,
-    by_layer,
+    Label,
+    by_row,
     labels_of,
     memory_dtype,
-    names_of,
-    not_params,
-    stack_by_label,
-    stacks_of,
+    unique,
 )
-from metalr_optax.interpolation import is_sampled, make_grid
-from metalr_optax.kernels import linspace_kernels
-from metalr_optax.memory import Kernels, Memory, mean_rate, padded
-from metalr_optax.progress import record, step_along
-from metalr_optax.regression import Sums, learn
+from metalr_optax.growing import Learned, grow, growing
+from metalr_optax.history import histories_in, with_history
+from metalr_optax.initial import Initial, initial_memories, kernels_of
+from metalr_optax.local_models import Evidence, LocalModels, gaussian, scalar
+from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.orientation import find_orientation
+from metalr_optax.rules import Rule, from_optax
 from metalr_optax.signals import Signal, sign_agreement
-from metalr_optax.table import (
-    Diagnostics,
-    Kind,
-    Table,
-    diagnostics_of,
-    from_memories,
-    pack,
-    unpack,
-    with_diagnostics,
+from metalr_optax.stack import (
+    ByDirection,
+    ByHistory,
+    ByRelativeDirection,
+    Info,
+    StackedMemory,
+    first_info,
+    unpack_info,
 )
-
-PAPER_KERNELS = linspace_kernels(2.0, 20)
 
 # The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
 _SIGN_DECAY = 0.9
-# A schedule that has come down so far from its highest factor takes over.
-_FALLEN = 0.9
-# Without a clip a gradient of more than so many times the largest norm of the last
-# hundred steps is brought down to that, ...
-_OUTLIER = 10.0
-# ... which is forgotten by so much in a step, ...
-_NORM_DECAY = 0.99
-# ... and grows at most by so much: two outliers in a row are still outliers.
-_NORM_GROWTH = 2.0
-# The first of all: its squares are finite.
-_LARGEST_NORM = 1e18
 # Rates are within the bounds up to rounding.
 _SLACK = 1e-6
 
 Normalize = Literal["rms"] | None
 KernelInput = Literal["direction", "history"]
-Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
 
 
 class ScaleByMemoryState(NamedTuple):
     """State of :func:`scale_by_memory`; its memories are read with ``get_memory``.
 
     Attributes:
-      rows: label -> [], int32, the row of its memory in the table, in the order of
-        labels; [K] for K stacked layers.
-      table: "value" or "rms" (what ``normalize`` says), with the names of what else is
-        learned -> [L, 6 M + 33], rates, evidence weight, kernels, slopes and schedules
-        of L memories of M local models, and what logs need.
-      memory_optimizer_state: state of the transformation that steps the rates.
-      base_state: state of the base optimizer, with a copy of the last direction where
-        that does not follow from it.
+      memory: all L memories of M local models, ``rates`` [L, M] among its arrays.
+      rows: label -> [], int32, the row of its memory, in the order of labels; None for
+        labels of slices.
+      last_direction: like the parameters; with ``evidence_sample`` one array of all
+        samples.
+      orientation: [], float32, 1 where the base points along the gradient, -1 where it
+        points against it, 0 as long as that is unknown.
+      rule_state: of what steps the rates.
+      base_state: of the base optimizer.
+      info: [6, L], what logs need.
     """
 
-    rows: dict[str, jax.Array]
-    table: dict[str, jax.Array]
-    memory_optimizer_state: optax.OptState
+    memory: StackedMemory
+    rows: Any
+    last_direction: Any
+    orientation: Any
+    rule_state: Any
     base_state: Any
+    info: jax.Array
 
 
-class Settings(NamedTuple):
-    """What an optimizer is built with; :func:`scale_by_memory` says what it means."""
+class Learner(NamedTuple):
+    """What a memory is made of, and what it learns from.
 
-    initial: Initial
-    kernels: Any
+    Attributes:
+      models: the family of local models.
+      rule: what changes memories.
+      base: the base optimizer.
+      memories: labels -> the memories they start with.
+      gather: ((stack, orientation), row, gradient, last direction, history) ->
+        evidence of a tensor.
+      scale: (stack, row, direction, history) -> direction times rates, of a tensor.
+      group_by: which tensors share a memory.
+      evidence_sample: coordinates of a tensor that give evidence; None for all.
+      progress: whether memories have a learned schedule.
+      finds_orientation: whether the base is not known to point along the gradient.
+    """
+
+    models: LocalModels
+    rule: Rule
+    base: optax.GradientTransformationExtraArgs
+    memories: Callable[[Sequence[str]], list[Memory]]
+    gather: Callable[..., Evidence]
+    scale: Callable[..., jax.Array]
     group_by: GroupBy
-    rate_bounds: tuple[float, float]
-    memory_optimizer: Any
-    signal: Signal | None
-    stacked: Stacked | None = None
-    frozen: Collection[str] = ()
-    progress: bool = False
-    normalize: Normalize = None
-    clip_norm: Any = None
-    # Of weights, which are scaled by the mean rate of their memory.
-    decay: optax.GradientTransformation | None = None
-    # Of the root mean square of the parameters at the start, in one step.
-    largest_step: Any = None
-    # What rates are multiplied with further down, a number or a schedule.
-    factor: Any = 1.0
-    capacity: int | None = None
-    learned_widths: bool = False
-    linear: bool = False
-    kernel_input: KernelInput = "direction"
-
-    @property
-    def kind(self) -> Kind:
-        """What the memories are of."""
-        grows = self.capacity is not None
-        more = grows, self.learned_widths, self.linear, self.kernel_input == "history"
-        return Kind(self.normalize == "rms", *more)
+    evidence_sample: int | None
+    progress: bool
+    finds_orientation: bool
 
 
+def make_learner(
+    models: LocalModels,
+    rule: Rule,
+    base: optax.GradientTransformationExtraArgs,
+    memories: Callable[[Sequence[str]], list[Memory]],
+    signal: Signal | None,
+    *,
+    group_by: GroupBy,
+    evidence_sample: int | None,
+    progress: bool = False,
+    finds_orientation: bool = True,
+) -> Learner:
+    """Return a learner of checked arguments, see :class:`Learner`."""
+    checks.check_evidence(signal, group_by, evidence_sample)
+
+    def gather(shared, row, gradient, last, history):
+        memory, turn = shared
+        own, compare = models.row(memory, row), signal or sign_agreement
+        return models.gather(own, compare, gradient, last, turn, history)
+
+    def scale(memory, row, direction, history):
+        direction = direction.astype(memory.rates.dtype)
+        return models.read(models.row(memory, row), direction, history) * direction
+
+    if not models.depends_on_platform:
+        # Traced once for all tensors of one shape.
+        gather, scale = jax.jit(gather), jax.jit(scale)
+    return Learner(
+        *(models, rule, base, memories, gather, scale),
+        *(group_by, evidence_sample, progress, finds_orientation),
+    )
+
+
+@checks.without("stacked", "frozen", "inner", "address")
 def scale_by_memory(
     initial: Initial = 1e-3,
     *,
@@ -129,15 +151,11 @@ def scale_by_memory(
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 1.0),
     evidence_sample: int | None = None,
-    stacked: Stacked | None = None,
-    frozen: Collection[str] = (),
     progress: bool = False,
     capacity: int | None = None,
     learned_widths: bool = False,
     linear: bool = False,
     kernel_input: KernelInput = "direction",
-    inner: optax.GradientTransformation | None = None,
-    address: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates by learning rates read from a memory that is learned online.
 
@@ -190,27 +208,23 @@ def scale_by_memory(
         gradients of any scale. A sample is divided by its own.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
-        function ``(path, leaf) -> label`` of a path as JAX gives it.
+        function ``(path, leaf) -> label`` of a path as JAX gives it. A list of labels
+        gives each slice of the first axis a memory of its own, as for layers that a
+        scan over blocks stacks (``nn.scan``).
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: of a tensor with more than 8 times as many coordinates only a
-        fixed lattice of at most so many gives evidence, spread over all rows and
-        columns, and only their last direction is kept. Every :math:`u_m` then has a
+      evidence_sample: of a tensor with more coordinates only a fixed lattice of at most
+        so many gives evidence, spread over all rows and columns, and only their last
+        direction is kept, in one array for all tensors. Every :math:`u_m` then has a
         standard error of up to :math:`1 / \sqrt{n}` for n coordinates that agree
         independently of each other (.016 for 4,096), more where whole rows agree.
         Default: all coordinates give evidence.
-      stacked: function ``(path, leaf) -> bool``: in which tensors the first axis counts
-        layers, as a scan over blocks has them (``nn.scan``). Each of these then has a
-        memory of its own, ``label/0``, ``label/1`` and so on, in one update for all.
-      frozen: labels of memories that stay as they are, such as those of layers that a
-        transfer is to start from and keep; with ``progress``, that follow their
-        schedule and nothing else.
       progress: whether memories also learn how rates change with the progress of a run.
-        A run then leaves a schedule, the rate of each memory at update 1, 2, 4 and so
-        on, and one that starts with it follows it, high early and low late, corrected
-        by evidence: a memory from the end of a run is as good as any. Without a
+        A run then leaves a learned schedule, the rate of each memory at step 1, 2, 4
+        and so on, and a run that starts with it follows it, high early and low late,
+        corrected by evidence: take the memory at the end of a run. Without a learned
         schedule to start with a run is the same either way.
       capacity: how many local models a memory may have; ``kernels`` are those it starts
-        with, whose number is the default. In an update at most one is added to a
+        with, whose number is the default. In a step at most one is added to a
         memory: beside the others where at least one input in twenty falls so far from
         all that no activation is above 0.1, or by splitting the one whose evidence has
         disagreed the most, and for long, between the two sides of its centre. A new one
@@ -224,40 +238,39 @@ def scale_by_memory(
         formulas.
       kernel_input: what kernels see: the ``"direction"``, or the ``"history"`` of a
         coordinate, a running mean of :math:`\mathrm{sign}(g_i) \mathrm{sign}(o d^-_i)`
-        over about 19 updates, in [-1, 1]. A coordinate that has gone one way for long
-        then reads another rate than one that goes to and fro. It costs one more number
-        for every parameter, and needs kernels on [-1, 1], evidence from all coordinates
-        and ``normalize=None``.
-      inner: deprecated name of ``base_optimizer``.
-      address: deprecated, ``"relative"`` for ``normalize="rms"``.
+        over about 19 steps, in [-1, 1]. A coordinate that has gone one way for long
+        then reads a different rate from one that goes to and fro. It costs two more
+        numbers for every parameter, and needs kernels on [-1, 1], evidence from all
+        coordinates and ``normalize=None``.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Updates keep their sign, shape
       and dtype. Pass the raw gradient as the extra argument ``grad=`` of ``update``
-      if this link stands behind a base optimizer in a chain: the signal then compares
-      gradients with directions instead of directions with each other. A ``clip``
-      further up does not clip it; ``optax.masked`` needs
+      if this transformation stands behind a base optimizer in a chain: the signal then
+      compares gradients with directions instead of directions with each other. A
+      ``clip`` further up does not clip it; ``optax.masked`` needs
       ``mask_compatible_extra_args=True`` to pass it on.
 
     Raises:
-      ValueError: at construction, an argument that is not one of the above or a rate
-        outside ``rate_bounds``; at ``init``, parameters that are not real floating
-        point numbers or labels of ``initial`` or ``frozen`` that do not fit; at
-        ``update``, updates of another structure or shape than the parameters at
-        ``init``, a ``grad=`` of another one than the updates.
+      ValueError: at construction, an argument that is not as above or a rate outside
+        ``rate_bounds``; at ``init``, parameters that are not real floating point
+        numbers or labels of ``initial`` that do not fit; at ``update``, updates of
+        another structure or shape than the parameters at ``init``, a ``grad=`` of
+        another structure or shape than the updates.
+      TypeError: an argument of an earlier version, with what replaces it.
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
-    parameter (or per sampled one) besides that of ``base_optimizer``, plus 6 M + 33 and
-    the optimizer's state per memory. All memories have the same M, that of ``capacity``
-    if there is one.
+    parameter (or per sampled coordinate) besides that of ``base_optimizer``, plus, per
+    memory, 4 M + 6 (20 more with ``progress``) and the state of ``memory_optimizer``.
+    All memories have the same M, that of ``capacity`` if it is given.
 
     Labels: the path of the layer or tensor joined with ``/``, such as
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
     dropped, a tensor at the top of the tree is a layer of its own, a bare array is
     ``params``. Haiku's names keep the slashes they have. Paths that join to the same
     label share a memory, and so do layers stacked into one tensor by a scan unless
-    ``stacked`` says otherwise.
+    ``group_by`` returns a list of labels for them.
 
     Examples:
       A loop on a quadratic that is 5 times steeper in one direction. From a rate of
@@ -305,13 +318,12 @@ def scale_by_memory(
       or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule; all that is no number but in its type belongs there too, such as
-      ``evidence_sample``, ``stacked``, ``frozen`` and ``capacity``. Of
-      tensors of at least 16,384 coordinates rates are interpolated, within 1e-4 of the
-      largest, and evidence within 1e-3 of the mean absolute agreement. Kernels that are
-      traced, that are neither even nor log-spaced or much narrower than their distance
-      are evaluated one by one, exactly and slowly, and so are all with ``capacity``,
-      ``learned_widths`` or ``linear``, where the update also takes some ten sums more.
+      schedule; ``evidence_sample`` and ``capacity`` belong there too. Of tensors of at
+      least 16,384 coordinates rates are interpolated, within 1e-4 of the largest, and
+      evidence within 1e-3 of the mean absolute agreement. Kernels that are traced, that
+      are neither even nor log-spaced or much narrower than their distance are evaluated
+      individually, exactly and slowly, and so are all with ``capacity``,
+      ``learned_widths`` or ``linear``, where a step also takes some ten sums more.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
@@ -327,587 +339,231 @@ def scale_by_memory(
     .. seealso:: :func:`metalr_optax.memory_sgd`, :func:`metalr_optax.memory_adam`,
       :func:`metalr_optax.get_memory`.
     """
-    if inner is not None or address is not None:
-        text = "inner is called base_optimizer, and address='relative' normalize='rms'"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        base_optimizer = inner or base_optimizer
-        old: Any = {"value": None, "relative": "rms", None: normalize}
-        normalize = old.get(address, address)
     checks.check_transformation("base_optimizer", base_optimizer)
-    memories = initial, kernels, group_by, rate_bounds
-    settings = Settings(
-        *(*memories, memory_optimizer, signal, stacked, frozen, progress),
-        normalize=normalize,
-        capacity=capacity,
-        learned_widths=learned_widths,
-        linear=linear,
-        kernel_input=kernel_input,
+    checks.check_transformation("memory_optimizer", memory_optimizer)
+    checks.check_kernel_inputs(normalize, kernel_input, evidence_sample)
+    base = optax.with_extra_args_support(base_optimizer or optax.identity())
+    learned = Learned(capacity, learned_widths, linear)
+    inputs = ByRelativeDirection() if normalize == "rms" else ByDirection()
+    if kernel_input == "history":
+        base, inputs = with_history(base), ByHistory()
+    rule = from_optax(memory_optimizer or optax.adam(1e-2), rate_bounds)
+    rule = follow_schedule(rule) if progress else rule
+    models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
+    rule = grow(rule, learned) if any(learned) else rule
+    return transformation(
+        make_learner(
+            *(models, rule, base, memories, signal),
+            group_by=group_by,
+            evidence_sample=evidence_sample,
+            progress=progress,
+        )
     )
-    base = remembered(base_optimizer or optax.identity(), evidence_sample, stacked)
-    return scale_base(base, settings, has_gradient=base_optimizer is not None)
 
 
-def scale_base(
-    base: Base, settings: Settings, has_gradient: bool = False
-) -> optax.GradientTransformationExtraArgs:
-    """Return a base whose directions are scaled by memories.
-
-    Args:
-      base: the base optimizer.
-      settings: all else.
-      has_gradient: whether the base is to be compared with what comes in, raw
-        gradients: nobody knows yet whether it points along them.
+def choose_models(
+    initial: Initial,
+    kernels: Kernels | None,
+    inputs: Any,
+    rate_bounds: tuple[Any, Any],
+    learned: Learned | None = None,
+) -> tuple[LocalModels, Callable[[Sequence[str]], list[Memory]]]:
+    """Return the family for the kernels that memories start with, and those memories.
 
     Raises:
-      ValueError: a setting that is not what :func:`scale_by_memory` allows.
+      ValueError: arguments that :func:`scale_by_memory` does not allow.
     """
-    _check(base, settings)
-    if settings.kernel_input == "history":
-        base = with_history(base)
-    all_kernels = kernels_of(settings)
-    grids = {make_grid(one) for one in all_kernels}
-    kind = settings.kind
-    grid = grids.pop() if len(grids) == 1 and not kind.is_exact else None
-    signal = settings.signal or sign_agreement
-    how = Evaluation(base, signal, settings.normalize == "rms", grid)
-    evidence_of, scaled_by = (
-        functools.partial(one, how) for one in (tensor_evidence, scaled)
-    )
-    if grid is None:
-        # Traced once for all tensors of one shape. (What depends on the platform is
-        # decided when that is compiled, unless it is inside of another jit.)
-        evidence_of, scaled_by = jax.jit(evidence_of), jax.jit(scaled_by)
-    link = _Link(
-        base,
-        settings._replace(
-            kernels=all_kernels[0],
-            memory_optimizer=settings.memory_optimizer or optax.adam(1e-2),
-        ),
-        has_gradient,
-        not kind.is_exact
-        and all(same_kernels(all_kernels[0], one) for one in all_kernels),
-        evidence_of,
-        scaled_by,
-    )
-    return optax.GradientTransformationExtraArgs(
-        functools.partial(_init, link), functools.partial(_update, link)
-    )
+    learned = learned or Learned(None, False, False)
+    checks.check_bounds(rate_bounds)
+    if kernels is not None:
+        checks.check_kernels(kernels)
+    checks.check_initial(initial, kernels, inputs, rate_bounds)
+    found = kernels_of(initial, kernels)
+    checks.check_local_models(initial, max(len(k.centers) for k in found), learned)
+    memories = initial_memories(initial, found[0], rate_bounds[0])
+    if any(learned):
+        models = growing(learned, inputs)
+    elif len(found[0].centers) == 1:
+        models = scalar(inputs)
+    else:
+        models = gaussian(found, inputs)
+    if isinstance(inputs, ByHistory):
+        models = models._replace(histories=histories_in)
+    return models, memories
 
 
-def same_kernels(one: Kernels, other: Kernels) -> bool:
-    """Return whether kernels are known to be equal."""
-    pairs = list(zip(one, other, strict=True))
-    known = all(checks.is_concrete(array) for pair in pairs for array in pair)
-    return one is other or (known and all(np.array_equal(*pair) for pair in pairs))
+def transformation(learner: Learner) -> optax.GradientTransformationExtraArgs:
+    """Return the Optax transformation that scales what the base of a learner gives."""
+
+    def init(params: optax.Params) -> ScaleByMemoryState:
+        return start(learner, params)
+
+    def update(updates, state, params=None, **extra_args):
+        scaled, state = step(learner, updates, state, params, extra_args)
+        return cast_like(scaled, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-class _Link(NamedTuple):
-    """An optimizer as it was built."""
-
-    base: Base
-    settings: Settings
-    has_gradient: bool
-    is_shared: bool  # all memories have the same kernels
-    evidence_of: Callable[..., Any]
-    scaled_by: Callable[..., Any]
+def cast_like(tree: Any, like: Any) -> Any:
+    """Return a tree in the dtypes of another."""
+    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
 
 
-class _Evidence(NamedTuple):
-    """What a step says: means over the coordinates that share a memory.
-
-    Attributes:
-      u: [L, M], of agreement times activation.
-      activity: [L, M], the same without signs.
-      agreeing: [L], of agreement.
-      counting: [L], the same without signs.
-      outside: [L], whether the last direction was out of range.
-      sums: [L, M] each, where more than rates is learned.
-    """
-
-    u: jax.Array
-    activity: jax.Array
-    agreeing: jax.Array
-    counting: jax.Array
-    outside: jax.Array
-    sums: Sums | None = None
-
-
-def _init(link: _Link, params: optax.Params) -> ScaleByMemoryState:
-    settings = link.settings
+def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
+    """Return the state before the first step."""
     dtype = memory_dtype(params)
-    leaves = labels_of(params, settings.group_by)
-    stacks = stack_by_label(leaves, stacks_of(params, settings.stacked))
-    labels = names_of(stacks)
-    checks.check_frozen(settings.frozen, [*stacks, *labels])
-    memories = _initial_memories(settings, labels)
+    params = jax.tree.map(jnp.asarray, params)
+    leaves, labels = jax.tree.leaves(params), labels_of(params, learner.group_by)
+    names = unique(labels)
+    memories = learner.memories(names)
     for memory in memories:
         checks.check_kernels(checks.in_use(memory.kernels), dtype)
-    if settings.capacity is not None:
-        num = settings.capacity
-        memories = [padded(memory, num) for memory in memories]
-    # Without a label there is one memory all the same, of which no row is kept.
-    ceiling = _ceiling(settings, leaves, params, jnp.zeros(len(labels), dtype))
-    table = pack(from_memories(memories, dtype, ceiling))[: len(labels)]
-    rows, number = {}, itertools.count()
-    for label, stack in stacks.items():
-        some = next(number) if stack is None else [next(number) for _ in range(stack)]
-        rows[label] = jnp.array(some, jnp.int32)
-    # A copy: some optimizers keep the parameters that they start with.
-    rule_state = settings.memory_optimizer.init(jnp.array(unpack(table).rates))
-    tables = {settings.kind.name: table}
+    memory = learner.models.init(memories, dtype, learner.progress)
+    # Without labels there is a single memory all the same, of which no row is kept.
+    memory = jax.tree.map(lambda x: x[: len(names)], memory)
+    alone = {label for label in labels if isinstance(label, str)}
+    rows: Any = {
+        name: jnp.array(row, jnp.int32) if name in alone else None
+        for row, name in enumerate(names)
+    }
+    pieces = whole_tensors(leaves, labels, rows)
+    zeros = jax.tree.map(jnp.zeros_like, params)
     return ScaleByMemoryState(
-        not_params(rows), tables, rule_state, link.base.init(params)
+        memory=memory,
+        # `optax.tree.map_params` initialises with a tree without leaves and takes the
+        # result for a prefix of the state: an array is a prefix of anything.
+        rows=rows or jnp.zeros(0, jnp.int32),
+        last_direction=_kept(learner, zeros, labels, rows, zeros, dtype),
+        orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
+        rule_state=learner.rule.init(memory, lambda: sizes_of(pieces, dtype)),
+        base_state=learner.base.init(params),
+        info=first_info(memory),
     )
 
 
-def _ceiling(
-    settings: Settings, labels: Sequence[str], params: optax.Params, like: jax.Array
-) -> jax.Array | None:
-    """Return the largest rate [L] that the parameters of each memory bear."""
-    leaves = [jnp.asarray(leaf, like.dtype) for leaf in jax.tree.leaves(params)]
-    if settings.largest_step is None or not leaves:
-        return None
-    stacks = stacks_of(params, settings.stacked)
-    sizes = [leaf.size // (k or 1) for leaf, k in zip(leaves, stacks, strict=True)]
-    means = mean_by_label(
-        labels,
-        sizes,
-        [by_layer(_mean_square, k)(x) for x, k in zip(leaves, stacks, strict=True)],
-        like,
-    )
-    # What starts at zero, such as biases of their own, moves like all others.
-    total = sum(_mean_square(leaf) * leaf.size for leaf in leaves)
-    everything = total / max(sum(leaf.size for leaf in leaves), 1)
-    sizes = jnp.sqrt(jnp.where(means > 0, means, everything))
-    known = (sizes > 0) & jnp.isfinite(sizes)
-    return jnp.where(
-        known, settings.largest_step * sizes, jnp.finfo(like.dtype).max
-    ).astype(like.dtype)
-
-
-def _mean_square(tensor: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(tensor)) / max(tensor.size, 1)
-
-
-def _update(link, updates, state, params=None, **extra_args):
+def step(
+    learner: Learner,
+    updates: optax.Updates,
+    state: ScaleByMemoryState,
+    params: optax.Params | None,
+    extra_args: dict[str, Any],
+    multiplier: Any = 1.0,
+) -> tuple[optax.Updates, ScaleByMemoryState]:
+    """Return the scaled directions, in the dtype of the rates, and the new state."""
     checks.check_state(state, ScaleByMemoryState)
     updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
     if gradient is not None:
         checks.check_gradient(gradient, updates)
-    elif link.has_gradient:
-        gradient = updates
-    ((name, array),) = state.table.items()
-    labels, table = labels_of(updates, link.settings.group_by), unpack(array)
-    checks.check_known(labels, state.rows)
-    checks.check_real(updates)
-    rows = [state.rows[label] for label in labels]
-    kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
-    norm = extra_args.get("norm")
-    scale = _clip_scale(link.settings, diagnostics_of(table), norm)
-    known = list(zip(kernels, _models(link, table, rows), strict=True))
-    said, update = _compare(link, state, rows, known, scale, updates, gradient)
-    direction, base_state = link.base.update(
-        update, state.base_state, params, gradient, extra_args
+    labels = labels_of(updates, learner.group_by)
+    if not labels:
+        return updates, state
+    checks.check_updates(updates, labels, state.rows)
+    gradient = updates if gradient is None else gradient
+    evidence = _evidence(learner, state, gradient, labels)
+    memory, rule_state = learner.rule.update(
+        evidence._replace(multiplier=multiplier), state.rule_state, state.memory
     )
-    if norm is not None:
-        direction, base_state = _keep(link.base, norm, direction, base_state, state)
-    sizes = [
-        leaf.size // max(row.size, 1)
-        for leaf, row in zip(jax.tree.leaves(updates), rows, strict=True)
-    ]
-    evidence = _gather(labels, sizes, said, table.rates)
-    table, rule_state = _correct(link.settings, state, table, evidence)
-    rates = table.rates
-    if norm is not None:
-        rates = jnp.where(jnp.isfinite(norm), rates, 0)
-    seen = _inputs(link, base_state, rows)
-    leaves = _scale(link, table._replace(rates=rates), rows, kernels, direction, seen)
-    table = _diagnose(link.settings, table, evidence, norm)
-    means = mean_rate(rates, table.evidence_weight)
-    scaled = _finish(link.settings, means, rows, leaves, direction, updates, params)
-    tables = {name: pack(table)}
-    return scaled, ScaleByMemoryState(state.rows, tables, rule_state, base_state)
-
-
-def _compare(
-    link: _Link,
-    state: ScaleByMemoryState,
-    rows: Sequence[jax.Array],
-    known: Sequence[tuple[Kernels, Any]],
-    scale: jax.Array | None,
-    updates: optax.Updates,
-    gradient: optax.Updates | None,
-) -> tuple[list[Any], optax.Updates]:
-    """Return the evidence of every tensor, and the updates, clipped, for the base."""
-    last = link.base.last(state.base_state, gradient is not None)
-    gradients = jax.tree.leaves(updates if gradient is None else gradient)
-    leaves, structure = jax.tree.flatten(updates)
-    checks.check_number_of_leaves(updates, len(last))
-    seen = _inputs(link, state.base_state, rows)
-    # Of a sample the shape says nothing.
-    size = None if link.base.is_derived else link.base.size
-    shapes = [
-        leaf.shape if is_sampled(leaf, size) else one[0].shape
-        for leaf, one in zip(leaves, last, strict=True)
-    ]
-    checks.check_shapes(updates, shapes)
-    pairs = [
-        _by_row(link, link.evidence_of, row)(*one, scale, *tensors)
-        for row, one, *tensors in zip(
-            rows, known, gradients, leaves, last, seen, strict=True
-        )
-    ]
-    said = [one for one, _ in pairs]
-    return said, jax.tree.unflatten(structure, [update for _, update in pairs])
-
-
-def _models(link: _Link, table: Table, rows: Sequence[jax.Array]) -> list[Any]:
-    """Return rates and slopes of every tensor where more than rates is learned."""
-    if not link.settings.kind.learns_more:
-        return [None] * len(rows)
-    return [(_row(table.rates, row), _row(table.slopes, row)) for row in rows]
-
-
-def _scale(
-    link: _Link,
-    table: Table,
-    rows: Sequence[jax.Array],
-    kernels: Sequence[Kernels],
-    direction: optax.Updates,
-    seen: Sequence[jax.Array | None],
-) -> list[jax.Array]:
-    """Return the directions of all tensors times their rates in a corrected table."""
-    kind = link.settings.kind
-    if kind.learns_more:
-        kernels = [_kernels_at(table, row, link.is_shared) for row in rows]
-    return [
-        _by_row(link, link.scaled_by, row)(
-            one,
-            (_row(table.rates, row), _row(table.slopes, row) if kind.linear else None),
-            *tensors,
-        )
-        for one, row, *tensors in zip(
-            kernels, rows, jax.tree.leaves(direction), seen, strict=True
-        )
-    ]
-
-
-def _inputs(
-    link: _Link, base_state: Any, rows: Sequence[jax.Array]
-) -> list[jax.Array | None]:
-    """Return for every tensor what kernels see instead of its direction, or None."""
-    seen = link.base.inputs(base_state)
-    return [None] * len(rows) if seen is None else list(seen)
-
-
-def _keep(
-    base: Base,
-    norm: jax.Array,
-    direction: optax.Updates,
-    new: Any,
-    state: ScaleByMemoryState,
-) -> tuple[optax.Updates, Any]:
-    """Return a finite direction and a base's state, as before if a norm is not finite.
-
-    Where the direction follows from that state it is taken from what is kept: XLA would
-    copy a donated state that it needs both as it was and as it will be.
-    """
-    usable = jnp.isfinite(norm)
-    kept = jax.tree.map(
-        lambda one, old: jnp.where(usable, one, old), new, state.base_state
+    direction, base_state = learner.base.update(
+        updates, state.base_state, params, **extra_args
     )
-    current = base.current(kept)
-    if current is not None:
-        return current, kept
-    return jax.tree.map(lambda d: jnp.where(usable, d, 0), direction), kept
-
-
-def _clip_scale(
-    settings: Settings, known: Diagnostics, norm: jax.Array | None
-) -> jax.Array | None:
-    """Return what brings a norm down to the largest that is allowed, at most 1."""
-    if norm is None:
-        return None
-    largest = settings.clip_norm
-    if largest is None:
-        usual = _OUTLIER * jnp.max(known.usual_norm, initial=0)
-        largest = jnp.where(usual > 0, jnp.minimum(usual, _LARGEST_NORM), _LARGEST_NORM)
-    scale = largest / jnp.where(norm > 0, norm, 1)
-    return jnp.clip(scale, jnp.finfo(norm.dtype).tiny, 1.0)
-
-
-def _usual_norm(known: Diagnostics, norm: jax.Array | None) -> jax.Array:
-    """Return the largest norm [L] of the last hundred steps, this one among them."""
-    old = known.usual_norm
-    if norm is None:
-        return old
-    norm = jnp.minimum(norm, _LARGEST_NORM).astype(old.dtype)
-    grown = jnp.where(old > 0, jnp.minimum(norm, _NORM_GROWTH * old), norm)
-    return jnp.maximum(_NORM_DECAY * old, grown)
-
-
-def _gather(
-    labels: Sequence[str], sizes: Sequence[int], said: Sequence[Any], like: jax.Array
-) -> _Evidence:
-    """Return the evidence of all tensors, by memory."""
-    columns = list(zip(*said, strict=True)) or [()] * 5
-    likes = [like] * 2 + [like[:, 0]] * 3 + [like] * len(Sums._fields)
-    means = [
-        mean_by_label(labels, sizes, *pair)
-        for pair in zip(columns, likes, strict=False)
-    ]
-    if len(means) < 5:
-        # One rate has evidence from all coordinates alike, and no range.
-        means += [means[0][:, 0], means[1][:, 0], jnp.zeros_like(like[:, 0])]
-    sums = Sums(*means[5:]) if len(means) > 5 else None
-    return _Evidence(*means[:5], sums=sums)
-
-
-def _correct(
-    settings: Settings, state: ScaleByMemoryState, table: Table, evidence: _Evidence
-) -> tuple[Table, optax.OptState]:
-    """Step all rates along the evidence, within the bounds; weigh the evidence."""
-    rule = settings.memory_optimizer
-    takes_more = isinstance(rule, optax.GradientTransformationExtraArgs)
-    extra = {"activity": evidence.activity} if takes_more else {}
-    steps, rule_state = rule.update(
-        -evidence.u, state.memory_optimizer_state, table.rates, **extra
+    turn = state.orientation
+    if turn is not None:
+        turn = find_orientation(turn, gradient, direction)
+    dtype = memory.rates.dtype
+    state = ScaleByMemoryState(
+        memory=memory,
+        rows=state.rows,
+        last_direction=_kept(
+            learner, direction, labels, state.rows, state.last_direction, dtype
+        ),
+        orientation=turn,
+        rule_state=rule_state,
+        base_state=base_state,
+        info=_new_info(
+            state.info, evidence, memory, learner.rule.bounds(rule_state, dtype)
+        ),
     )
-    rates: Any = optax.apply_updates(table.rates, steps)
-    low, high = _bounds(settings, table)
-    most = jnp.asarray(settings.rate_bounds[1], high.dtype)
-    # What starts above its ceiling stays there, or falls.
-    rates = jnp.clip(rates, low, jnp.maximum(high, jnp.minimum(table.rates, most)))
-    size = jnp.abs(evidence.u)
-    total = jnp.sum(size, axis=-1, keepdims=True)
-    usable = (total > 0) & jnp.isfinite(total)
-    shares = jnp.where(usable, size / jnp.where(usable, total, 1), 0)
-    # Evidence about steps that a schedule makes smaller would only make up for it, and
-    # rates that noise went on to take down would leave it nothing to finish with.
-    known = diagnostics_of(table)
-    stand = _factor(settings, known) < _FALLEN * known.highest_factor
-    is_kept = stand
-    if settings.frozen:
-        is_kept = stand | _frozen_rows(settings.frozen, state.rows)
-    rates = jnp.where(is_kept[:, None], table.rates, rates)
-    if settings.progress:
-        rates, schedule = _follow(table, rates, (low, high), stand)
-        table = table._replace(schedule=schedule)
-    weight = table.evidence_weight + shares
-    table = table._replace(rates=rates, evidence_weight=weight)
-    if evidence.sums is not None:
-        both, bounds = (evidence.u, evidence.activity), (low, high)
-        learned = learn(settings.kind, table, evidence.sums, both, bounds)
-        table = jax.tree.map(
-            lambda new, old: jnp.where(is_kept[:, None], old, new), learned, table
+    return _scaled(learner, state, direction, labels), state
+
+
+def _evidence(
+    learner: Learner, state: ScaleByMemoryState, gradient: Any, labels: list[Label]
+) -> Evidence:
+    """Return what a gradient says about the last step, by memory."""
+    leaves = jax.tree.leaves(gradient)
+    pieces = whole_tensors(leaves, labels, state.rows)
+    pieces = sampled(pieces, learner.evidence_sample)
+    if learner.evidence_sample is None:
+        last = jax.tree.leaves(state.last_direction)
+        checks.check_like_init(gradient, [leaf.shape for leaf in last])
+    else:
+        found = sum(piece.array.size for piece in pieces)
+        checks.check_samples(gradient, found, state.last_direction.array.size)
+        last = parted(state.last_direction, pieces)
+    histories = learner.models.histories(state.base_state) or [None] * len(pieces)
+    shared = state.memory, state.orientation
+    num = state.memory.rates.shape[0]
+    return collect(learner.gather, shared, pieces, last, histories, num)
+
+
+def _kept(
+    learner: Learner,
+    direction: Any,
+    labels: list[Label],
+    rows: Any,
+    like: Any,
+    dtype: Any,
+) -> Any:
+    """Return what a state keeps of a direction: all in the dtypes of like, or samples."""
+    if learner.evidence_sample is None:
+        # A copy: without jit the direction may be the caller's gradient itself, which
+        # the next donated step would take with it.
+        return jax.tree.map(lambda new, old: jnp.array(new, old.dtype), direction, like)
+    pieces = whole_tensors(jax.tree.leaves(direction), labels, rows)
+    return joined(sampled(pieces, learner.evidence_sample), dtype)
+
+
+def _scaled(
+    learner: Learner, state: ScaleByMemoryState, direction: Any, labels: list[Label]
+) -> optax.Updates:
+    """Return a direction times its rates."""
+    leaves, structure = jax.tree.flatten(direction)
+    pieces = whole_tensors(leaves, labels, state.rows)
+    histories = learner.models.histories(state.base_state) or [None] * len(pieces)
+    scaled = [
+        by_row(learner.scale, piece.rows)(
+            state.memory, piece.rows, piece.array, history
         )
-    return table, rule_state
+        for piece, history in zip(pieces, histories, strict=True)
+    ]
+    return jax.tree.unflatten(structure, scaled)
 
 
-def _follow(
-    table: Table,
-    corrected: jax.Array,
-    bounds: tuple[jax.Array, jax.Array],
-    stand: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return corrected rates [L, M] a step along their schedules, and those."""
-    progress, weight = diagnostics_of(table).progress, table.evidence_weight
-    step = jnp.where(stand, 0, step_along(table.schedule, progress))
-    low, high = bounds
-    # Evidence may have left rates above their ceiling, where they were.
-    moved = jnp.clip(
-        corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)
-    )
-    rates = jnp.where(step[:, None] != 0, moved, corrected)
-    change = jnp.log(mean_rate(rates, weight) / mean_rate(table.rates, weight))
-    return rates, record(table.schedule, progress, step, change)
-
-
-def _diagnose(
-    settings: Settings, table: Table, evidence: _Evidence, norm: jax.Array | None
-) -> Table:
-    """Return a corrected table with new diagnostics."""
-    old = diagnostics_of(table)
+def _new_info(
+    array: jax.Array, evidence: Evidence, memory: StackedMemory, bounds: Any
+) -> jax.Array:
+    """Return what logs need after a step."""
+    old = unpack_info(array)
     usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
     ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
     sign = jnp.sign(jnp.sum(evidence.u, axis=-1))
     sign = jnp.where(jnp.isnan(sign), 0, sign)
-    low, high = _bounds(settings, table)
-    at_low, at_high = (
-        table.rates <= low * (1 + _SLACK),
-        table.rates >= high * (1 - _SLACK),
-    )
-    means = mean_rate(table.rates, table.evidence_weight)
-    new = Diagnostics(
-        jnp.where(usable, 0.5 + 0.5 * ratio, old.agreement_fraction),
-        _SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
-        _mean_of_used(settings.kind, at_low | at_high, table),
-        evidence.outside,
-        old.start,
-        jnp.maximum(old.highest, means),
-        old.ceiling,
-        old.updates + 1,
-        old.progress + 1,
-        jnp.maximum(old.highest_factor, _factor(settings, old)),
-        _usual_norm(old, norm),
-        old.skipped,
-        old.skipped_in_a_row,
-    )
-    return with_diagnostics(table, new)
-
-
-def _mean_of_used(kind: Kind, values: jax.Array, table: Table) -> jax.Array:
-    """Return the mean [L] of [L, M] over the local models in use."""
-    where = table.widths > 0 if kind.grows else None
-    return jnp.mean(values, axis=-1, dtype=table.rates.dtype, where=where)
-
-
-def _finish(
-    settings: Settings,
-    means: jax.Array,
-    rows: Sequence[jax.Array],
-    scaled: Sequence[jax.Array],
-    direction: optax.Updates,
-    updates: optax.Updates,
-    params: optax.Params | None,
-) -> optax.Updates:
-    """Return scaled directions, with what decays, in the dtypes of the updates."""
-    leaves = list(scaled)
-    if settings.decay is not None:
-        checks.check_params(params, updates)
-        zeros = jax.tree.map(jnp.zeros_like, direction)
-        decayed, _ = settings.decay.update(zeros, settings.decay.init(zeros), params)
-        leaves = [
-            leaf
-            + by_layer(jnp.multiply, _stack(row))(
-                _row(means, row), weight.astype(leaf.dtype)
-            )
-            for leaf, row, weight in zip(
-                leaves, rows, jax.tree.leaves(decayed), strict=True
-            )
-        ]
-    tree = jax.tree.unflatten(jax.tree.structure(direction), leaves)
-    return jax.tree.map(lambda one, like: one.astype(like.dtype), tree, updates)
-
-
-def _bounds(settings: Settings, table: Table) -> tuple[jax.Array, jax.Array]:
-    """Return the smallest rate [] and the largest [L, 1] of each memory."""
-    low, high = (jnp.asarray(one, table.rates.dtype) for one in settings.rate_bounds)
-    return low, jnp.minimum(high, diagnostics_of(table).ceiling[:, None])
-
-
-def _factor(settings: Settings, known: Diagnostics) -> jax.Array:
-    """Return what the rates of this step are multiplied with further down."""
-    factor = settings.factor
-    if callable(factor):
-        factor = factor(jnp.max(known.updates, initial=0).astype(jnp.int32))
-    return jnp.asarray(factor, known.highest_factor.dtype)
-
-
-def _by_row(
-    link: _Link, function: Callable[..., Any], row: jax.Array
-) -> Callable[..., Any]:
-    """Return a function of kernels and arrays that treats each stacked layer alone."""
-    if _stack(row) is None:
-        return function
-
-    def apply(kernels: Kernels, *arguments: Any) -> Any:
-        # Numbers, such as the scale of a gradient, are those of all layers.
-        axes = jax.tree.map(lambda one: 0 if one.ndim else None, arguments)
-        axes = (None if link.is_shared else 0, *axes)
-        return jax.vmap(function, axes)(kernels, *arguments)
-
-    return apply
-
-
-def _stack(row: jax.Array) -> int | None:
-    """Return how many layers are stacked in the tensors of a row."""
-    return row.shape[0] if row.ndim else None
-
-
-def _frozen_rows(frozen: Collection[str], rows: Mapping[str, jax.Array]) -> np.ndarray:
-    """Return which memories [L] are frozen, by name or with all layers of a label."""
-    return np.array(
-        [
-            label in frozen or name in frozen
-            for label in sorted(rows)
-            for name in names_of({label: _stack(rows[label])})
-        ]
-    )
-
-
-def _row(array: jax.Array, row: jax.Array) -> jax.Array:
-    if row.ndim:
-        return array[row]
-    # The row is an operand: as a number it would be part of the program, and XLA would
-    # compile that anew for every tensor. Unsigned: nobody asks whether it is negative.
-    return jax.lax.dynamic_index_in_dim(array, row.astype(jnp.uint32), keepdims=False)
-
-
-def _kernels_at(table: Table, row: jax.Array, is_shared: bool) -> Kernels:
-    # What all share is the same operand for all, and evaluated once.
-    pair = table.centers, table.widths
-    return Kernels(*((one[0] if is_shared else _row(one, row)) for one in pair))
-
-
-def kernels_of(settings: Settings) -> list[Kernels]:
-    """Return the kernels that memories start with, copies of what may be donated."""
-    initial: Any = settings.initial
-    memories = list(initial.values()) if isinstance(initial, Mapping) else [initial]
-    kernels = [one.kernels for one in memories if isinstance(one, Memory)]
-    return [
-        Kernels(*(np.array(a) if checks.is_concrete(a) else a for a in one))
-        for one in kernels or [settings.kernels or PAPER_KERNELS]
-    ]
-
-
-def _initial_memories(settings: Settings, labels: Sequence[str]) -> list[Memory]:
-    """Return the memory that each label starts with; one for no labels at all."""
-    initial: Any = settings.initial
-    if isinstance(initial, Mapping):
-        if labels:
-            checks.check_labels("initial", initial, labels)
-            return [initial[label] for label in labels]
-        initial = settings.rate_bounds[0]
-    if not isinstance(initial, Memory):
-        shape = np.shape(settings.kernels.centers)
-        rates = jnp.broadcast_to(jnp.asarray(initial), shape)
-        initial = Memory(settings.kernels, rates)
-    return [initial] * max(len(labels), 1)
-
-
-def _check(base: Base, settings: Settings) -> None:
-    """Raise ValueError unless all settings are allowed."""
-    if base.size is not None:
-        hint = " or None (under optax.inject_hyperparams name it in static_args)"
-        checks.check_integer("evidence_sample", base.size, 1, hint)
-    checks.check_transformation("memory_optimizer", settings.memory_optimizer)
-    signal, normalize, group_by = settings.signal, settings.normalize, settings.group_by
-    allowed = "be a function of (gradient, last_direction)"
-    checks.require(signal is None or callable(signal), "signal", allowed, signal)
-    checks.require(
-        normalize in ("rms", None), "normalize", "be 'rms' or None", normalize
-    )
-    fits = callable(group_by) or group_by in ("layer", "tensor", "all")
-    allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
-    checks.require(fits, "group_by", allowed, group_by)
-    checks.check_kernel_input(settings.kernel_input, normalize, base.size)
-    fits = settings.stacked is None or callable(settings.stacked)
-    allowed = "be a function (path, leaf) -> bool or None"
-    checks.require(fits, "stacked", allowed, settings.stacked)
-    fits = not isinstance(settings.frozen, str | bytes)
-    fits = fits and isinstance(settings.frozen, Collection)
-    allowed = "be a collection of labels, such as ['Dense_0']"
-    checks.require(fits, "frozen", allowed, settings.frozen)
-    checks.check_bounds(settings.rate_bounds)
-    if settings.kernels is not None:
-        checks.check_kernels(settings.kernels)
-    checks.check_initial(
-        settings.initial, settings.kernels, settings.kind, settings.rate_bounds
-    )
-    starts = [len(one.centers) for one in kernels_of(settings)]
-    checks.check_local_models(
-        settings.initial,
-        max(starts),
-        (settings.capacity, settings.learned_widths, settings.linear),
+    low, high = bounds
+    rates, used = memory.rates, memory.kernels[:, 1] > 0
+    at_bound = (rates <= low * (1 + _SLACK)) | (rates >= high * (1 - _SLACK))
+    means = mean_rate(rates, memory.evidence_weight)
+    return jnp.stack(
+        Info(
+            agreement_fraction=jnp.where(
+                usable, 0.5 + 0.5 * ratio, old.agreement_fraction
+            ),
+            evidence_sign=_SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
+            at_bound_fraction=jnp.mean(
+                at_bound, axis=-1, dtype=rates.dtype, where=used
+            ),
+            out_of_range_fraction=evidence.outside,
+            start=old.start,
+            highest=jnp.maximum(old.highest, means),
+        )
     )

@@ -20,7 +20,7 @@ from metalr_optax import (
     logspace_kernels,
     scale_by_memory,
 )
-from metalr_optax.interpolation import (
+from metalr_optax.grid import (
     _count,
     _place,
     accumulate_large,

@@ -1,4 +1,4 @@
-r"""The rest of locally weighted regression: slopes, widths and new local models.
+r"""The family of local models that move: slopes, widths and new local models.
 
 What is learned from the evidence :math:`a_i` about the rate :math:`\eta_i` that a
 coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
@@ -16,8 +16,8 @@ coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
 
 where :math:`r` divides a sum by that of its absolute values, so that only the sign of
 evidence and how far it agrees count. A local model is split where evidence on the two
-sides of its centre has had opposite signs for long, and one is added where inputs fall
-that none answers for. Pure functions of arrays.
+sides of its centre has had opposite signs for long, and a new local model is added where inputs
+fall that none answers for.
 
 Examples:
   Inputs above 0.5 bear ten times the rate of those below. Directions are new in every
@@ -59,22 +59,36 @@ References:
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from metalr_optax.local_models import (
+    Evidence,
+    LocalModels,
+    at,
+    compare_by,
+    input_unit,
+    kernel_inputs,
+    logged,
+)
 from metalr_optax.memory import (
     LINEAR,
     REACH,
     Kernels,
+    Memory,
+    accumulate,
     distance,
     log_activation,
     outermost,
     read,
     weigh,
 )
-from metalr_optax.table import Kind, Table
+from metalr_optax.rules import Rule
+from metalr_optax.signals import Signal
+from metalr_optax.stack import StackedMemory, stack_memories
 
 # Slopes and logs of widths move by at most so much in a step.
 _STEP = 0.02
@@ -82,10 +96,10 @@ _STEP = 0.02
 LARGEST_SLOPE = 0.45
 # Widths are learned between so many distances to the nearest neighbour.
 _NARROWEST, _WIDEST = 0.25, 1.0
-# What few coordinates say counts little: this much of what all local models heard is
-# added to what one heard.
+# The evidence of few coordinates counts little: this much of that of all local models
+# is added to that of each.
 _SHARED = 1e-3
-# Nobody answers for an input at which no activation is as large as this.
+# No local model answers for an input at which no activation is as large as this.
 _UNANSWERED = math.log(0.1)
 # Further than so many widths from all local models an input is an outlier.
 _OUTLIER = 100.0
@@ -93,6 +107,127 @@ _OUTLIER = 100.0
 # the sign of evidence goes with the side by so much, in means over fifty steps.
 _WANTED, _SPLIT = 0.05, 0.2
 _DECAY = 0.98
+
+
+class Learned(NamedTuple):
+    """What is learned besides rates.
+
+    Attributes:
+      capacity: local models of a memory at most, None for those at the start.
+      widths: whether widths are.
+      slopes: whether slopes are.
+    """
+
+    capacity: int | None
+    widths: bool
+    slopes: bool
+
+
+def growing(learned: Learned, inputs: Any) -> LocalModels:
+    """Return the family of local models that :func:`grow` changes.
+
+    Every local model is evaluated for every coordinate.
+    """
+
+    def init(memories: Sequence[Memory], dtype: Any, progress: bool) -> StackedMemory:
+        if learned.capacity is not None:
+            memories = [padded(memory, learned.capacity) for memory in memories]
+        stack = stack_memories(memories, dtype, inputs, progress)
+        like = stack._replace(
+            slopes=stack.rates if learned.slopes else None,
+            disagreement=None if learned.capacity is None else stack.rates,
+        )
+        return with_slopes(stack, memories, like)
+
+    def row(memory: StackedMemory, index: Any) -> tuple[Kernels, jax.Array, Any]:
+        slopes = None if memory.slopes is None else at(memory.slopes, index)
+        kernels = Kernels(*at(memory.kernels, index))
+        return kernels, at(memory.rates, index), slopes
+
+    def read_rates(row: Any, direction: jax.Array, history: Any) -> jax.Array:
+        kernels, rates, slopes = row
+        return read(kernels, rates, kernel_inputs(inputs, direction, history), slopes)
+
+    def gather(
+        row: Any, signal: Signal, gradient: Any, last: Any, turn: Any, history: Any
+    ) -> Evidence:
+        kernels, rates, slopes = row
+        compare = compare_by(signal, rates.dtype)
+        unit = input_unit(inputs, last.astype(rates.dtype))
+        tensors = gradient, last, unit, turn, history
+        z, values = compare(*tensors)
+        zeros = jnp.zeros_like(rates)
+        sums = sums_of(
+            kernels, rates, zeros if slopes is None else slopes, z, values[0]
+        )
+        totals = *accumulate(kernels, z, values), sums
+        u, activity, sums = jax.tree.map(lambda x: x / max(last.size, 1), totals)
+        return Evidence(u, activity, *logged(kernels, compare, *tensors), sums)
+
+    return LocalModels(init, row, read_rates, gather)
+
+
+def grow(rule: Rule, learned: Learned) -> Rule:
+    """Return a rule that also moves slopes and widths, and adds local models."""
+
+    def update(evidence: Evidence, state: Any, memory: StackedMemory) -> Any:
+        memory, state = rule.update(evidence, state, memory)
+        sums = evidence.sums
+        if learned.slopes:
+            slopes = memory.slopes + _STEP * _relative(sums.slope, sums.spread)
+            bounds = rule.bounds(state, slopes.dtype)
+            memory = memory._replace(slopes=_bounded(slopes, memory.rates, bounds))
+        if learned.widths:
+            memory = memory._replace(kernels=_widened(memory.kernels, sums))
+        if learned.capacity is not None:
+            memory = _grown(memory, evidence)
+        return memory, state
+
+    return rule._replace(update=update)
+
+
+def with_slopes(
+    stack: StackedMemory, memories: Sequence[Memory], like: StackedMemory
+) -> StackedMemory:
+    """Return a stack with the slopes of memories and no disagreement, if like has."""
+    zeros = jnp.zeros_like(stack.rates)
+    slopes = [
+        zeros[..., 0, :] if m.slopes is None else jnp.asarray(m.slopes, zeros.dtype)
+        for m in memories
+    ]
+    return stack._replace(
+        slopes=None if like.slopes is None else jnp.stack(slopes, axis=-2),
+        disagreement=None if like.disagreement is None else zeros,
+    )
+
+
+def padded(memory: Memory, num: int) -> Memory:
+    """Return a memory of num local models; those not in use have the mean rate."""
+    kernels, rates = memory.kernels, jnp.asarray(memory.rates)
+    widths = jnp.asarray(kernels.widths)
+
+    def longer(array: Any) -> Any:
+        more = num - jnp.shape(array)[-1]
+        pads = [(0, 0)] * (jnp.ndim(array) - 1) + [(0, more)]
+        return jnp.pad(jnp.asarray(array), pads)
+
+    used = longer(widths) > 0
+    mean = jnp.mean(rates, axis=-1, where=widths > 0, keepdims=True)
+    lowest = jnp.finfo(rates.dtype).min
+    last = jnp.max(
+        kernels.centers, axis=-1, where=widths > 0, initial=lowest, keepdims=True
+    )
+    weight, slopes = (
+        None if array is None else jnp.where(used, longer(array), 0)
+        for array in (memory.evidence_weight, memory.slopes)
+    )
+    centers = jnp.where(used, longer(kernels.centers), last)
+    return memory._replace(
+        kernels=Kernels(centers, longer(widths)),
+        rates=jnp.where(used, longer(rates), mean),
+        evidence_weight=weight,
+        slopes=slopes,
+    )
 
 
 class Sums(NamedTuple):
@@ -142,27 +277,27 @@ def sums_of(
       values: [...], the evidence :math:`a_i` about that rate, finite.
     """
     nearest, weighted, weights = weigh(kernels, rates, inputs, slopes)
-    eta, size, heard = weighted / weights, jnp.abs(values), values != 0
+    eta, size, has_evidence = weighted / weights, jnp.abs(values), values != 0
     ends = outermost(kernels)
 
     def of_model(_: None, model: Any) -> tuple[None, Sums]:
         kernel, rate, slope = model
         t, log = distance(kernel, ends, inputs), log_activation(kernel, ends, inputs)
-        psi, turn = jnp.exp(log), jnp.clip(t, -LINEAR, LINEAR)
-        change = (rate * (1 + slope * turn) - eta) * t * t
+        psi, tilt = jnp.exp(log), jnp.clip(t, -LINEAR, LINEAR)
+        change = (rate * (1 + slope * tilt) - eta) * t * t
         change -= jnp.where(jnp.abs(t) < LINEAR, rate * slope * t, 0)
         width = values * (jnp.exp(log - nearest) / weights * change)
-        own = heard & (log == nearest)
+        own = has_evidence & (log == nearest)
         # Of the input itself: clamped ones are all near.
         away = jnp.abs(inputs - kernel.centers)
         away = away / jnp.where(kernel.widths > 0, kernel.widths, 1)
         far = own & (log < _UNANSWERED) & (away < _OUTLIER)
         away = jnp.minimum(away, REACH)
-        one = Sums(
+        sums = Sums(
             side=values * psi * jnp.sign(t),
             lean=size * psi * jnp.sign(t),
-            slope=values * psi * turn,
-            spread=size * psi * jnp.abs(turn),
+            slope=values * psi * tilt,
+            spread=size * psi * jnp.abs(tilt),
             width=width,
             width_size=jnp.abs(width),
             owned=own,
@@ -171,41 +306,13 @@ def sums_of(
             left=jnp.where(far & (t < 0), away, 0),
             right=jnp.where(far & (t > 0), away, 0),
         )
-        return None, jax.tree.map(lambda x: jnp.sum(x, dtype=values.dtype), one)
+        return None, jax.tree.map(lambda x: jnp.sum(x, dtype=values.dtype), sums)
 
     return jax.lax.scan(of_model, None, (kernels, rates, slopes))[1]
 
 
-def learn(
-    kind: Kind,
-    table: Table,
-    sums: Sums,
-    evidence: tuple[jax.Array, jax.Array],
-    bounds: tuple[jax.Array, jax.Array],
-) -> Table:
-    """Return a table whose rates were corrected, with all else that is learned.
-
-    Args:
-      kind: what is learned.
-      table: L memories.
-      sums: [L, M] each.
-      evidence: u and activity, [L, M].
-      bounds: smallest rate [] and largest [L, 1].
-    """
-    if kind.linear:
-        slopes = table.slopes + _STEP * _relative(sums.slope, sums.spread)
-        table = table._replace(slopes=_bounded(slopes, table.rates, bounds))
-    if kind.widens:
-        table = table._replace(widths=_widened(table, sums))
-    if not kind.grows:
-        return table
-    models = _LocalModels(*table[:6])
-    grown = jax.vmap(_grow)(models, sums, *evidence)
-    return table._replace(**grown._asdict())
-
-
 class _LocalModels(NamedTuple):
-    """The columns of a table that belong to local models, [M] or of one of them."""
+    """What a memory holds of its local models, [M], or of a single local model, []."""
 
     rates: Any
     evidence_weight: Any
@@ -230,17 +337,39 @@ def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
     return jnp.clip(slopes, -most, most)
 
 
-def _widened(table: Table, sums: Sums) -> jax.Array:
-    """Return widths a step on; those out of range come no further out of it."""
-    centers, widths = table.centers, table.widths
+def _widened(kernels: jax.Array, sums: Sums) -> jax.Array:
+    """Return kernels a step on; those out of range come no further out of it."""
+    centers, widths = kernels[:, 0], kernels[:, 1]
     used = widths > 0
     gaps = jnp.abs(centers[:, :, None] - centers[:, None, :])
     others = used[:, None, :] & ~jnp.eye(centers.shape[1], dtype=bool)[None]
-    nearest = jnp.min(jnp.where(others, gaps, jnp.inf), axis=-1)
+    largest = jnp.finfo(gaps.dtype).max
+    nearest = jnp.min(jnp.where(others, gaps, largest), axis=-1)
     new = widths * jnp.exp(_STEP * _relative(sums.width, sums.width_size))
     low = jnp.minimum(widths, _NARROWEST * nearest)
     high = jnp.maximum(widths, _WIDEST * nearest)
-    return jnp.where(used, jnp.clip(new, low, high), 0)
+    return kernels.at[:, 1].set(jnp.where(used, jnp.clip(new, low, high), 0))
+
+
+def _grown(memory: StackedMemory, evidence: Evidence) -> StackedMemory:
+    """Return memories each of which has at most one local model more in use."""
+    slopes = memory.slopes
+    models = _LocalModels(
+        rates=memory.rates,
+        evidence_weight=memory.evidence_weight,
+        centers=memory.kernels[:, 0],
+        widths=memory.kernels[:, 1],
+        slopes=jnp.zeros_like(memory.rates) if slopes is None else slopes,
+        disagreement=memory.disagreement,
+    )
+    models = jax.vmap(_grow)(models, evidence.sums, evidence.u, evidence.activity)
+    return memory._replace(
+        rates=models.rates,
+        evidence_weight=models.evidence_weight,
+        kernels=jnp.stack([models.centers, models.widths], axis=1),
+        slopes=None if slopes is None else models.slopes,
+        disagreement=models.disagreement,
+    )
 
 
 def _grow(
@@ -318,26 +447,28 @@ def _halves(
     against = jnp.where(models.widths > 0, jnp.abs(models.disagreement), 0)
     # Where most evidence contradicts itself, not where a narrow one has little.
     parent = jnp.argmax(jnp.where(against > _SPLIT, against * activity, 0))
-    one: Any = jax.tree.map(lambda x: x[parent], models)
-    heard = activity[parent]
-    part = sums.spread[parent] / jnp.where(heard > 0, heard, 1)
-    part = jnp.where(heard > 0, jnp.minimum(part, 0.5), 0)
-    width = part * one.widths
+    split: Any = jax.tree.map(lambda x: x[parent], models)
+    total = activity[parent]
+    part = sums.spread[parent] / jnp.where(total > 0, total, 1)
+    part = jnp.where(total > 0, jnp.minimum(part, 0.5), 0)
+    width = part * split.widths
     is_other = (models.widths > 0) & (jnp.arange(len(activity)) != parent)
     is_split, halves = against[parent] > _SPLIT, []
     for sign in (-1, 1):
-        center, rise = one.centers + sign * width, 1 + sign * part * one.slopes
+        center, rise = split.centers + sign * width, 1 + sign * part * split.slopes
         halves.append(
             _LocalModels(
-                one.rates * rise,
-                one.evidence_weight / 2,
-                *(center, width, one.slopes * part / rise),
-                jnp.zeros_like(width),
+                rates=split.rates * rise,
+                evidence_weight=split.evidence_weight / 2,
+                centers=center,
+                widths=width,
+                slopes=split.slopes * part / rise,
+                disagreement=jnp.zeros_like(width),
             )
         )
         is_split &= _is_clear(models, center, width, is_other)
         # Not so narrow that it cannot be told from its centre.
-        is_split &= jnp.abs(center - one.centers) > 0.5 * width
+        is_split &= jnp.abs(center - split.centers) > 0.5 * width
     return is_split, parent, *halves
 
 
@@ -345,5 +476,6 @@ def _is_clear(
     models: _LocalModels, center: jax.Array, width: jax.Array, others: jax.Array
 ) -> jax.Array:
     """Return whether a place is half a width away from others."""
-    gaps = jnp.where(others, jnp.abs(models.centers - center), jnp.inf)
+    largest = jnp.finfo(models.centers.dtype).max
+    gaps = jnp.where(others, jnp.abs(models.centers - center), largest)
     return jnp.min(gaps) > 0.5 * width

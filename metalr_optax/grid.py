@@ -1,4 +1,4 @@
-"""Large tensors: a sample of their coordinates, and a cost that does not grow with M.
+"""Large tensors: a cost that does not grow with M.
 
 The rate is a smooth function of a single number, so it is evaluated at the nodes of a
 grid and interpolated linearly for every coordinate. Evidence takes the same way back:
@@ -8,7 +8,6 @@ log-spaced ones; other kernels, those that a grid would blur and those whose val
 not known when an optimizer is built are evaluated one by one.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 
 from metalr_optax.checks import is_concrete
 from metalr_optax.memory import REACH, Kernels, accumulate
+from metalr_optax.sample import automatically, explicit_mesh, replicated
 
 # From this size and number of local models on a grid pays.
 LARGE = 2**14
@@ -37,8 +37,6 @@ _BEND, _TURN = 0.06, 0.065
 _PIECE = 2**20
 # XLA vectorises and shares out a loop over a multiple of this, an odd one it may not.
 _ALIGNED = 8
-# A sample is taken where it is so many times smaller.
-_PAYS = 8
 # 2^32 divided by the golden ratio: multiples of it, modulo 2^32, are evenly spread.
 _GOLDEN = 2654435769
 
@@ -129,15 +127,15 @@ def read_large(
         place = _place(kernels, grid, inputs)
         cell = place.astype(jnp.int32)
         fraction = place - cell.astype(place.dtype)
-        cell = cell.astype(jnp.uint32)  # so that nobody asks whether it is negative
+        cell = cell.astype(jnp.uint32)  # avoids the select for negative indices
         low = nodes.at[cell].get(mode="promise_in_bounds")
         high = nodes.at[cell + 1].get(mode="promise_in_bounds")
         rate = (low + fraction * (high - low)).astype(rates.dtype)
         return jnp.clip(rate, jnp.min(rates), jnp.max(rates))
 
-    mesh = _explicit_mesh(inputs)
+    mesh = explicit_mesh(inputs)
     sharding = jax.typeof(inputs).sharding if mesh else None
-    return _automatically(interpolated, sharding)(kernels, rates, inputs)
+    return automatically(interpolated, sharding)(kernels, rates, inputs)
 
 
 def accumulate_large(
@@ -182,66 +180,6 @@ def accumulate_large(
         return jax.lax.platform_dependent(*arguments, cpu=on_grid, default=exactly)
 
     return replicated(both, pair[0])(kernels, pair, more)
-
-
-def replicated(function: Callable[..., Any], tensor: jax.Array) -> Callable[..., Any]:
-    """Return a function whose result all devices have, on whatever mesh a tensor is."""
-    mesh = _explicit_mesh(tensor)
-    whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return _automatically(function, whole)
-
-
-def sample(tensor: jax.Array, size: int | None) -> jax.Array:
-    """Return a fixed lattice of at most ``size`` coordinates of a large tensor [...].
-
-    From every row (the last axis) one coordinate of each of a number of blocks, at a
-    place in the block that moves on from row to row: so all rows are seen, and all
-    columns but a rest that is shorter than a block. With more rows than ``size``, rows
-    are taken evenly. More than an eighth of ``size`` is left. ``None`` takes all, and
-    so does any size of a tensor that is less than 8 times as large: to pick a
-    coordinate takes the time of several.
-    """
-    if size is None or not is_sampled(tensor, size):
-        return tensor
-    return replicated(functools.partial(_lattice, size), tensor)(tensor)
-
-
-def is_sampled(tensor: jax.Array, size: int | None) -> bool:
-    """Return whether `sample` takes less than all."""
-    return size is not None and tensor.size > _PAYS * size
-
-
-def _lattice(size: int, tensor: jax.Array) -> jax.Array:
-    *lengths, columns = tensor.shape
-    strides = [1] * len(lengths)
-    while math.prod(lengths) > size:
-        axis = lengths.index(max(lengths))
-        strides[axis] *= 2
-        lengths[axis] = -(-tensor.shape[axis] // strides[axis])
-    width = -(-columns // max(1, size // math.prod(lengths)))
-    number = columns // width
-    rows = tensor[tuple(slice(None, None, stride) for stride in strides)]
-    # In a block the place moves on by one from row to row and from block to block.
-    shape = (*lengths, number)
-    steps = [jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in range(len(shape))]
-    moves = sum(
-        step * (math.prod(lengths[i + 1 :]) % width) for i, step in enumerate(steps)
-    )
-    place = steps[-1] * width + moves % width
-    axes = tuple(range(len(lengths)))
-    return jax.lax.gather(
-        rows,
-        place[..., None],
-        jax.lax.GatherDimensionNumbers(
-            offset_dims=(),
-            collapsed_slice_dims=(len(lengths),),
-            start_index_map=(len(lengths),),
-            operand_batching_dims=axes,
-            start_indices_batching_dims=axes,
-        ),
-        slice_sizes=(1,) * tensor.ndim,
-        mode="promise_in_bounds",
-    )
 
 
 def _same(one: np.ndarray, other: Any, widths: Any) -> bool:
@@ -358,16 +296,3 @@ def _on_mesh(tensor: jax.Array) -> bool:
     """Return whether a tensor may be sharded: only what is traced can be known."""
     mesh = jax.typeof(tensor).sharding.mesh
     return not (mesh.empty and jax.sharding.get_abstract_mesh().empty)
-
-
-def _explicit_mesh(tensor: jax.Array) -> Any:
-    """Return the mesh of a tensor that has its sharding in its type, or None."""
-    mesh = jax.typeof(tensor).sharding.mesh
-    return mesh if jax.sharding.AxisType.Explicit in mesh.axis_types else None
-
-
-def _automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
-    """Leave it to XLA how to share the work, as on a mesh of automatic axes."""
-    if out_sharding is None:
-        return function
-    return jax.sharding.auto_axes(function, out_sharding=out_sharding)

@@ -1,0 +1,160 @@
+"""Bad steps are skipped and outliers limited: no single batch can end a run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import Literal
+
+from metalr_optax.checks import check_real, check_state
+from metalr_optax.groups import memory_dtype
+
+# Without a clip a gradient of more than so many times the usual norm is scaled down.
+_OUTLIER = 10.0
+# The usual norm is the largest of about the last hundred steps.
+_NORM_DECAY = 0.99
+# A norm that is no larger counts as 0.
+_TINY = 1e-18
+# The usual norm at most doubles in a step: two outliers in a row are still outliers.
+_NORM_GROWTH = 2.0
+
+
+class GuardState(NamedTuple):
+    """State of :func:`guard`.
+
+    Attributes:
+      inner_state: of what is guarded.
+      usual_norm: [], the largest norm of a gradient of the last hundred steps or so.
+      skipped: [2], int32, steps skipped so far, and since the last step taken.
+    """
+
+    inner_state: Any
+    usual_norm: jax.Array
+    skipped: jax.Array
+
+
+def guard(
+    optimizer: optax.GradientTransformationExtraArgs, clip_norm: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Return an optimizer that skips bad steps whole and limits the norm of others.
+
+    .. math::
+      g &\leftarrow g \cdot \min(1, \text{limit} / \lVert g \rVert), \quad
+        \text{limit} = \text{clip\_norm or } 10\, n \\
+      n &\leftarrow \max(0.99\, n, \min(\lVert g \rVert, 2 n))
+
+    A step is bad if a coordinate is not finite, or if the norm over the whole tree is
+    more than 1e18 times as large as usual (and as 1). Then updates are zero and the
+    inner state is as before.
+    """
+
+    def init(params: optax.Params) -> GuardState:
+        inner_state = optimizer.init(params)
+        dtype = memory_dtype(params)
+        zeros = jnp.zeros(2, jnp.int32)
+        return GuardState(inner_state, jnp.zeros([], dtype), zeros)
+
+    def update(updates, state, params=None, **extra_args):
+        check_state(state, GuardState)
+        updates = jax.tree.map(jnp.asarray, updates)
+        check_real(updates)
+        usual = state.usual_norm
+        norm = _norm(updates, jnp.maximum(usual, 1))
+        is_good = jnp.isfinite(norm)
+        scale = _scale(norm, usual, clip_norm)
+
+        def limited_update(updates: Any, inner_state: Any) -> Any:
+            limited = jax.tree.map(
+                # In the wide dtype: float16 has no such small scales.
+                lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
+                updates,
+            )
+            return optimizer.update(limited, inner_state, params, **extra_args)
+
+        moves, inner_state = update_if(
+            is_good, limited_update, updates, state.inner_state
+        )
+        usual = jnp.where(is_good, _new_usual(norm, usual), usual)
+        total, _ = kept = state.skipped
+        skipped = jnp.where(
+            is_good,
+            jnp.stack([total, jnp.zeros_like(total)]),
+            optax.safe_increment(kept),
+        )
+        moves = jax.tree.map(lambda move: jnp.where(is_good, move, 0), moves)
+        return moves, GuardState(inner_state, usual, skipped)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def update_if(
+    is_good: jax.Array, update: Callable[..., Any], updates: Any, state: Any
+) -> tuple[Any, Any]:
+    """Return (moves, state) of an update, or garbage and the state as it was.
+
+    Every array of the new state is chosen as soon as it is there, and what else follows
+    from it is computed from the chosen array. With a choice behind the update, XLA would
+    copy a donated state that it needs both as it was and as it will be.
+    """
+    closed, out = jax.make_jaxpr(update, return_shape=True)(updates, state)
+    program, old = closed.jaxpr, jax.tree.leaves(state)
+    variables = program.outvars[-len(old) :]
+    is_new = {v for eqn in program.eqns for v in eqn.outvars}
+    choices = {
+        v: before
+        for v, before in zip(variables, old, strict=True)
+        if not isinstance(v, Literal) and v in is_new and variables.count(v) == 1
+    }
+    values = dict(zip(program.constvars, closed.consts, strict=True))
+    values |= dict(zip(program.invars, jax.tree.leaves((updates, state)), strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, Literal) else values[variable]
+
+    for eqn in program.eqns:
+        # Functions and options until JAX 0.9, options since.
+        bound = eqn.primitive.get_bind_params(eqn.params)
+        functions, options = bound if isinstance(bound, tuple) else ((), bound)
+        with eqn.ctx.manager:
+            results = eqn.primitive.bind(*functions, *map(read, eqn.invars), **options)
+        results = results if eqn.primitive.multiple_results else [results]
+        for variable, new in zip(eqn.outvars, results, strict=True):
+            before = choices.get(variable)
+            values[variable] = (
+                new if before is None else jnp.where(is_good, new, before)
+            )
+    leaves = [
+        new if v in choices or new is before else jnp.where(is_good, new, before)
+        for v, new, before in zip(variables, map(read, variables), old, strict=True)
+    ]
+    moves = [read(v) for v in program.outvars[: -len(old)]]
+    return jax.tree.unflatten(jax.tree.structure(out), [*moves, *leaves])
+
+
+def _scale(norm: jax.Array, usual: jax.Array, clip_norm: Any) -> jax.Array:
+    """Return what brings a norm down to the largest that is allowed, at most 1."""
+    if clip_norm is None:
+        limit = jnp.where(usual > 0, _OUTLIER * usual, norm)
+    else:
+        limit = jnp.asarray(clip_norm, norm.dtype)
+    return jnp.minimum(limit / norm, 1)
+
+
+def _new_usual(norm: jax.Array, usual: jax.Array) -> jax.Array:
+    """Return the largest norm of about the last hundred steps, this one among them."""
+    grown = jnp.where(usual > 0, jnp.minimum(norm, _NORM_GROWTH * usual), norm)
+    return jnp.maximum(_NORM_DECAY * usual, jnp.where(norm > _TINY, grown, 0))
+
+
+def _norm(tree: Any, unit: jax.Array) -> jax.Array:
+    """Return the norm of a tree in the dtype of a unit, not finite if a leaf is not.
+
+    The root comes last and has the sum to itself: XLA copies cheaper expressions of a
+    sum over all tensors into the program of every tensor, which takes N^2 to compile.
+    """
+    parts = [leaf.astype(unit.dtype) / unit for leaf in jax.tree.leaves(tree)]
+    # Not 0, where a root has no derivative.
+    smallest = jnp.asarray(_TINY**2, unit.dtype)
+    return unit * jnp.sqrt(sum((jnp.sum(part * part) for part in parts), smallest))

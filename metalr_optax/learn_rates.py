@@ -1,0 +1,468 @@
+"""The ready rule around any Optax optimizer: no rate to choose."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metalr_optax import checks
+from metalr_optax.checks import check_number, check_state
+from metalr_optax.evidence import whole_tensors
+from metalr_optax.follow import follow_schedule
+from metalr_optax.groups import GroupBy, by_row, labels_of
+from metalr_optax.guards import guard
+from metalr_optax.initial import Initial
+from metalr_optax.kernels import linspace_kernels
+from metalr_optax.local_models import at
+from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.rules import agreement_steps, cap, from_optax
+from metalr_optax.signals import raw_product
+from metalr_optax.stack import ByRelativeDirection
+from metalr_optax.transform import (
+    Learner,
+    ScaleByMemoryState,
+    cast_like,
+    choose_models,
+    make_learner,
+    start,
+    step,
+)
+
+# A rate per layer: more local models win where inputs are of unequal scale, and lose
+# when samples come one at a time (benchmarks/README.md).
+_KERNELS = linspace_kernels(1.0, num=1)
+
+# Steps of Adam are as large as the rate in every coordinate, from the first step on.
+_LARGEST_START_OF_ADAM = 0.01
+
+# So many coordinates of a tensor give evidence.
+_SAMPLE = 2**12
+
+Mask = Any | Callable[[optax.Params], Any]
+
+
+class LearnRatesState(NamedTuple):
+    """State of :func:`learn_rates`, inside of that of its guard.
+
+    Attributes:
+      memory_state: :class:`ScaleByMemoryState`.
+      count: [], int32, steps so far; None where the multiplier is no schedule.
+    """
+
+    memory_state: ScaleByMemoryState
+    count: Any
+
+
+def learn_rates(
+    base_optimizer: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    *,
+    initial: Initial = 1e-3,
+    kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
+    clip_norm: float | None = None,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 10.0),
+    largest_step: float | None = 0.1,
+    evidence_sample: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wrap any Optax optimizer, with per-layer rates adapted online.
+
+    With the updates :math:`-d` of ``base_optimizer``, a whole optimizer with a rate of
+    1, such as ``optax.lion(1.0)``:
+
+    .. math::
+      x \leftarrow x - \text{learning\_rate} \cdot
+        (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
+
+    The rates :math:`\eta` are those of :func:`scale_by_memory`, :math:`\bar\eta` the
+    mean rate of a memory by evidence. They climb from ``initial`` to the largest stable
+    rates within some tens of steps, and come down where gradients begin to contradict
+    each other. The evidence about a step is the gradient of the next step times the
+    direction (:func:`raw_product`), its rule is :func:`agreement_steps`. A run leaves a
+    learned schedule, which the next run follows (``progress`` of
+    :func:`scale_by_memory`).
+
+    A step whose gradient is not finite, or more than 1e18 times as large as usual, is
+    skipped whole: its update is zero, and weights, memory and schedule are as before.
+    (Inside ``optax.MultiSteps`` such a batch skips the step of all.)
+
+    Args:
+      base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or
+        ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. Its sign is not
+        guessed. A schedule inside of it is learned away: pass it as ``learning_rate``.
+        A weight decay inside of it is part of its direction, and of the evidence. A
+        smaller rate inside only makes the start slower: ``init`` warns of it.
+      learning_rate: multiplier on all learned rates, a number or a schedule. While it
+        is below 0.9 of its highest value so far, rates hold, so that adaptation cannot
+        cancel your decay. ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to
+        finish a run. What never reaches 0.05 warns: it was probably meant to be
+        ``initial``.
+      initial: the rate the memory starts with, or memories, see
+        :func:`scale_by_memory`.
+      kernels: where the local models are, in root mean squares of a tensor; default
+        ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
+        ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
+        safe when samples come one at a time.
+      memory_optimizer: steps the rates; default :func:`agreement_steps`. With
+        ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
+      clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
+        last hundred steps.
+      weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
+        learned rate of the memory. It is no part of the direction, nor of the evidence.
+      mask: a tree of booleans, or a function from parameters to such a tree: what
+        decays.
+      group_by: which tensors share a memory, see :func:`scale_by_memory`.
+      rate_bounds: smallest and largest rate a memory may hold.
+      largest_step: a memory raises no rate above this times the root mean square of
+        its parameters at ``init``, because gradients that agree do not say when a step
+        has become too large for the layer; None for no such ceiling. All-zero layers
+        use the RMS of the whole tree.
+      evidence_sample: coordinates of a large tensor that give evidence, see
+        :func:`scale_by_memory`; default 4,096, and any number from the size of the
+        largest tensor on for all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
+      the parameters if there is a weight decay. State: that of the base, one number per
+      sampled coordinate, and a few per memory.
+
+    Raises:
+      ValueError: an argument that is not as above; at ``init``, a base that cannot be
+        wrapped (``optax.contrib.schedule_free``, whose weights follow from its updates:
+        put it around this; line searches, which choose their own rate) or that ascends.
+
+    Examples:
+      Lion, from a rate a hundred times too small:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import learn_rates
+      >>> optimizer = learn_rates(optax.lion(1.0), initial=1e-5)
+      >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
+      >>> for _ in range(100):
+      ...   updates, state = update(gradient(x), state)
+      ...   x = optax.apply_updates(x, updates)
+      >>> bool(jnp.sum(x**2) < 0.1)
+      True
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017. The interface
+      follows ``optax.contrib.mechanize``.
+
+    .. seealso:: :func:`memory_adam`, :func:`memory_sgd`, :func:`scale_by_memory`.
+    """
+    checks.check_transformation("base_optimizer", base_optimizer)
+    checks.check_multiplier(learning_rate)
+    if clip_norm is not None:
+        smallest = float(np.finfo(np.float32).tiny)
+        check_number("clip_norm", clip_norm, smallest, closed=True)
+    check_number("weight_decay", weight_decay, closed=True)
+    rule = from_optax(memory_optimizer or agreement_steps(), rate_bounds)
+    if largest_step is not None:
+        check_number("largest_step", largest_step)
+        rule = cap(rule, largest_step)
+    if kernels is None and not isinstance(initial, Memory | Mapping):
+        kernels = _KERNELS
+    inputs = ByRelativeDirection()
+    models, memories = choose_models(initial, kernels, inputs, rate_bounds)
+    base = optax.chain(base_optimizer, optax.scale(-1.0))
+    learner = make_learner(
+        *(models, follow_schedule(rule), base, memories, raw_product),
+        group_by=group_by,
+        evidence_sample=_SAMPLE if evidence_sample is None else evidence_sample,
+        progress=True,
+        finds_orientation=False,
+    )
+    # Without a decay the parameters need not be passed.
+    decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
+    decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
+    return guard(_descent(learner, base_optimizer, learning_rate, decay), clip_norm)
+
+
+def _descent(
+    learner: Learner,
+    base_optimizer: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    decay: optax.GradientTransformation | None,
+) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer that a learner and a multiplier make."""
+
+    def init(params: optax.Params) -> LearnRatesState:
+        state = start(learner, params)
+        checks.warn_of_rate(learning_rate)
+        checks.check_base(base_optimizer, params)
+        count = jnp.zeros([], jnp.int32) if callable(learning_rate) else None
+        return LearnRatesState(state, count)
+
+    def update(updates, state, params=None, **extra_args):
+        check_state(state, LearnRatesState)
+        multiplier, count = learning_rate, state.count
+        if callable(learning_rate):
+            multiplier, count = learning_rate(count), optax.safe_increment(count)
+        scaled, memory_state = step(
+            learner, updates, state.memory_state, params, extra_args, multiplier
+        )
+        if decay is not None:
+            scaled = _decayed(decay, learner.group_by, memory_state, scaled, params)
+        moves = jax.tree.map(lambda x: x * jnp.asarray(-multiplier, x.dtype), scaled)
+        return cast_like(moves, updates), LearnRatesState(memory_state, count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _decayed(
+    decay: optax.GradientTransformation,
+    group_by: GroupBy,
+    state: ScaleByMemoryState,
+    scaled: optax.Updates,
+    params: optax.Params | None,
+) -> optax.Updates:
+    """Return scaled directions with weights, times the mean rates of their memories."""
+    checks.check_params(params, scaled)
+    zeros = jax.tree.map(jnp.zeros_like, scaled)
+    weights, _ = decay.update(zeros, decay.init(zeros), params)
+    means = mean_rate(state.memory.rates, state.memory.evidence_weight)
+    leaves, structure = jax.tree.flatten(weights)
+    pieces = whole_tensors(leaves, labels_of(scaled, group_by), state.rows)
+    leaves = [
+        by_row(_at_mean_rate, piece.rows)(means, piece.rows, piece.array)
+        for piece in pieces
+    ]
+    return jax.tree.map(jnp.add, scaled, jax.tree.unflatten(structure, leaves))
+
+
+def _at_mean_rate(means: jax.Array, row: jax.Array, weights: jax.Array) -> jax.Array:
+    return at(means, row) * weights.astype(means.dtype)
+
+
+@checks.without("stacked", "frozen")
+def memory_sgd(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    momentum: float | None = 0.9,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    initial: Initial = 1e-3,
+    kernels: Kernels | None = None,
+    clip_norm: float | None = 1.0,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 10.0),
+    evidence_sample: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Stochastic gradient descent with momentum, its rates learned on the way.
+
+    .. math::
+      g &\leftarrow g \cdot \min(1, \text{clip\_norm} / \lVert g \rVert) \\
+      d &\leftarrow g + \text{momentum} \cdot d \\
+      x &\leftarrow x - \text{learning\_rate} \cdot
+        (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
+
+    with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
+    tensor; :math:`\bar\eta` is the mean rate of the memory by evidence. The rate
+    :math:`\eta` is :func:`scale_by_memory`'s, corrected by
+    :func:`agreement_steps` on :func:`raw_product`. It has no base rate to tune: the
+    memory climbs from ``initial`` to what the task bears within some tens of steps and
+    comes down again where gradients begin to contradict each other. The paper's own
+    rule is :func:`paper_sgd`.
+
+    A step is skipped whole if a coordinate of the gradient is not finite: its update is
+    zero, and weights, memory and schedule are as before. (Inside ``optax.MultiSteps``
+    one such batch skips the step of all.) A finite gradient never is, however large.
+
+    Args:
+      learning_rate: factor on all learned rates, a number or a schedule. While it is
+        below 0.9 of its highest value so far, rates stand still: a decay means what it
+        says. (A factor in a link of its own is not known here, and is made up for.)
+        ``optax.linear_schedule(1.0, 0.0, updates)`` is the way to finish a run. What
+        never reaches 0.05 warns: it was probably meant to be ``initial``.
+      momentum: decay of the direction, in [0, 1); 0 or None for none.
+      nesterov: as in ``optax.sgd``.
+      accumulator_dtype: dtype of the momentum, as in ``optax.sgd``.
+      initial: the rate the memory starts with, or memories, see
+        :func:`scale_by_memory`.
+      kernels: where the local models are, in root mean squares of a tensor; default
+        ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
+        ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
+        safe when samples come one at a time.
+      clip_norm: largest norm of a gradient: the first steps and rare outliers cannot
+        ruin a run. None for 10 times the largest norm of the last hundred steps.
+      weight_decay: as in ``optax.adamw``: decoupled, times the factor and the learned
+        rate of the memory. With momentum that is known as SGDW. It is no part of the
+        direction, nor of the evidence.
+      mask: a tree of booleans, or a function from parameters to one: what decays.
+      group_by: which tensors share a memory, see :func:`scale_by_memory`.
+      rate_bounds: smallest and largest rate a memory may hold.
+      evidence_sample: how many coordinates of a large tensor give evidence, see
+        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
+        largest tensor for all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
+      the parameters if there is a weight decay.
+
+    Raises:
+      ValueError: a momentum outside [0, 1), a norm that is not positive, a negative
+        decay; else see :func:`scale_by_memory`.
+
+    Examples:
+      From a rate a thousand times too small:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import memory_sgd
+      >>> optimizer = memory_sgd(initial=1e-5)
+      >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
+      >>> for _ in range(100):
+      ...   updates, state = update(gradient(x), state)
+      ...   x = optax.apply_updates(x, updates)
+      >>> bool(jnp.sum(x**2) < 0.01)
+      True
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017.
+
+    .. seealso:: :func:`paper_sgd`, :func:`scale_by_memory`.
+    """
+    if momentum is not None:
+        check_number("momentum", momentum, 0.0, 1.0, closed=True)
+    if checks.is_concrete(momentum) and momentum == 0:
+        momentum = None  # and no array of zeros
+    return learn_rates(
+        optax.sgd(1.0, momentum, nesterov, accumulator_dtype),
+        learning_rate,
+        initial=initial,
+        kernels=kernels,
+        clip_norm=clip_norm,
+        weight_decay=weight_decay,
+        mask=mask,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        largest_step=None,
+        evidence_sample=evidence_sample,
+    )
+
+
+@checks.without("stacked", "frozen")
+def memory_adam(
+    learning_rate: optax.ScalarOrSchedule = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    eps_root: float = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: float = 0.0,
+    mask: Mask | None = None,
+    *,
+    nesterov: bool = False,
+    initial: Initial = 1e-3,
+    kernels: Kernels | None = None,
+    clip_norm: float | None = None,
+    group_by: GroupBy = "layer",
+    rate_bounds: tuple[float, float] = (1e-9, 10.0),
+    largest_step: float | None = 0.1,
+    evidence_sample: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam, its rates learned on the way.
+
+    .. math::
+      d &= \hat m / (\sqrt{\hat v} + \epsilon) \\
+      x &\leftarrow x - \text{learning\_rate} \cdot
+        (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
+
+    As :func:`memory_sgd`, with directions of Adam. The evidence about them is the
+    gradient of the next step, because directions of Adam agree with each other even in
+    pure noise. Steps that are not finite are skipped, see :func:`memory_sgd`. The
+    paper's own rule is :func:`paper_adam`.
+
+    Args:
+      learning_rate: see :func:`memory_sgd`.
+      b1: decay of Adam's first moment, in [0, 1).
+      b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is
+        learned, and with 0.999, Adam's own default, steps are those of gradients a
+        thousand updates ago: the memory takes that for a rate that is too small.
+      eps: added to the root of the second moment.
+      eps_root: added to the second moment, as in ``optax.adam``.
+      mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
+        from rounded directions.
+      weight_decay: AdamW's, see :func:`memory_sgd`; none by default, as in
+        ``optax.adam``.
+      mask: what decays.
+      nesterov: as in ``optax.adam``.
+      initial: the rate the memory starts with, at most 0.01, or memories, see
+        :func:`scale_by_memory`. A larger first step of Adam breaks what no memory
+        repairs; the memory climbs higher by itself where it can.
+      kernels: where the local models are, in root mean squares of a tensor; default
+        ``linspace_kernels(1.0, num=1)``.
+      clip_norm: largest norm of a gradient; default None. Steps of Adam do not grow
+        with a gradient, and where every gradient is above the norm a clip takes from
+        each another part: an agent that Adam teaches at any rate from .001 to .03 fails
+        with it. Without it a gradient of more than 10 times the largest norm of the
+        last hundred steps is brought down to that, or one outlier would hold up Adam's
+        second moment for the rest of a run.
+      group_by: which tensors share a memory.
+      rate_bounds: smallest and largest rate a memory may hold.
+      largest_step: a memory raises no rate above this times the root mean square of
+        its parameters at ``init``, because gradients that agree do not say when a step
+        has become too large for the layer; None for no such ceiling. Parameters that
+        are all zero have that of the whole tree.
+      evidence_sample: how many coordinates of a large tensor give evidence, see
+        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
+        largest tensor for all.
+
+    Returns:
+      A :class:`optax.GradientTransformationExtraArgs` that descends.
+
+    Raises:
+      ValueError: a rate above 0.01 to start with; else see :func:`memory_sgd`.
+
+    Examples:
+      From a rate a thousand times too small:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from metalr_optax import memory_adam
+      >>> optimizer = memory_adam(initial=1e-5)
+      >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
+      >>> x = jnp.array([1.0, -2.0])
+      >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
+      >>> for _ in range(100):
+      ...   updates, state = update(gradient(x), state)
+      ...   x = optax.apply_updates(x, updates)
+      >>> bool(jnp.sum(x**2) < 0.1)
+      True
+
+    References:
+      Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017; Kingma, Ba,
+      `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
+      2014; Loshchilov, Hutter, `Decoupled Weight Decay Regularization
+      <https://arxiv.org/abs/1711.05101>`_, 2019.
+
+    .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
+    """
+    checks.check_start("memory_adam", initial, _LARGEST_START_OF_ADAM)
+    for name, value in (("b1", b1), ("b2", b2)):
+        check_number(name, value, 0.0, 1.0, closed=True)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        check_number(name, value, closed=True)
+    return learn_rates(
+        optax.adam(1.0, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        learning_rate,
+        initial=initial,
+        kernels=kernels,
+        clip_norm=clip_norm,
+        weight_decay=weight_decay,
+        mask=mask,
+        group_by=group_by,
+        rate_bounds=rate_bounds,
+        largest_step=largest_step,
+        evidence_sample=evidence_sample,
+    )
