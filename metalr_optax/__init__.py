@@ -12,6 +12,7 @@ from metalr_optax.kernels import logspace_kernels as logspace_kernels
 from metalr_optax.learn_rates import learn_rates as learn_rates
 from metalr_optax.learn_rates import memory_adam as memory_adam
 from metalr_optax.learn_rates import memory_sgd as memory_sgd
+from metalr_optax.learner import ScaleByMemoryState as ScaleByMemoryState
 from metalr_optax.memory import Kernels as Kernels
 from metalr_optax.memory import Memory as Memory
 from metalr_optax.paper import paper_adam as paper_adam
@@ -31,5 +32,4 @@ from metalr_optax.summary import get_rates as get_rates
 from metalr_optax.summary import summarize_memory as summarize_memory
 from metalr_optax.transfer import get_memory as get_memory
 from metalr_optax.transfer import set_memory as set_memory
-from metalr_optax.transform import ScaleByMemoryState as ScaleByMemoryState
 from metalr_optax.transform import scale_by_memory as scale_by_memory

@@ -8,15 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.checks import (
-    check_memories,
-    check_memory,
-    in_use,
-    is_concrete,
-    require,
-)
+from metalr_optax.checks import is_concrete, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
 from metalr_optax.memory import Kernels, Memory, read
+from metalr_optax.memory_checks import check_memories, check_memory, in_use
 from metalr_optax.transfer import get_memory, memory_states
 
 # The last part of a label that names a tensor; the part before it names the layer.

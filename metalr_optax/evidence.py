@@ -1,6 +1,7 @@
-"""What a gradient says about the last direction of all tensors, by memory."""
+"""Which coordinates give evidence, for which memory, and how it is averaged."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.groups import Label, by_row, names_in
-from metalr_optax.local_models import Evidence
-from metalr_optax.sample import replicated, sample
+from metalr_optax.checks import check_like_init, refuse_samples
+from metalr_optax.groups import Label
+
+
+class Evidence(NamedTuple):
+    """What a gradient says about the last step: means over coordinates.
+
+    Of one tensor the arrays have no axis of L memories; ``multiplier`` is None there.
+
+    Attributes:
+      u: [L, M], of agreement times activation.
+      activity: [L, M], the same without signs.
+      agreeing: [L], of agreement.
+      counting: [L], the same without signs.
+      outside: [L], whether the last direction was out of range.
+      sums: what else a family needs, [L, M] each, or None.
+      multiplier: [], what rates are multiplied with further down.
+    """
+
+    u: Any
+    activity: Any
+    agreeing: Any
+    counting: Any
+    outside: Any
+    sums: Any = None
+    multiplier: Any = None
 
 
 class Piece(NamedTuple):
@@ -37,7 +61,8 @@ def whole_tensors(
     index = {name: place for place, name in enumerate(sorted(rows))}
     pieces = []
     for leaf, label in zip(leaves, labels, strict=True):
-        places = np.array([index[name] for name in names_in(label)], np.int32)
+        names = [label] if isinstance(label, str) else label
+        places = np.array([index[name] for name in names], np.int32)
         operand = rows[label] if isinstance(label, str) else places
         sizes = np.full(len(places), leaf.size // max(len(places), 1))
         pieces.append(Piece(operand, places, sizes, leaf))
@@ -82,21 +107,31 @@ class Samples(NamedTuple):
     array: jax.Array
 
 
-def joined(pieces: Sequence[Piece], dtype: Any) -> Samples:
-    """Return the arrays of pieces, one after the other."""
-    flat = [piece.array.astype(dtype).ravel() for piece in pieces]
+def keep(pieces: Sequence[Piece], size: int | None, last: Any, dtype: Any) -> Any:
+    """Return what a state keeps of a direction, like what it kept of the last."""
+    if size is None:
+        # A copy: without jit the direction may be the caller's gradient itself, which
+        # the next donated step would take with it.
+        old, structure = jax.tree.flatten(last)
+        pairs = zip(pieces, old, strict=True)
+        copies = [jnp.array(piece.array, like.dtype) for piece, like in pairs]
+        return jax.tree.unflatten(structure, copies)
+    flat = [piece.array.astype(dtype).ravel() for piece in sampled(pieces, size)]
     return Samples(jnp.concatenate([jnp.zeros(0, dtype), *flat]))
 
 
-def parted(samples: Samples, pieces: Sequence[Piece]) -> list[jax.Array]:
-    """Return what :func:`joined` has put together, in the shapes of pieces."""
-    (array,) = samples
-    ends = np.cumsum([piece.array.size for piece in pieces])
-    parts = jnp.split(array, ends[:-1])
-    return [
-        part.reshape(piece.array.shape)
-        for part, piece in zip(parts, pieces, strict=True)
-    ]
+def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
+    """Return what :func:`keep` kept, in the shapes of the pieces of a gradient."""
+    if not isinstance(last, Samples):
+        leaves = jax.tree.leaves(last)
+        check_like_init(gradient, [leaf.shape for leaf in leaves])
+        return leaves
+    sizes = [piece.array.size for piece in pieces]
+    if sum(sizes) != last.array.size:
+        refuse_samples(gradient, sum(sizes), last.array.size)
+    parts = jnp.split(last.array, np.cumsum(sizes)[:-1])
+    pairs = zip(parts, pieces, strict=True)
+    return [part.reshape(piece.array.shape) for part, piece in pairs]
 
 
 def collect(
@@ -104,10 +139,9 @@ def collect(
     shared: Any,
     pieces: Sequence[Piece],
     last: Sequence[jax.Array],
-    histories: Sequence[jax.Array | None],
-    num: int,
+    histories: Sequence[jax.Array | None] | None,
 ) -> Evidence:
-    """Return the evidence [num, ...] of all tensors: means over those of a memory.
+    """Return the evidence [L, ...] of all tensors: means over those of a memory.
 
     Args:
       gather: (shared, row, gradient, last direction, history) -> evidence of a tensor.
@@ -115,31 +149,26 @@ def collect(
       pieces: of the gradient.
       last: the last directions, in the shapes of pieces.
       histories: what kernels are given, where that is no direction.
-      num: of memories.
     """
     parts = []
-    for piece, *arrays in zip(pieces, last, histories, strict=True):
-        part = by_row(gather, piece.rows)(shared, piece.rows, piece.array, *arrays)
+    for i, piece in enumerate(pieces):
+        history = None if histories is None else histories[i]
+        arrays = piece.rows, piece.array, last[i], history
+        part = by_row(gather, piece.rows)(shared, *arrays)
         parts.append(part if piece.rows.ndim else jax.tree.map(_as_slice, part))
-    places = np.concatenate([piece.places for piece in pieces])
-    sizes = np.concatenate([piece.sizes for piece in pieces])
-    totals = np.maximum(np.bincount(places, sizes, num), 1)
-    mean = functools.partial(_mean, places, sizes / totals[places], num)
-    return jax.tree.map(lambda *columns: mean(columns), *parts)
+    return jax.tree.map(functools.partial(_mean, pieces), *parts)
 
 
-def _as_slice(array: jax.Array) -> jax.Array:
-    return array[None]
+def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
+    """Return a function (shared, row, *arrays) that treats each slice of arrays alone.
 
-
-def _mean(
-    places: np.ndarray, shares: np.ndarray, num: int, columns: Sequence[jax.Array]
-) -> jax.Array:
-    """Return the weighted sums [num, ...] of columns [c, ...] by place."""
-    array = jnp.concatenate(columns)
-    weights = jnp.asarray(shares, array.dtype).reshape(-1, *[1] * (array.ndim - 1))
-    zeros = jnp.zeros((num, *array.shape[1:]), array.dtype)
-    return zeros.at[places].add(weights * array)
+    Where arrays have a memory for each slice of their first axis, rows are [c].
+    """
+    if rows.ndim == 0:
+        return function
+    return lambda shared, *slices: jax.vmap(functools.partial(function, shared))(
+        *slices
+    )
 
 
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
@@ -148,21 +177,98 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     Zero-initialised groups have the RMS of the whole tree.
     """
 
-    def square(shared: Any, row: Any, array: jax.Array) -> jax.Array:
+    def mean_square(shared: Any, row: Any, array: jax.Array) -> jax.Array:
         del shared, row
-        return jnp.sum(jnp.square(array.astype(dtype)))
+        return jnp.sum(jnp.square(array.astype(dtype))) / max(array.size, 1)
 
     if not pieces:
         return jnp.zeros(0, dtype)
+    squares = [
+        by_row(mean_square, piece.rows)(None, piece.rows, piece.array).reshape(-1)
+        for piece in pieces
+    ]
+    whole = [piece._replace(places=0 * piece.places) for piece in pieces]
+    means, everything = _mean(pieces, *squares), _mean(whole, *squares)
+    return jnp.sqrt(jnp.where(means > 0, means, everything))
+
+
+def sample(tensor: jax.Array, size: int | None) -> jax.Array:
+    """Return a fixed lattice of at most ``size`` coordinates of a tensor [...].
+
+    From every row (the last axis) one coordinate of each of a number of blocks, at a
+    place in the block that moves on from row to row: so all rows are represented, and
+    all columns but a rest that is shorter than a block. With more rows than ``size``,
+    rows are taken evenly. More than an eighth of ``size`` is left. ``None`` takes all,
+    and so does any size of a tensor that has no more.
+    """
+    if size is None or tensor.size <= size:
+        return tensor
+    return replicated(functools.partial(_lattice, size), tensor)(tensor)
+
+
+def replicated(function: Callable[..., Any], tensor: jax.Array) -> Callable[..., Any]:
+    """Return a function whose result all devices have, on whatever mesh a tensor is."""
+    mesh = explicit_mesh(tensor)
+    whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return automatically(function, whole)
+
+
+def explicit_mesh(tensor: jax.Array) -> Any:
+    """Return the mesh of a tensor that has its sharding in its type, or None."""
+    mesh = jax.typeof(tensor).sharding.mesh
+    return mesh if jax.sharding.AxisType.Explicit in mesh.axis_types else None
+
+
+def automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
+    """Leave it to XLA how to share the work, as on a mesh of automatic axes."""
+    if out_sharding is None:
+        return function
+    return jax.sharding.auto_axes(function, out_sharding=out_sharding)
+
+
+def _as_slice(array: jax.Array) -> jax.Array:
+    return array[None]
+
+
+def _mean(pieces: Sequence[Piece], *columns: jax.Array) -> jax.Array:
+    """Return the means [L, ...] of columns [c, ...] by memory, a column a piece."""
     places = np.concatenate([piece.places for piece in pieces])
     sizes = np.concatenate([piece.sizes for piece in pieces])
-    squares = jnp.concatenate(
-        [
-            by_row(square, piece.rows)(None, piece.rows, piece.array).reshape(-1)
-            for piece in pieces
-        ]
+    shares = sizes / np.maximum(np.bincount(places, sizes), 1)[places]
+    array = jnp.concatenate(columns)
+    weights = jnp.asarray(shares, array.dtype).reshape(-1, *[1] * (array.ndim - 1))
+    zeros = jnp.zeros((max(places) + 1, *array.shape[1:]), array.dtype)
+    return zeros.at[places].add(weights * array)
+
+
+def _lattice(size: int, tensor: jax.Array) -> jax.Array:
+    *lengths, columns = tensor.shape
+    strides = [1] * len(lengths)
+    while math.prod(lengths) > size:
+        axis = lengths.index(max(lengths))
+        strides[axis] *= 2
+        lengths[axis] = -(-tensor.shape[axis] // strides[axis])
+    width = -(-columns // max(1, size // math.prod(lengths)))
+    number = columns // width
+    rows = tensor[tuple(slice(None, None, stride) for stride in strides)]
+    # In a block the place moves on by one from row to row and from block to block.
+    shape = (*lengths, number)
+    steps = [jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in range(len(shape))]
+    moves = sum(
+        step * (math.prod(lengths[i + 1 :]) % width) for i, step in enumerate(steps)
     )
-    totals = jnp.zeros(max(places) + 1, dtype).at[places].add(squares)
-    means = totals / jnp.asarray(np.maximum(np.bincount(places, sizes), 1), dtype)
-    everything = jnp.sum(squares) / max(sizes.sum(), 1)
-    return jnp.sqrt(jnp.where(means > 0, means, everything))
+    place = steps[-1] * width + moves % width
+    axes = tuple(range(len(lengths)))
+    return jax.lax.gather(
+        rows,
+        place[..., None],
+        jax.lax.GatherDimensionNumbers(
+            offset_dims=(),
+            collapsed_slice_dims=(len(lengths),),
+            start_index_map=(len(lengths),),
+            operand_batching_dims=axes,
+            start_indices_batching_dims=axes,
+        ),
+        slice_sizes=(1,) * tensor.ndim,
+        mode="promise_in_bounds",
+    )

@@ -22,8 +22,9 @@ import numpy as np
 import safetensors.numpy
 
 from metalr_optax import __version__
-from metalr_optax.checks import check_memories, check_memory, is_concrete, require
+from metalr_optax.checks import is_concrete, require
 from metalr_optax.memory import Kernels, Memory
+from metalr_optax.memory_checks import check_memories, check_memory
 
 # What has no schedule and no slopes is written as version 1, for older releases, if
 # all local models are in use.

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.checks import is_concrete
+from metalr_optax.evidence import automatically, explicit_mesh, replicated
 from metalr_optax.memory import REACH, Kernels, accumulate
-from metalr_optax.sample import automatically, explicit_mesh, replicated
 
 # From this size and number of local models on a grid pays.
 LARGE = 2**14

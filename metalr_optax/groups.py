@@ -1,7 +1,6 @@
 """Which tensors share a memory, and what it is called."""
 
 import collections
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,18 +40,6 @@ def unique(labels: Sequence[Label]) -> list[str]:
 def names_in(label: Label) -> Sequence[str]:
     """Return the names that a label stands for."""
     return [label] if isinstance(label, str) else label
-
-
-def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
-    """Return a function (shared, row, *arrays) that treats each slice of arrays alone.
-
-    Where arrays have a memory for each slice of their first axis, rows are [c].
-    """
-    if rows.ndim == 0:
-        return function
-    return lambda shared, *slices: jax.vmap(functools.partial(function, shared))(
-        *slices
-    )
 
 
 def memory_dtype(params: Any) -> Any:

@@ -16,8 +16,8 @@ coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
 
 where :math:`r` divides a sum by that of its absolute values, so that only the sign of
 evidence and how far it agrees count. A local model is split where evidence on the two
-sides of its centre has had opposite signs for long, and a new local model is added where inputs
-fall that none answers for.
+sides of its centre has had opposite signs for long, and a new local model is added
+where inputs fall that none answers for.
 
 Examples:
   Inputs above 0.5 bear ten times the rate of those below. Directions are new in every
@@ -65,21 +65,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metalr_optax.evidence import Evidence
 from metalr_optax.local_models import (
-    Evidence,
     LocalModels,
     at,
     compare_by,
+    gaussian,
     input_unit,
     kernel_inputs,
-    logged,
 )
 from metalr_optax.memory import (
     LINEAR,
     REACH,
     Kernels,
     Memory,
-    accumulate,
     distance,
     log_activation,
     outermost,
@@ -88,7 +87,8 @@ from metalr_optax.memory import (
 )
 from metalr_optax.rules import Rule
 from metalr_optax.signals import Signal
-from metalr_optax.stack import StackedMemory, stack_memories
+from metalr_optax.splitting import Sums, grown, relative
+from metalr_optax.stack import StackedMemory
 
 # Slopes and logs of widths move by at most so much in a step.
 _STEP = 0.02
@@ -96,17 +96,10 @@ _STEP = 0.02
 LARGEST_SLOPE = 0.45
 # Widths are learned between so many distances to the nearest neighbour.
 _NARROWEST, _WIDEST = 0.25, 1.0
-# The evidence of few coordinates counts little: this much of that of all local models
-# is added to that of each.
-_SHARED = 1e-3
 # No local model answers for an input at which no activation is as large as this.
 _UNANSWERED = math.log(0.1)
 # Further than so many widths from all local models an input is an outlier.
 _OUTLIER = 100.0
-# A local model is added where one input in twenty is not answered for, and split where
-# the sign of evidence goes with the side by so much, in means over fifty steps.
-_WANTED, _SPLIT = 0.05, 0.2
-_DECAY = 0.98
 
 
 class Learned(NamedTuple):
@@ -128,43 +121,39 @@ def growing(learned: Learned, inputs: Any) -> LocalModels:
 
     Every local model is evaluated for every coordinate.
     """
+    fixed = gaussian([], inputs)
 
     def init(memories: Sequence[Memory], dtype: Any, progress: bool) -> StackedMemory:
         if learned.capacity is not None:
             memories = [padded(memory, learned.capacity) for memory in memories]
-        stack = stack_memories(memories, dtype, inputs, progress)
-        like = stack._replace(
-            slopes=stack.rates if learned.slopes else None,
-            disagreement=None if learned.capacity is None else stack.rates,
-        )
+        stack = fixed.init(memories, dtype, progress)
+        slopes = stack.rates if learned.slopes else None
+        disagreement = None if learned.capacity is None else stack.rates
+        like = stack._replace(slopes=slopes, disagreement=disagreement)
         return with_slopes(stack, memories, like)
 
-    def row(memory: StackedMemory, index: Any) -> tuple[Kernels, jax.Array, Any]:
-        slopes = None if memory.slopes is None else at(memory.slopes, index)
-        kernels = Kernels(*at(memory.kernels, index))
-        return kernels, at(memory.rates, index), slopes
+    def scale(stack: Any, row: Any, direction: jax.Array, history: Any) -> jax.Array:
+        if stack.slopes is None:
+            return fixed.scale(stack, row, direction, history)
+        direction = direction.astype(stack.rates.dtype)
+        kernels, slopes = Kernels(*at(stack.kernels, row)), at(stack.slopes, row)
+        z = kernel_inputs(inputs, direction, history)
+        return read(kernels, at(stack.rates, row), z, slopes) * direction
 
-    def read_rates(row: Any, direction: jax.Array, history: Any) -> jax.Array:
-        kernels, rates, slopes = row
-        return read(kernels, rates, kernel_inputs(inputs, direction, history), slopes)
-
-    def gather(
-        row: Any, signal: Signal, gradient: Any, last: Any, turn: Any, history: Any
-    ) -> Evidence:
-        kernels, rates, slopes = row
-        compare = compare_by(signal, rates.dtype)
+    def gather(signal: Signal, shared: Any, row: Any, *tensors: Any) -> Evidence:
+        evidence = fixed.gather(signal, shared, row, *tensors)
+        (stack, turn), (gradient, last, history) = shared, tensors
+        kernels, rates = Kernels(*at(stack.kernels, row)), at(stack.rates, row)
+        zeros = jnp.zeros_like(stack.rates)
+        slopes = at(zeros if stack.slopes is None else stack.slopes, row)
         unit = input_unit(inputs, last.astype(rates.dtype))
-        tensors = gradient, last, unit, turn, history
-        z, values = compare(*tensors)
-        zeros = jnp.zeros_like(rates)
-        sums = sums_of(
-            kernels, rates, zeros if slopes is None else slopes, z, values[0]
-        )
-        totals = *accumulate(kernels, z, values), sums
-        u, activity, sums = jax.tree.map(lambda x: x / max(last.size, 1), totals)
-        return Evidence(u, activity, *logged(kernels, compare, *tensors), sums)
+        compare = compare_by(signal, rates.dtype)
+        z, (values, _) = compare(gradient, last, unit, turn, history)
+        sums = sums_of(kernels, rates, slopes, z, values)
+        sums = jax.tree.map(lambda total: total / max(last.size, 1), sums)
+        return evidence._replace(sums=sums)
 
-    return LocalModels(init, row, read_rates, gather)
+    return LocalModels(init, scale, gather)
 
 
 def grow(rule: Rule, learned: Learned) -> Rule:
@@ -174,13 +163,13 @@ def grow(rule: Rule, learned: Learned) -> Rule:
         memory, state = rule.update(evidence, state, memory)
         sums = evidence.sums
         if learned.slopes:
-            slopes = memory.slopes + _STEP * _relative(sums.slope, sums.spread)
+            slopes = memory.slopes + _STEP * relative(sums.slope, sums.spread)
             bounds = rule.bounds(state, slopes.dtype)
             memory = memory._replace(slopes=_bounded(slopes, memory.rates, bounds))
         if learned.widths:
             memory = memory._replace(kernels=_widened(memory.kernels, sums))
         if learned.capacity is not None:
-            memory = _grown(memory, evidence)
+            memory = grown(memory, evidence)
         return memory, state
 
     return rule._replace(update=update)
@@ -228,36 +217,6 @@ def padded(memory: Memory, num: int) -> Memory:
         evidence_weight=weight,
         slopes=slopes,
     )
-
-
-class Sums(NamedTuple):
-    """What a tensor says, sums or means over its coordinates, [M] each.
-
-    Attributes:
-      side: of evidence, that on the left with its sign turned.
-      lean: the same of its absolute values.
-      slope: of evidence times distance from the centre in widths, at most 2.
-      spread: the same without signs.
-      width: of evidence times how the reading changes with the log of a width.
-      width_size: the same without signs.
-      owned: of coordinates with evidence that a local model is the nearest to.
-      far_left: of those that it does not answer for, on its left.
-      far_right: on its right.
-      left: of their distances in widths, on its left.
-      right: on its right.
-    """
-
-    side: jax.Array
-    lean: jax.Array
-    slope: jax.Array
-    spread: jax.Array
-    width: jax.Array
-    width_size: jax.Array
-    owned: jax.Array
-    far_left: jax.Array
-    far_right: jax.Array
-    left: jax.Array
-    right: jax.Array
 
 
 def sums_of(
@@ -311,24 +270,6 @@ def sums_of(
     return jax.lax.scan(of_model, None, (kernels, rates, slopes))[1]
 
 
-class _LocalModels(NamedTuple):
-    """What a memory holds of its local models, [M], or of a single local model, []."""
-
-    rates: Any
-    evidence_weight: Any
-    centers: Any
-    widths: Any
-    slopes: Any
-    disagreement: Any
-
-
-def _relative(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """Return sums [..., M] over those of absolute values, in [-1, 1]; 0 for nothing."""
-    total = jnp.sum(whole, axis=-1, keepdims=True)
-    usable = (total > 0) & jnp.isfinite(total)
-    return jnp.where(usable, part / jnp.where(usable, whole + _SHARED * total, 1), 0)
-
-
 def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
     """Return slopes with which no local model is above or below the bounds."""
     low, high = bounds
@@ -345,137 +286,7 @@ def _widened(kernels: jax.Array, sums: Sums) -> jax.Array:
     others = used[:, None, :] & ~jnp.eye(centers.shape[1], dtype=bool)[None]
     largest = jnp.finfo(gaps.dtype).max
     nearest = jnp.min(jnp.where(others, gaps, largest), axis=-1)
-    new = widths * jnp.exp(_STEP * _relative(sums.width, sums.width_size))
+    new = widths * jnp.exp(_STEP * relative(sums.width, sums.width_size))
     low = jnp.minimum(widths, _NARROWEST * nearest)
     high = jnp.maximum(widths, _WIDEST * nearest)
     return kernels.at[:, 1].set(jnp.where(used, jnp.clip(new, low, high), 0))
-
-
-def _grown(memory: StackedMemory, evidence: Evidence) -> StackedMemory:
-    """Return memories each of which has at most one local model more in use."""
-    slopes = memory.slopes
-    models = _LocalModels(
-        rates=memory.rates,
-        evidence_weight=memory.evidence_weight,
-        centers=memory.kernels[:, 0],
-        widths=memory.kernels[:, 1],
-        slopes=jnp.zeros_like(memory.rates) if slopes is None else slopes,
-        disagreement=memory.disagreement,
-    )
-    models = jax.vmap(_grow)(models, evidence.sums, evidence.u, evidence.activity)
-    return memory._replace(
-        rates=models.rates,
-        evidence_weight=models.evidence_weight,
-        kernels=jnp.stack([models.centers, models.widths], axis=1),
-        slopes=None if slopes is None else models.slopes,
-        disagreement=models.disagreement,
-    )
-
-
-def _grow(
-    models: _LocalModels, sums: Sums, u: jax.Array, activity: jax.Array
-) -> _LocalModels:
-    """Return M local models of which at most one more is in use."""
-    models = models._replace(disagreement=_disagreement(models, sums, u, activity))
-    used = models.widths > 0
-    free = jnp.argmin(used)
-    is_wanted, other = _beside(models, sums, models.disagreement[free])
-    is_split, parent, left, right = _halves(models, sums, activity)
-    is_added = ~jnp.all(used) & is_wanted
-    is_split &= ~jnp.all(used) & ~is_wanted
-    places = jnp.arange(len(used))
-    to_fill = (places == free) & (is_added | is_split)
-    to_halve = (places == parent) & is_split
-
-    def change(old: Any, other: Any, left: Any, right: Any) -> jax.Array:
-        new = jnp.where(is_added, other, right)
-        return jnp.where(to_fill, new, jnp.where(to_halve, left, old))
-
-    return jax.tree.map(change, models, other, left, right)
-
-
-def _disagreement(
-    models: _LocalModels, sums: Sums, u: jax.Array, activity: jax.Array
-) -> jax.Array:
-    """Return the running means [M]; of the first not in use, how much it is wanted."""
-    used = models.widths > 0
-    # The covariance of sign and side: 0 where all evidence agrees, or is on one side,
-    # and not lost where a rate goes to and fro between what its sides ask for.
-    mean = _relative(u, activity)
-    covariance = _relative(sums.side, activity) - mean * _relative(sums.lean, activity)
-    total = jnp.sum(activity)
-    usable = (total > 0) & jnp.isfinite(total)
-    own = activity / jnp.where(usable, activity + _SHARED * (total - activity), 1)
-    owned = jnp.sum(sums.owned)
-    far = jnp.sum(sums.far_left + sums.far_right) / jnp.where(owned > 0, owned, 1)
-    is_first = jnp.arange(len(used)) == jnp.argmin(used)
-    target = jnp.where(used, covariance, jnp.where(is_first, far, 0))
-    weight = jnp.where(usable, jnp.where(used, own, 1), 0)
-    old = models.disagreement
-    return old + (1 - _DECAY) * weight * (target - old)
-
-
-def _beside(
-    models: _LocalModels, sums: Sums, wanted: jax.Array
-) -> tuple[jax.Array, _LocalModels]:
-    """Return whether to add a local model where inputs are not answered for, and it.
-
-    It stands in the middle of those beside the local model that has most of them.
-    """
-    far = jnp.stack([sums.far_left, sums.far_right])
-    side, near = jnp.unravel_index(jnp.argmax(far), far.shape)
-    most = far[side, near]
-    away = jnp.stack([sums.left, sums.right])[side, near] / jnp.where(most > 0, most, 1)
-    width = models.widths[near]
-    center = models.centers[near] + jnp.where(side == 0, -1, 1) * away * width
-    kernels = Kernels(models.centers, models.widths)
-    (rate,) = read(kernels, models.rates, center[None], models.slopes)
-    zero = jnp.zeros_like(rate)
-    new = _LocalModels(rate, zero, center, width, zero, zero)
-    is_clear = _is_clear(models, center, width, models.widths > 0)
-    return (most > 0) & (wanted > _WANTED) & is_clear, new
-
-
-def _halves(
-    models: _LocalModels, sums: Sums, activity: jax.Array
-) -> tuple[jax.Array, jax.Array, _LocalModels, _LocalModels]:
-    """Return whether to split a local model, which, and its halves.
-
-    They read what it read, and stand as far from its centre as its evidence, at most
-    half a width.
-    """
-    against = jnp.where(models.widths > 0, jnp.abs(models.disagreement), 0)
-    # Where most evidence contradicts itself, not where a narrow one has little.
-    parent = jnp.argmax(jnp.where(against > _SPLIT, against * activity, 0))
-    split: Any = jax.tree.map(lambda x: x[parent], models)
-    total = activity[parent]
-    part = sums.spread[parent] / jnp.where(total > 0, total, 1)
-    part = jnp.where(total > 0, jnp.minimum(part, 0.5), 0)
-    width = part * split.widths
-    is_other = (models.widths > 0) & (jnp.arange(len(activity)) != parent)
-    is_split, halves = against[parent] > _SPLIT, []
-    for sign in (-1, 1):
-        center, rise = split.centers + sign * width, 1 + sign * part * split.slopes
-        halves.append(
-            _LocalModels(
-                rates=split.rates * rise,
-                evidence_weight=split.evidence_weight / 2,
-                centers=center,
-                widths=width,
-                slopes=split.slopes * part / rise,
-                disagreement=jnp.zeros_like(width),
-            )
-        )
-        is_split &= _is_clear(models, center, width, is_other)
-        # Not so narrow that it cannot be told from its centre.
-        is_split &= jnp.abs(center - split.centers) > 0.5 * width
-    return is_split, parent, *halves
-
-
-def _is_clear(
-    models: _LocalModels, center: jax.Array, width: jax.Array, others: jax.Array
-) -> jax.Array:
-    """Return whether a place is half a width away from others."""
-    largest = jnp.finfo(models.centers.dtype).max
-    gaps = jnp.where(others, jnp.abs(models.centers - center), largest)
-    return jnp.min(gaps) > 0.5 * width

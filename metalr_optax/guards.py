@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Literal
 
-from metalr_optax.checks import check_real, check_state
+from metalr_optax.checks import check_state
 from metalr_optax.groups import memory_dtype
 
 # Without a clip a gradient of more than so many times the usual norm is scaled down.
@@ -57,9 +57,9 @@ def guard(
         return GuardState(inner_state, jnp.zeros([], dtype), zeros)
 
     def update(updates, state, params=None, **extra_args):
-        check_state(state, GuardState)
+        if not isinstance(state, GuardState):
+            check_state(state, GuardState)
         updates = jax.tree.map(jnp.asarray, updates)
-        check_real(updates)
         usual = state.usual_norm
         norm = _norm(updates, jnp.maximum(usual, 1))
         is_good = jnp.isfinite(norm)
@@ -95,8 +95,8 @@ def update_if(
     """Return (moves, state) of an update, or garbage and the state as it was.
 
     Every array of the new state is chosen as soon as it is there, and what else follows
-    from it is computed from the chosen array. With a choice behind the update, XLA would
-    copy a donated state that it needs both as it was and as it will be.
+    from it is computed from the chosen array. With a choice behind the update, XLA
+    would copy a donated state that it needs both as it was and as it will be.
     """
     closed, out = jax.make_jaxpr(update, return_shape=True)(updates, state)
     program, old = closed.jaxpr, jax.tree.leaves(state)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metalr_optax.local_models import agreement
 from metalr_optax.orientation import find_orientation
-from metalr_optax.signals import agreement, sign_agreement
+from metalr_optax.signals import sign_agreement
 
 # A history is a running mean over about (1 + .9) / (1 - .9) = 19 steps.
 _PAST = 0.9

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax import checks
+from metalr_optax import checks, memory_checks
 from metalr_optax.kernels import linspace_kernels
 from metalr_optax.memory import Kernels, Memory
 
@@ -57,7 +57,7 @@ def initial_memories(
         first: Any = initial
         if isinstance(first, Mapping):
             if labels:
-                checks.check_labels("initial", first, labels)
+                memory_checks.check_labels("initial", first, labels)
                 return [first[label] for label in labels]
             first = smallest
         if not isinstance(first, Memory):

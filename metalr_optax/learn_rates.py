@@ -9,27 +9,20 @@ import numpy as np
 import optax
 
 from metalr_optax import checks
-from metalr_optax.checks import check_number, check_state
-from metalr_optax.evidence import whole_tensors
-from metalr_optax.follow import follow_schedule
-from metalr_optax.groups import GroupBy, by_row, labels_of
+from metalr_optax.checks import check_number
+from metalr_optax.evidence import by_row, whole_tensors
+from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.guards import guard
 from metalr_optax.initial import Initial
 from metalr_optax.kernels import linspace_kernels
+from metalr_optax.learner import Learner, ScaleByMemoryState, start, step, with_signal
 from metalr_optax.local_models import at
 from metalr_optax.memory import Kernels, Memory, mean_rate
+from metalr_optax.progress import follow_schedule
 from metalr_optax.rules import agreement_steps, cap, from_optax
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
-from metalr_optax.transform import (
-    Learner,
-    ScaleByMemoryState,
-    cast_like,
-    choose_models,
-    make_learner,
-    start,
-    step,
-)
+from metalr_optax.transform import choose_models
 
 # A rate per layer: more local models win where inputs are of unequal scale, and lose
 # when samples come one at a time (benchmarks/README.md).
@@ -40,6 +33,16 @@ _LARGEST_START_OF_ADAM = 0.01
 
 # So many coordinates of a tensor give evidence.
 _SAMPLE = 2**12
+
+# A first step that is smaller where the gradient is 1 has a rate inside of it.
+_RATE_INSIDE = 0.05
+
+# States of optimizers that choose their own rate, or weights.
+_NO_BASES = (
+    optax.contrib.ScheduleFreeState,
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+)
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -170,16 +173,15 @@ def learn_rates(
         rule = cap(rule, largest_step)
     if kernels is None and not isinstance(initial, Memory | Mapping):
         kernels = _KERNELS
-    inputs = ByRelativeDirection()
-    models, memories = choose_models(initial, kernels, inputs, rate_bounds)
-    base = optax.chain(base_optimizer, optax.scale(-1.0))
-    learner = make_learner(
-        *(models, follow_schedule(rule), base, memories, raw_product),
-        group_by=group_by,
-        evidence_sample=_SAMPLE if evidence_sample is None else evidence_sample,
-        progress=True,
-        finds_orientation=False,
+    size = _SAMPLE if evidence_sample is None else evidence_sample
+    checks.check_evidence(None, group_by, size)
+    models, memories = choose_models(
+        initial, kernels, ByRelativeDirection(), rate_bounds
     )
+    models, rule = with_signal(models, raw_product), follow_schedule(rule)
+    base = optax.chain(base_optimizer, optax.scale(-1.0))
+    parts = models, rule, base, memories, group_by, size
+    learner = Learner(*parts, progress=True, finds_orientation=False)
     # Without a decay the parameters need not be passed.
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
@@ -197,12 +199,11 @@ def _descent(
     def init(params: optax.Params) -> LearnRatesState:
         state = start(learner, params)
         checks.warn_of_rate(learning_rate)
-        checks.check_base(base_optimizer, params)
+        _check_base(base_optimizer, params)
         count = jnp.zeros([], jnp.int32) if callable(learning_rate) else None
         return LearnRatesState(state, count)
 
     def update(updates, state, params=None, **extra_args):
-        check_state(state, LearnRatesState)
         multiplier, count = learning_rate, state.count
         if callable(learning_rate):
             multiplier, count = learning_rate(count), optax.safe_increment(count)
@@ -211,8 +212,10 @@ def _descent(
         )
         if decay is not None:
             scaled = _decayed(decay, learner.group_by, memory_state, scaled, params)
-        moves = jax.tree.map(lambda x: x * jnp.asarray(-multiplier, x.dtype), scaled)
-        return cast_like(moves, updates), LearnRatesState(memory_state, count)
+        moves = optax.tree.scale(jnp.asarray(-multiplier, jnp.float32), scaled)
+        return optax.tree.cast_like(moves, updates), LearnRatesState(
+            memory_state, count
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -240,6 +243,43 @@ def _decayed(
 
 def _at_mean_rate(means: jax.Array, row: jax.Array, weights: jax.Array) -> jax.Array:
     return at(means, row) * weights.astype(means.dtype)
+
+
+def _check_base(base: optax.GradientTransformation, params: Any) -> None:
+    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside of it.
+
+    A step for a gradient of ones tells, on a tree like the parameters with a single
+    number for each tensor.
+    """
+    with jax.ensure_compile_time_eval():
+        ones = jax.tree.map(
+            lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
+        )
+        state = base.init(ones)
+        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, _NO_BASES))
+        found = [type(node).__name__ for node in nodes if isinstance(node, _NO_BASES)]
+        hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
+        allowed = "leave rates and weights to learn_rates"
+        checks.require(not found, "base_optimizer", allowed, found, hint)
+        try:
+            updates, _ = optax.with_extra_args_support(base).update(ones, state, ones)
+        except TypeError:
+            return  # Without the extra arguments of a step nothing can be told.
+        steps = [jnp.mean(leaf) for leaf in jax.tree.leaves(updates)]
+    if not all(map(checks.is_concrete, steps)):
+        return
+    least, most = min(map(float, steps), default=0.0), max(map(float, steps), default=0)
+    hint = "for example optax.chain(optax.scale_by_adam(), optax.scale(-1.0))"
+    ascends = most > 0 and most > -least
+    checks.require(
+        not ascends, "base_optimizer", "descend", f"a first step of {most:g}", hint
+    )
+    if -_RATE_INSIDE < least < 0:
+        checks.warn(
+            f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
+            "with a rate of 1 inside, such as optax.adamw(1.0), rates need not climb "
+            "as far; a rate to start from is `initial`"
+        )
 
 
 @checks.without("stacked", "frozen")

@@ -22,6 +22,10 @@ LINEAR = 2.0
 # An unused local model (width 0) is so many widths away from every input.
 _FAR = 1e9
 
+# At which step of a run each local model of a learned schedule stands; the first step
+# is number 1. Half a million are enough: later ones keep the last rate.
+MARKS = np.exp2(np.arange(20))
+
 Array = jax.Array | np.ndarray
 
 
@@ -168,6 +172,8 @@ def accumulate(
 
 def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
     """Return the mean of rates [..., M] by evidence, or of all alike without any."""
+    if rates.shape[-1] == 1:
+        return rates[..., 0]
     most = jnp.max(evidence_weight, axis=-1, keepdims=True)
     weights = jnp.where(most > 0, evidence_weight / jnp.where(most > 0, most, 1), 1)
     return jnp.sum(rates * weights, axis=-1) / jnp.sum(weights, axis=-1)

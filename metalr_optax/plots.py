@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from metalr_optax.checks import check_memory, in_use, require
-from metalr_optax.memory import Memory, mean_rate, read
-from metalr_optax.progress import MARKS
+from metalr_optax.checks import require
+from metalr_optax.memory import MARKS, Memory, mean_rate, read
+from metalr_optax.memory_checks import check_memory, in_use
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
 _BLUE, _GREY = "#0072B2", "#888888"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import check_number
-from metalr_optax.local_models import Evidence
+from metalr_optax.evidence import Evidence
 from metalr_optax.stack import StackedMemory
 
 # The constants of `agreement_steps` were chosen on four problems and confirmed on

@@ -1,7 +1,6 @@
 """What a gradient says about the last direction of its coordinate."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,40 +83,6 @@ def raw_product(gradient: jax.Array, last_direction: jax.Array) -> jax.Array:
       [0.25, -2.0]
     """
     return gradient * last_direction
-
-
-def agreement(
-    signal: Signal, gradient: jax.Array, last_direction: jax.Array, turn: Any = None
-) -> jax.Array:
-    """Apply a signal where there is something to compare, and return 0 elsewhere.
-
-    A coordinate whose gradient or previous direction is zero or not finite, or for
-    which the signal is not finite, says nothing about its rate. At the first step
-    all previous directions are zero, so a memory never moves there.
-
-    Args:
-      signal: of the gradient and the last direction.
-      gradient: [...].
-      last_direction: [...], of any dtype.
-      turn: [], 1 or -1, what makes the last direction point along its gradient, 0 as
-        long as that is unknown; None for 1.
-    """
-    last_direction = last_direction.astype(gradient.dtype)
-    if turn is not None:
-        last_direction = last_direction * turn.astype(gradient.dtype)
-    if signal is raw_product:
-        # What is zero or not finite shows in the product: less to compile and to do.
-        values = gradient * last_direction
-        return jax.lax.select(
-            jax.lax.is_finite(values), values, jax.lax.full_like(values, 0)
-        )
-    usable = jnp.isfinite(gradient) & jnp.isfinite(last_direction)
-    # Zeros first, so that a signal that looks at the whole tensor stays finite.
-    gradient = jnp.where(usable, gradient, 0)
-    last_direction = jnp.where(usable, last_direction, 0)
-    values = signal(gradient, last_direction)
-    has_evidence = (gradient != 0) & (last_direction != 0) & jnp.isfinite(values)
-    return jnp.where(has_evidence, values, 0).astype(gradient.dtype)
 
 
 def is_coordinatewise(signal: Signal) -> bool:

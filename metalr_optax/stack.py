@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.memory import Kernels, Memory, mean_rate
-from metalr_optax.progress import MARKS
+from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate
 
 
 class ByDirection(NamedTuple):
@@ -67,7 +66,7 @@ class Info(NamedTuple):
 
 
 def stack_memories(
-    memories: Sequence[Memory], dtype: Any, inputs: Any, progress: bool = False
+    inputs: Any, memories: Sequence[Memory], dtype: Any, progress: bool
 ) -> StackedMemory:
     """Return the stack of memories [M], or of vmapped ones [..., M]."""
 

@@ -7,16 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import describe, require
-from metalr_optax.evidence import Samples
+from metalr_optax.evidence import Samples, replicated
 from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
 from metalr_optax.guards import GuardState
+from metalr_optax.learner import ScaleByMemoryState
 from metalr_optax.local_models import kernel_inputs
 from metalr_optax.memory import Memory, mean_rate, read
 from metalr_optax.rules import AgreementStepsState, inconsistent_evidence
-from metalr_optax.sample import replicated
 from metalr_optax.stack import ByHistory, StackedMemory, memory_at, unpack_info
 from metalr_optax.transfer import memory_states
-from metalr_optax.transform import ScaleByMemoryState
 
 # A local model that has had less than this of the evidence of another is not in use.
 _IN_USE = 0.01

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax import checks
-from metalr_optax.follow import FollowState
+from metalr_optax import checks, memory_checks
 from metalr_optax.grid import make_grid
 from metalr_optax.growing import padded, with_slopes
 from metalr_optax.initial import same_kernels
+from metalr_optax.learner import ScaleByMemoryState
 from metalr_optax.memory import Memory
+from metalr_optax.progress import FollowState
 from metalr_optax.stack import (
     ByHistory,
     StackedMemory,
@@ -21,7 +22,6 @@ from metalr_optax.stack import (
     memory_at,
     stack_memories,
 )
-from metalr_optax.transform import ScaleByMemoryState
 
 _START = "to start from others, build the optimizer with initial=memory"
 
@@ -94,7 +94,7 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     allowed = "be a mapping from label to metalr_optax.Memory"
     checks.require(isinstance(memory, Mapping), "memory", allowed, memory)
     states = memory_states(opt_state)
-    checks.check_labels(
+    memory_checks.check_labels(
         "memory", memory, [label for _, labels in states for label in labels]
     )
     in_turn = iter(states)
@@ -191,7 +191,7 @@ def _fill(
     if not (grows or isinstance(stack.inputs, ByHistory)):
         _check_shared(stack, memory)
     memories, dtype = list(memory.values()), stack.rates.dtype
-    new = stack_memories(memories, dtype, stack.inputs, stack.schedule is not None)
+    new = stack_memories(stack.inputs, memories, dtype, stack.schedule is not None)
     new = with_slopes(new, memories, stack)
     filled = plain._replace(memory=new, info=first_info(new))
     # Of Flax NNX the variables are filled, which have the structure of the state.
@@ -241,8 +241,8 @@ def _check_fit(name: str, memory: Memory, like: Memory, stack: StackedMemory) ->
     for array in jax.tree.leaves(memory[:2]):
         fits = np.shape(array) == like.rates.shape
         checks.require(fits, name, allowed, np.shape(array), hint)
-    checks.check_inputs(name, memory, stack.inputs)
-    checks.check_slopes(name, memory, stack.slopes is not None)
+    memory_checks.check_inputs(name, memory, stack.inputs)
+    memory_checks.check_slopes(name, memory, stack.slopes is not None)
     moves = stack.disagreement is not None or stack.slopes is not None
     moves |= isinstance(stack.inputs, ByHistory)
     # A vmapped state has one memory per member.
@@ -254,7 +254,7 @@ def _check_fit(name: str, memory: Memory, like: Memory, stack: StackedMemory) ->
             )
             for both in (memory, like)
         )
-        checks.check_memory(name, new)
+        memory_checks.check_memory(name, new)
         grids = make_grid(old.kernels), make_grid(new.kernels)
         fits = moves or grids[0] is None or grids[0] == grids[1]
         allowed = "have kernels on the grid of the state, for large tensors"

@@ -1,142 +1,32 @@
-"""When a memory is corrected and read: the Optax transformation."""
+"""The Optax transformation that scales updates by learned rates."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from metalr_optax import checks
-from metalr_optax.evidence import (
-    collect,
-    joined,
-    parted,
-    sampled,
-    sizes_of,
-    whole_tensors,
-)
-from metalr_optax.follow import follow_schedule
-from metalr_optax.groups import (
-    GroupBy,
-    Label,
-    by_row,
-    labels_of,
-    memory_dtype,
-    unique,
-)
+from metalr_optax import checks, memory_checks
+from metalr_optax.groups import GroupBy
 from metalr_optax.growing import Learned, grow, growing
 from metalr_optax.history import histories_in, with_history
 from metalr_optax.initial import Initial, initial_memories, kernels_of
-from metalr_optax.local_models import Evidence, LocalModels, gaussian, scalar
-from metalr_optax.memory import Kernels, Memory, mean_rate
-from metalr_optax.orientation import find_orientation
-from metalr_optax.rules import Rule, from_optax
-from metalr_optax.signals import Signal, sign_agreement
-from metalr_optax.stack import (
-    ByDirection,
-    ByHistory,
-    ByRelativeDirection,
-    Info,
-    StackedMemory,
-    first_info,
-    unpack_info,
+from metalr_optax.learner import (
+    Learner,
+    ScaleByMemoryState,
+    start,
+    step,
+    with_signal,
 )
-
-# The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
-_SIGN_DECAY = 0.9
-# Rates are within the bounds up to rounding.
-_SLACK = 1e-6
+from metalr_optax.local_models import LocalModels, gaussian, scalar
+from metalr_optax.memory import Kernels, Memory
+from metalr_optax.progress import follow_schedule
+from metalr_optax.rules import from_optax
+from metalr_optax.signals import Signal
+from metalr_optax.stack import ByDirection, ByHistory, ByRelativeDirection
 
 Normalize = Literal["rms"] | None
 KernelInput = Literal["direction", "history"]
-
-
-class ScaleByMemoryState(NamedTuple):
-    """State of :func:`scale_by_memory`; its memories are read with ``get_memory``.
-
-    Attributes:
-      memory: all L memories of M local models, ``rates`` [L, M] among its arrays.
-      rows: label -> [], int32, the row of its memory, in the order of labels; None for
-        labels of slices.
-      last_direction: like the parameters; with ``evidence_sample`` one array of all
-        samples.
-      orientation: [], float32, 1 where the base points along the gradient, -1 where it
-        points against it, 0 as long as that is unknown.
-      rule_state: of what steps the rates.
-      base_state: of the base optimizer.
-      info: [6, L], what logs need.
-    """
-
-    memory: StackedMemory
-    rows: Any
-    last_direction: Any
-    orientation: Any
-    rule_state: Any
-    base_state: Any
-    info: jax.Array
-
-
-class Learner(NamedTuple):
-    """What a memory is made of, and what it learns from.
-
-    Attributes:
-      models: the family of local models.
-      rule: what changes memories.
-      base: the base optimizer.
-      memories: labels -> the memories they start with.
-      gather: ((stack, orientation), row, gradient, last direction, history) ->
-        evidence of a tensor.
-      scale: (stack, row, direction, history) -> direction times rates, of a tensor.
-      group_by: which tensors share a memory.
-      evidence_sample: coordinates of a tensor that give evidence; None for all.
-      progress: whether memories have a learned schedule.
-      finds_orientation: whether the base is not known to point along the gradient.
-    """
-
-    models: LocalModels
-    rule: Rule
-    base: optax.GradientTransformationExtraArgs
-    memories: Callable[[Sequence[str]], list[Memory]]
-    gather: Callable[..., Evidence]
-    scale: Callable[..., jax.Array]
-    group_by: GroupBy
-    evidence_sample: int | None
-    progress: bool
-    finds_orientation: bool
-
-
-def make_learner(
-    models: LocalModels,
-    rule: Rule,
-    base: optax.GradientTransformationExtraArgs,
-    memories: Callable[[Sequence[str]], list[Memory]],
-    signal: Signal | None,
-    *,
-    group_by: GroupBy,
-    evidence_sample: int | None,
-    progress: bool = False,
-    finds_orientation: bool = True,
-) -> Learner:
-    """Return a learner of checked arguments, see :class:`Learner`."""
-    checks.check_evidence(signal, group_by, evidence_sample)
-
-    def gather(shared, row, gradient, last, history):
-        memory, turn = shared
-        own, compare = models.row(memory, row), signal or sign_agreement
-        return models.gather(own, compare, gradient, last, turn, history)
-
-    def scale(memory, row, direction, history):
-        direction = direction.astype(memory.rates.dtype)
-        return models.read(models.row(memory, row), direction, history) * direction
-
-    if not models.depends_on_platform:
-        # Traced once for all tensors of one shape.
-        gather, scale = jax.jit(gather), jax.jit(scale)
-    return Learner(
-        *(models, rule, base, memories, gather, scale),
-        *(group_by, evidence_sample, progress, finds_orientation),
-    )
 
 
 @checks.without("stacked", "frozen", "inner", "address")
@@ -342,6 +232,7 @@ def scale_by_memory(
     checks.check_transformation("base_optimizer", base_optimizer)
     checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_kernel_inputs(normalize, kernel_input, evidence_sample)
+    checks.check_evidence(signal, group_by, evidence_sample)
     base = optax.with_extra_args_support(base_optimizer or optax.identity())
     learned = Learned(capacity, learned_widths, linear)
     inputs = ByRelativeDirection() if normalize == "rms" else ByDirection()
@@ -349,16 +240,20 @@ def scale_by_memory(
         base, inputs = with_history(base), ByHistory()
     rule = from_optax(memory_optimizer or optax.adam(1e-2), rate_bounds)
     rule = follow_schedule(rule) if progress else rule
-    models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
     rule = grow(rule, learned) if any(learned) else rule
-    return transformation(
-        make_learner(
-            *(models, rule, base, memories, signal),
-            group_by=group_by,
-            evidence_sample=evidence_sample,
-            progress=progress,
-        )
-    )
+    models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
+    models = with_signal(models, signal)
+    parts = models, rule, base, memories, group_by, evidence_sample, progress
+    learner = Learner(*parts, finds_orientation=True)
+
+    def init(params: optax.Params) -> ScaleByMemoryState:
+        return start(learner, params)
+
+    def update(updates, state, params=None, **extra_args):
+        scaled, state = step(learner, updates, state, params, extra_args)
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), scaled, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def choose_models(
@@ -376,10 +271,12 @@ def choose_models(
     learned = learned or Learned(None, False, False)
     checks.check_bounds(rate_bounds)
     if kernels is not None:
-        checks.check_kernels(kernels)
-    checks.check_initial(initial, kernels, inputs, rate_bounds)
+        memory_checks.check_kernels(kernels)
+    memory_checks.check_initial(initial, kernels, inputs, rate_bounds)
     found = kernels_of(initial, kernels)
-    checks.check_local_models(initial, max(len(k.centers) for k in found), learned)
+    memory_checks.check_local_models(
+        initial, max(len(k.centers) for k in found), learned
+    )
     memories = initial_memories(initial, found[0], rate_bounds[0])
     if any(learned):
         models = growing(learned, inputs)
@@ -390,180 +287,3 @@ def choose_models(
     if isinstance(inputs, ByHistory):
         models = models._replace(histories=histories_in)
     return models, memories
-
-
-def transformation(learner: Learner) -> optax.GradientTransformationExtraArgs:
-    """Return the Optax transformation that scales what the base of a learner gives."""
-
-    def init(params: optax.Params) -> ScaleByMemoryState:
-        return start(learner, params)
-
-    def update(updates, state, params=None, **extra_args):
-        scaled, state = step(learner, updates, state, params, extra_args)
-        return cast_like(scaled, updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def cast_like(tree: Any, like: Any) -> Any:
-    """Return a tree in the dtypes of another."""
-    return jax.tree.map(lambda x, y: x.astype(jnp.result_type(y)), tree, like)
-
-
-def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
-    """Return the state before the first step."""
-    dtype = memory_dtype(params)
-    params = jax.tree.map(jnp.asarray, params)
-    leaves, labels = jax.tree.leaves(params), labels_of(params, learner.group_by)
-    names = unique(labels)
-    memories = learner.memories(names)
-    for memory in memories:
-        checks.check_kernels(checks.in_use(memory.kernels), dtype)
-    memory = learner.models.init(memories, dtype, learner.progress)
-    # Without labels there is a single memory all the same, of which no row is kept.
-    memory = jax.tree.map(lambda x: x[: len(names)], memory)
-    alone = {label for label in labels if isinstance(label, str)}
-    rows: Any = {
-        name: jnp.array(row, jnp.int32) if name in alone else None
-        for row, name in enumerate(names)
-    }
-    pieces = whole_tensors(leaves, labels, rows)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return ScaleByMemoryState(
-        memory=memory,
-        # `optax.tree.map_params` initialises with a tree without leaves and takes the
-        # result for a prefix of the state: an array is a prefix of anything.
-        rows=rows or jnp.zeros(0, jnp.int32),
-        last_direction=_kept(learner, zeros, labels, rows, zeros, dtype),
-        orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
-        rule_state=learner.rule.init(memory, lambda: sizes_of(pieces, dtype)),
-        base_state=learner.base.init(params),
-        info=first_info(memory),
-    )
-
-
-def step(
-    learner: Learner,
-    updates: optax.Updates,
-    state: ScaleByMemoryState,
-    params: optax.Params | None,
-    extra_args: dict[str, Any],
-    multiplier: Any = 1.0,
-) -> tuple[optax.Updates, ScaleByMemoryState]:
-    """Return the scaled directions, in the dtype of the rates, and the new state."""
-    checks.check_state(state, ScaleByMemoryState)
-    updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
-    if gradient is not None:
-        checks.check_gradient(gradient, updates)
-    labels = labels_of(updates, learner.group_by)
-    if not labels:
-        return updates, state
-    checks.check_updates(updates, labels, state.rows)
-    gradient = updates if gradient is None else gradient
-    evidence = _evidence(learner, state, gradient, labels)
-    memory, rule_state = learner.rule.update(
-        evidence._replace(multiplier=multiplier), state.rule_state, state.memory
-    )
-    direction, base_state = learner.base.update(
-        updates, state.base_state, params, **extra_args
-    )
-    turn = state.orientation
-    if turn is not None:
-        turn = find_orientation(turn, gradient, direction)
-    dtype = memory.rates.dtype
-    state = ScaleByMemoryState(
-        memory=memory,
-        rows=state.rows,
-        last_direction=_kept(
-            learner, direction, labels, state.rows, state.last_direction, dtype
-        ),
-        orientation=turn,
-        rule_state=rule_state,
-        base_state=base_state,
-        info=_new_info(
-            state.info, evidence, memory, learner.rule.bounds(rule_state, dtype)
-        ),
-    )
-    return _scaled(learner, state, direction, labels), state
-
-
-def _evidence(
-    learner: Learner, state: ScaleByMemoryState, gradient: Any, labels: list[Label]
-) -> Evidence:
-    """Return what a gradient says about the last step, by memory."""
-    leaves = jax.tree.leaves(gradient)
-    pieces = whole_tensors(leaves, labels, state.rows)
-    pieces = sampled(pieces, learner.evidence_sample)
-    if learner.evidence_sample is None:
-        last = jax.tree.leaves(state.last_direction)
-        checks.check_like_init(gradient, [leaf.shape for leaf in last])
-    else:
-        found = sum(piece.array.size for piece in pieces)
-        checks.check_samples(gradient, found, state.last_direction.array.size)
-        last = parted(state.last_direction, pieces)
-    histories = learner.models.histories(state.base_state) or [None] * len(pieces)
-    shared = state.memory, state.orientation
-    num = state.memory.rates.shape[0]
-    return collect(learner.gather, shared, pieces, last, histories, num)
-
-
-def _kept(
-    learner: Learner,
-    direction: Any,
-    labels: list[Label],
-    rows: Any,
-    like: Any,
-    dtype: Any,
-) -> Any:
-    """Return what a state keeps of a direction: all in the dtypes of like, or samples."""
-    if learner.evidence_sample is None:
-        # A copy: without jit the direction may be the caller's gradient itself, which
-        # the next donated step would take with it.
-        return jax.tree.map(lambda new, old: jnp.array(new, old.dtype), direction, like)
-    pieces = whole_tensors(jax.tree.leaves(direction), labels, rows)
-    return joined(sampled(pieces, learner.evidence_sample), dtype)
-
-
-def _scaled(
-    learner: Learner, state: ScaleByMemoryState, direction: Any, labels: list[Label]
-) -> optax.Updates:
-    """Return a direction times its rates."""
-    leaves, structure = jax.tree.flatten(direction)
-    pieces = whole_tensors(leaves, labels, state.rows)
-    histories = learner.models.histories(state.base_state) or [None] * len(pieces)
-    scaled = [
-        by_row(learner.scale, piece.rows)(
-            state.memory, piece.rows, piece.array, history
-        )
-        for piece, history in zip(pieces, histories, strict=True)
-    ]
-    return jax.tree.unflatten(structure, scaled)
-
-
-def _new_info(
-    array: jax.Array, evidence: Evidence, memory: StackedMemory, bounds: Any
-) -> jax.Array:
-    """Return what logs need after a step."""
-    old = unpack_info(array)
-    usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
-    ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
-    sign = jnp.sign(jnp.sum(evidence.u, axis=-1))
-    sign = jnp.where(jnp.isnan(sign), 0, sign)
-    low, high = bounds
-    rates, used = memory.rates, memory.kernels[:, 1] > 0
-    at_bound = (rates <= low * (1 + _SLACK)) | (rates >= high * (1 - _SLACK))
-    means = mean_rate(rates, memory.evidence_weight)
-    return jnp.stack(
-        Info(
-            agreement_fraction=jnp.where(
-                usable, 0.5 + 0.5 * ratio, old.agreement_fraction
-            ),
-            evidence_sign=_SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
-            at_bound_fraction=jnp.mean(
-                at_bound, axis=-1, dtype=rates.dtype, where=used
-            ),
-            out_of_range_fraction=evidence.outside,
-            start=old.start,
-            highest=jnp.maximum(old.highest, means),
-        )
-    )

@@ -243,8 +243,7 @@ def test_hostile_addresses_of_a_large_tensor():
     assert np.max(np.abs(mass)) < 1e-6
     optimizer = scale_by_memory(Memory(kernels, rates))
     state: Any = optimizer.init(address)
-    base_state = state.base_state._replace(last_direction=jnp.asarray(address))
-    state = state._replace(base_state=base_state)
+    state = state._replace(last_direction=jnp.asarray(address))
     updates, state = jax.jit(optimizer.update)(far, state)
     assert np.all(np.isfinite(get_memory(state)["params"].rates))
     updates, _ = jax.jit(optimizer.update)(address, state)

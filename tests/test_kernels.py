@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalr_optax import Kernels, linspace_kernels, logspace_kernels
-from metalr_optax.checks import check_kernels
 from metalr_optax.kernels import covered
+from metalr_optax.memory_checks import check_kernels
 
 BOUNDS = st.floats(1e-3, 1e3)
 

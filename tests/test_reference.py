@@ -139,17 +139,15 @@ def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data
         state: Any = at(states)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
         jax.tree.map(close, at(updates), nest(expected))
-        jax.tree.map(close, state.base_state.last_direction, nest(direction))
-        table = state.table["value"]
-        assert table.dtype == jnp.float64
-        columns = np.split(table, [MODELS * i for i in range(1, 7)], axis=1)
+        jax.tree.map(close, state.last_direction, nest(direction))
+        memory = state.memory
+        assert memory.rates.dtype == jnp.float64
         for row, label in enumerate(sorted(memories)):
             assert state.rows[label] == row
-            close(columns[0][row], rates[label])
-            np.testing.assert_array_equal(columns[2][row], memories[label][0].centers)
-            np.testing.assert_array_equal(columns[3][row], memories[label][0].widths)
+            close(memory.rates[row], rates[label])
+            np.testing.assert_array_equal(memory.kernels[row], memories[label].kernels)
             if memory_optimizer == "adam":
-                moments = state.memory_optimizer_state[0]
+                moments = state.rule_state[0]
                 # Optax descends along -u, so its first moment has the other sign.
                 close(moments.mu[row], -optimizer_states[label]["m"], atol=1e-14)
                 close(moments.nu[row], optimizer_states[label]["s"], atol=1e-16)

@@ -1,0 +1,202 @@
+"""When memories are corrected and read: the steps of an optimizer that has them."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_optax import checks, memory_checks
+from metalr_optax.evidence import (
+    Evidence,
+    by_row,
+    collect,
+    keep,
+    kept,
+    sampled,
+    sizes_of,
+    whole_tensors,
+)
+from metalr_optax.groups import GroupBy, labels_of, memory_dtype, unique
+from metalr_optax.local_models import LocalModels
+from metalr_optax.memory import Memory, mean_rate
+from metalr_optax.orientation import find_orientation
+from metalr_optax.rules import Rule
+from metalr_optax.signals import Signal, sign_agreement
+from metalr_optax.stack import Info, StackedMemory, first_info
+
+# The sign of the evidence is averaged over about (1 + .9) / (1 - .9) = 19 steps.
+_SIGN_DECAY = 0.9
+# Rates are within the bounds up to rounding.
+_SLACK = 1e-6
+
+
+class ScaleByMemoryState(NamedTuple):
+    """State of :func:`scale_by_memory`; its memories are read with ``get_memory``.
+
+    Attributes:
+      memory: all L memories of M local models, ``rates`` [L, M] among its arrays.
+      rows: label -> [], int32, the row of its memory, in the order of labels; None for
+        labels of slices.
+      last_direction: like the parameters; with ``evidence_sample`` one array of all
+        samples.
+      orientation: [], float32, 1 where the base points along the gradient, -1 where it
+        points against it, 0 as long as that is unknown.
+      rule_state: of what steps the rates.
+      base_state: of the base optimizer.
+      info: [6, L], what logs need.
+    """
+
+    memory: StackedMemory
+    rows: Any
+    last_direction: Any
+    orientation: Any
+    rule_state: Any
+    base_state: Any
+    info: jax.Array
+
+
+class Learner(NamedTuple):
+    """What a memory is made of, and what it learns from.
+
+    Attributes:
+      models: the family of local models; ``scale`` and ``gather`` as they are called.
+      rule: what changes memories.
+      base: the base optimizer.
+      memories: labels -> the memories they start with.
+      group_by: which tensors share a memory.
+      evidence_sample: coordinates of a tensor that give evidence; None for all.
+      progress: whether memories have a learned schedule.
+      finds_orientation: whether the base is not known to point along the gradient.
+    """
+
+    models: LocalModels
+    rule: Rule
+    base: optax.GradientTransformationExtraArgs
+    memories: Callable[[Sequence[str]], list[Memory]]
+    group_by: GroupBy
+    evidence_sample: int | None
+    progress: bool
+    finds_orientation: bool
+
+
+def with_signal(models: LocalModels, signal: Signal | None) -> LocalModels:
+    """Return a family whose evidence comes from a signal."""
+    gather = functools.partial(models.gather, signal or sign_agreement)
+    if models.depends_on_platform:
+        return models._replace(gather=gather)
+    # Traced once for all tensors of one shape.
+    return models._replace(gather=jax.jit(gather), scale=jax.jit(models.scale))
+
+
+def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
+    """Return the state before the first step."""
+    dtype = memory_dtype(params)
+    params = jax.tree.map(jnp.asarray, params)
+    leaves, labels = jax.tree.leaves(params), labels_of(params, learner.group_by)
+    names = unique(labels)
+    memories = learner.memories(names)
+    for memory in memories:
+        memory_checks.check_kernels(memory_checks.in_use(memory.kernels), dtype)
+    memory = learner.models.init(memories, dtype, learner.progress)
+    # Without labels there is a single memory all the same, of which no row is kept.
+    memory = jax.tree.map(lambda x: x[: len(names)], memory)
+    alone = {label for label in labels if isinstance(label, str)}
+    rows: Any = {
+        name: jnp.array(row, jnp.int32) if name in alone else None
+        for row, name in enumerate(names)
+    }
+    pieces = whole_tensors(leaves, labels, rows)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    nothing = whole_tensors(jax.tree.leaves(zeros), labels, rows)
+    return ScaleByMemoryState(
+        memory=memory,
+        # `optax.tree.map_params` initialises with a tree without leaves and takes the
+        # result for a prefix of the state: an array is a prefix of anything.
+        rows=rows or jnp.zeros(0, jnp.int32),
+        last_direction=keep(nothing, learner.evidence_sample, zeros, dtype),
+        orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
+        rule_state=learner.rule.init(memory, lambda: sizes_of(pieces, dtype)),
+        base_state=learner.base.init(params),
+        info=first_info(memory),
+    )
+
+
+def step(
+    learner: Learner,
+    updates: optax.Updates,
+    state: ScaleByMemoryState,
+    params: optax.Params | None,
+    extra_args: dict[str, Any],
+    multiplier: Any = 1.0,
+) -> tuple[optax.Updates, ScaleByMemoryState]:
+    """Return the scaled directions, in the dtype of the rates, and the new state."""
+    updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
+    labels, models = labels_of(updates, learner.group_by), learner.models
+    checks.check_step(updates, labels, state, ScaleByMemoryState, gradient)
+    if not labels:
+        return updates, state
+    gradient, size = updates if gradient is None else gradient, learner.evidence_sample
+    pieces = whole_tensors(jax.tree.leaves(gradient), labels, state.rows)
+    pieces, shared = sampled(pieces, size), (state.memory, state.orientation)
+    last = kept(state.last_direction, pieces, gradient)
+    histories = models.histories and models.histories(state.base_state)
+    evidence = collect(models.gather, shared, pieces, last, histories)
+    evidence = evidence._replace(multiplier=multiplier)
+    memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
+    base = learner.base.update(updates, state.base_state, params, **extra_args)
+    direction, base_state = base
+    turn = state.orientation
+    if turn is not None:
+        turn = find_orientation(turn, gradient, direction)
+    leaves, structure = jax.tree.flatten(direction)
+    pieces, dtype = whole_tensors(leaves, labels, state.rows), memory.rates.dtype
+    bounds = learner.rule.bounds(rule_state, dtype)
+    state = ScaleByMemoryState(
+        memory=memory,
+        rows=state.rows,
+        last_direction=keep(pieces, size, state.last_direction, dtype),
+        orientation=turn,
+        rule_state=rule_state,
+        base_state=base_state,
+        info=_new_info(state.info, evidence, memory, bounds),
+    )
+    histories = models.histories and models.histories(base_state)
+    scaled = [
+        by_row(models.scale, piece.rows)(
+            memory, piece.rows, piece.array, histories and histories[i]
+        )
+        for i, piece in enumerate(pieces)
+    ]
+    return jax.tree.unflatten(structure, scaled), state
+
+
+def _new_info(
+    array: jax.Array, evidence: Evidence, memory: StackedMemory, bounds: Any
+) -> jax.Array:
+    """Return what logs need after a step."""
+    old = Info(*jnp.unstack(array))
+    usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
+    ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
+    sign = jnp.sign(jnp.sum(evidence.u, axis=-1))
+    sign = jnp.where(jnp.isnan(sign), 0, sign)
+    low, high = bounds
+    rates, used = memory.rates, memory.kernels[:, 1] > 0
+    at_bound = (rates <= low * (1 + _SLACK)) | (rates >= high * (1 - _SLACK))
+    means = mean_rate(rates, memory.evidence_weight)
+    return jnp.stack(
+        Info(
+            agreement_fraction=jnp.where(
+                usable, 0.5 + 0.5 * ratio, old.agreement_fraction
+            ),
+            evidence_sign=_SIGN_DECAY * old.evidence_sign + (1 - _SIGN_DECAY) * sign,
+            at_bound_fraction=jnp.mean(
+                at_bound, axis=-1, dtype=rates.dtype, where=used
+            ),
+            out_of_range_fraction=evidence.outside,
+            start=old.start,
+            highest=jnp.maximum(old.highest, means),
+        )
+    )
