@@ -1,6 +1,6 @@
 """Learning rates that a program learns, keeps and passes on."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 from metalr_optax.adapt import adapt_memory as adapt_memory
 from metalr_optax.adapt import match_labels as match_labels

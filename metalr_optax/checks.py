@@ -137,8 +137,9 @@ def warn_of_rate(multiplier: Any) -> None:
         return
     # Also while `init` is traced, unless the multiplier itself is.
     with jax.ensure_compile_time_eval():
+        schedule: Any = multiplier
         counts = _COUNTS if callable(multiplier) else []
-        values = [multiplier(count) for count in counts] or [multiplier]
+        values = [schedule(count) for count in counts] or [multiplier]
         if all(map(is_concrete, values)):
             rates = [float(value) for value in values]
             _warn_of_rates(rates, "a schedule up to " if len(counts) else "")

@@ -150,7 +150,7 @@ def learn_rates(
       >>> x = jnp.array([1.0, -2.0])
       >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
       >>> for _ in range(100):
-      ...   updates, state = update(gradient(x), state)
+      ...   updates, state = update(gradient(x), state, x)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.1)
       True
@@ -204,7 +204,8 @@ def _descent(
         return LearnRatesState(state, count)
 
     def update(updates, state, params=None, **extra_args):
-        multiplier, count = learning_rate, state.count
+        multiplier: Any = learning_rate
+        count = state.count
         if callable(learning_rate):
             multiplier, count = learning_rate(count), optax.safe_increment(count)
         scaled, memory_state = step(
@@ -291,6 +292,7 @@ def memory_sgd(
     *,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = 1.0,
     weight_decay: float = 0.0,
     mask: Mask | None = None,
@@ -298,7 +300,7 @@ def memory_sgd(
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     evidence_sample: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Stochastic gradient descent with momentum, its rates learned on the way.
+    r"""Stochastic gradient descent with momentum, with per-layer rates adapted online.
 
     .. math::
       g &\leftarrow g \cdot \min(1, \text{clip\_norm} / \lVert g \rVert) \\
@@ -307,43 +309,26 @@ def memory_sgd(
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
-    tensor; :math:`\bar\eta` is the mean rate of the memory by evidence. The rate
-    :math:`\eta` is :func:`scale_by_memory`'s, corrected by
-    :func:`agreement_steps` on :func:`raw_product`. It has no base rate to tune: the
-    memory climbs from ``initial`` to what the task bears within some tens of steps and
-    comes down again where gradients begin to contradict each other. The paper's own
+    tensor: ``learn_rates(optax.sgd(1.0, momentum))`` without a ceiling.
+    :func:`learn_rates` says how it learns, and when a step is skipped. The paper's own
     rule is :func:`paper_sgd`.
 
-    A step is skipped whole if a coordinate of the gradient is not finite: its update is
-    zero, and weights, memory and schedule are as before. (Inside ``optax.MultiSteps``
-    one such batch skips the step of all.) A finite gradient never is, however large.
-
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule. While it is
-        below 0.9 of its highest value so far, rates stand still: a decay means what it
-        says. (A factor in a link of its own is not known here, and is made up for.)
-        ``optax.linear_schedule(1.0, 0.0, updates)`` is the way to finish a run. What
-        never reaches 0.05 warns: it was probably meant to be ``initial``.
+      learning_rate: multiplier on all learned rates, see :func:`learn_rates`, as for
+        all arguments that are not below.
       momentum: decay of the direction, in [0, 1); 0 or None for none.
       nesterov: as in ``optax.sgd``.
       accumulator_dtype: dtype of the momentum, as in ``optax.sgd``.
-      initial: the rate the memory starts with, or memories, see
-        :func:`scale_by_memory`.
-      kernels: where the local models are, in root mean squares of a tensor; default
-        ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
-        ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
-        safe when samples come one at a time.
+      initial: the rate the memory starts with, or memories.
+      kernels: where the local models are, in root mean squares of a tensor.
+      memory_optimizer: steps the rates.
       clip_norm: largest norm of a gradient: the first steps and rare outliers cannot
         ruin a run. None for 10 times the largest norm of the last hundred steps.
-      weight_decay: as in ``optax.adamw``: decoupled, times the factor and the learned
-        rate of the memory. With momentum that is known as SGDW. It is no part of the
-        direction, nor of the evidence.
-      mask: a tree of booleans, or a function from parameters to one: what decays.
-      group_by: which tensors share a memory, see :func:`scale_by_memory`.
+      weight_decay: decoupled; with momentum that is known as SGDW.
+      mask: what decays.
+      group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor give evidence, see
-        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
-        largest tensor for all.
+      evidence_sample: coordinates of a large tensor that give evidence.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
@@ -351,7 +336,7 @@ def memory_sgd(
 
     Raises:
       ValueError: a momentum outside [0, 1), a norm that is not positive, a negative
-        decay; else see :func:`scale_by_memory`.
+        decay; else see :func:`learn_rates`.
 
     Examples:
       From a rate a thousand times too small:
@@ -382,6 +367,7 @@ def memory_sgd(
         learning_rate,
         initial=initial,
         kernels=kernels,
+        memory_optimizer=memory_optimizer,
         clip_norm=clip_norm,
         weight_decay=weight_decay,
         mask=mask,
@@ -406,64 +392,57 @@ def memory_adam(
     nesterov: bool = False,
     initial: Initial = 1e-3,
     kernels: Kernels | None = None,
+    memory_optimizer: optax.GradientTransformation | None = None,
     clip_norm: float | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
     largest_step: float | None = 0.1,
     evidence_sample: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam, its rates learned on the way.
+    r"""Adam, with per-layer rates adapted online.
 
     .. math::
       d &= \hat m / (\sqrt{\hat v} + \epsilon) \\
       x &\leftarrow x - \text{learning\_rate} \cdot
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
-    As :func:`memory_sgd`, with directions of Adam. The evidence about them is the
-    gradient of the next step, because directions of Adam agree with each other even in
-    pure noise. Steps that are not finite are skipped, see :func:`memory_sgd`. The
-    paper's own rule is :func:`paper_adam`.
+    ``learn_rates(optax.adam(1.0, b2=0.99))``; :func:`learn_rates` says how it learns,
+    and when a step is skipped. The paper's own rule is :func:`paper_adam`.
 
     Args:
-      learning_rate: see :func:`memory_sgd`.
+      learning_rate: multiplier on all learned rates, see :func:`learn_rates`, as for
+        all arguments that are not below.
       b1: decay of Adam's first moment, in [0, 1).
       b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is
         learned, and with 0.999, Adam's own default, steps are those of gradients a
-        thousand updates ago: the memory takes that for a rate that is too small.
+        thousand steps ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
       eps_root: added to the second moment, as in ``optax.adam``.
-      mu_dtype: dtype of the first moment, as in ``optax.adam``; evidence then comes
-        from rounded directions.
-      weight_decay: AdamW's, see :func:`memory_sgd`; none by default, as in
-        ``optax.adam``.
+      mu_dtype: dtype of the first moment, as in ``optax.adam``.
+      weight_decay: AdamW's; none by default, as in ``optax.adam``.
       mask: what decays.
       nesterov: as in ``optax.adam``.
-      initial: the rate the memory starts with, at most 0.01, or memories, see
-        :func:`scale_by_memory`. A larger first step of Adam breaks what no memory
-        repairs; the memory climbs higher by itself where it can.
-      kernels: where the local models are, in root mean squares of a tensor; default
-        ``linspace_kernels(1.0, num=1)``.
+      initial: the rate the memory starts with, at most 0.01, or memories. Later
+        adaptation cannot undo a larger first step of Adam; the memory climbs higher by
+        itself where it can.
+      kernels: where the local models are, in root mean squares of a tensor.
+      memory_optimizer: steps the rates.
       clip_norm: largest norm of a gradient; default None. Steps of Adam do not grow
         with a gradient, and where every gradient is above the norm a clip takes from
         each another part: an agent that Adam teaches at any rate from .001 to .03 fails
         with it. Without it a gradient of more than 10 times the largest norm of the
-        last hundred steps is brought down to that, or one outlier would hold up Adam's
+        last hundred steps is scaled down to that, or one outlier would hold up Adam's
         second moment for the rest of a run.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      largest_step: a memory raises no rate above this times the root mean square of
-        its parameters at ``init``, because gradients that agree do not say when a step
-        has become too large for the layer; None for no such ceiling. Parameters that
-        are all zero have that of the whole tree.
-      evidence_sample: how many coordinates of a large tensor give evidence, see
-        :func:`scale_by_memory`; default 4,096, and any number above an eighth of the
-        largest tensor for all.
+      largest_step: a ceiling for rates, over the size of the parameters.
+      evidence_sample: coordinates of a large tensor that give evidence.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
 
     Raises:
-      ValueError: a rate above 0.01 to start with; else see :func:`memory_sgd`.
+      ValueError: a rate above 0.01 to start with; else see :func:`learn_rates`.
 
     Examples:
       From a rate a thousand times too small:
@@ -498,6 +477,7 @@ def memory_adam(
         learning_rate,
         initial=initial,
         kernels=kernels,
+        memory_optimizer=memory_optimizer,
         clip_norm=clip_norm,
         weight_decay=weight_decay,
         mask=mask,

@@ -142,7 +142,7 @@ def step(
     pieces = whole_tensors(jax.tree.leaves(gradient), labels, state.rows)
     pieces, shared = sampled(pieces, size), (state.memory, state.orientation)
     last = kept(state.last_direction, pieces, gradient)
-    histories = models.histories and models.histories(state.base_state)
+    histories = models.histories(state.base_state) if models.histories else None
     evidence = collect(models.gather, shared, pieces, last, histories)
     evidence = evidence._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
@@ -163,10 +163,10 @@ def step(
         base_state=base_state,
         info=_new_info(state.info, evidence, memory, bounds),
     )
-    histories = models.histories and models.histories(base_state)
+    histories = models.histories(base_state) if models.histories else None
     scaled = [
         by_row(models.scale, piece.rows)(
-            memory, piece.rows, piece.array, histories and histories[i]
+            memory, piece.rows, piece.array, histories[i] if histories else None
         )
         for i, piece in enumerate(pieces)
     ]

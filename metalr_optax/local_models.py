@@ -219,7 +219,9 @@ def logged(
       compare: as :func:`compare_by` returns it.
       *tensors: its arguments; what is no number is sampled.
     """
-    few = [x if x is None or x.ndim == 0 else sample(x, _LOGGED) for x in tensors]
+    few: list[Any] = [
+        x if x is None or x.ndim == 0 else sample(x, _LOGGED) for x in tensors
+    ]
     z, values = compare(*few)
     low, high = outermost(kernels)
     # What is not finite is out of range, too.

@@ -173,7 +173,7 @@ def accumulate(
 def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
     """Return the mean of rates [..., M] by evidence, or of all alike without any."""
     if rates.shape[-1] == 1:
-        return rates[..., 0]
+        return jnp.asarray(rates[..., 0])
     most = jnp.max(evidence_weight, axis=-1, keepdims=True)
     weights = jnp.where(most > 0, evidence_weight / jnp.where(most > 0, most, 1), 1)
     return jnp.sum(rates * weights, axis=-1) / jnp.sum(weights, axis=-1)

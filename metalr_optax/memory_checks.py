@@ -131,8 +131,8 @@ def check_inputs(name: str, memory: Memory, inputs: Any) -> None:
         learned = ByRelativeDirection if np.all(rms) else ByDirection
     if np.size(memory.rates) == 1 or learned is type(inputs):
         return
-    words = {ByHistory: "kernel_input='history'", ByDirection: "normalize=None"}
-    words[ByRelativeDirection] = "normalize='rms'"
+    words: dict[Any, str] = {ByHistory: "kernel_input='history'"}
+    words |= {ByDirection: "normalize=None", ByRelativeDirection: "normalize='rms'"}
     if ByHistory in (learned, type(inputs)):
         words |= dict.fromkeys(
             (ByDirection, ByRelativeDirection), "kernel_input='direction'"

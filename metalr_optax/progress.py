@@ -116,4 +116,5 @@ def record(
 
 def _places(schedule: jax.Array, progress: jax.Array) -> tuple[jax.Array, jax.Array]:
     dtype = schedule.dtype
-    return progress.astype(dtype).reshape(-1, 1), MARKS.astype(dtype)[None]
+    marks = jnp.asarray(MARKS, dtype)[None]
+    return progress.astype(dtype).reshape(-1, 1), marks

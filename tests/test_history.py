@@ -181,7 +181,10 @@ def test_a_direction_to_read_at_is_refused():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_under_jit_vmap_and_with_stacked_layers(dtype):
-    optimizer = make(stacked=lambda path, leaf: leaf.ndim == 2)
+    def in_layers(path, leaf):
+        return [f"b/{i}" for i in range(len(leaf))] if leaf.ndim == 2 else "a"
+
+    optimizer = make(group_by=in_layers)
     params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
     grads = jax.tree.map(lambda x: x[:4].astype(dtype), gradients(4))
     grads["b"]["w"] = grads["b"]["w"].at[:, 1].multiply(-1.0)

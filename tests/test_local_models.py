@@ -1,7 +1,7 @@
 """Slopes, widths and new local models: what is learned besides rates."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -30,9 +30,12 @@ from metalr_optax import (
     set_memory,
     summarize_memory,
 )
-from metalr_optax.memory import padded, read
-from metalr_optax.regression import Sums, learn
-from metalr_optax.table import Kind, from_memories, unpack
+from metalr_optax.evidence import Evidence
+from metalr_optax.growing import Learned, grow, growing, padded
+from metalr_optax.memory import read
+from metalr_optax.rules import from_optax
+from metalr_optax.splitting import Sums
+from metalr_optax.stack import ByDirection
 
 STILL = optax.sgd(0.0)
 KERNELS = Kernels(np.array([-1.0, 0.2, 1.0]), np.array([0.7, 0.4, 0.5]))
@@ -47,10 +50,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Columns(NamedTuple):
+    """What a state holds of one memory, [M] each; None for what it does not learn."""
+
+    rates: Any
+    evidence_weight: Any
+    centers: Any
+    widths: Any
+    slopes: Any
+    disagreement: Any
+
+
 def columns(state, row=0):
-    """Return what the only table of a state holds of one memory."""
-    (array,) = state.table.values()
-    return jax.tree.map(lambda one: np.asarray(one[row]), unpack(array))
+    """Return what a state holds of one memory, its local models where they stand."""
+    memory = state.memory
+    kernels = memory.kernels[:, 0], memory.kernels[:, 1]
+    stacks = Columns(
+        *(memory.rates, memory.evidence_weight, *kernels),
+        *(memory.slopes, memory.disagreement),
+    )
+    return jax.tree.map(lambda one: np.asarray(one[row]), stacks)
 
 
 def curve(state, z, label="params"):
@@ -354,28 +373,20 @@ def test_rare_outliers_add_nothing():
 
 
 def test_what_says_nothing_changes_nothing():
-    """Zeros at the start, gradients that are not finite, and frozen memories."""
+    """Gradients that are not finite, then zeros: from the start on."""
     kernels = Kernels(np.array([1.0, 2.0]), np.full(2, 0.3))
     z = jnp.array([1.2, 1.9, 4.0, 4.1])
     for options in OPTIONS.values():
         optimizer = scale_by_memory(0.2, kernels=kernels, **options)
         update = jax.jit(optimizer.update)
         state = optimizer.init(z)
-        for _ in range(30):
-            _, state = update(jnp.full(4, jnp.nan), state)
-        for _ in range(30):
-            _, state = update(jnp.zeros(4), state)
-        start = optimizer.init(z)
-        for name in ("rates", "centers", "widths", "slopes", "disagreement"):
-            same = getattr(columns(state), name), getattr(columns(start), name)
-            np.testing.assert_array_equal(*same)
-        still = scale_by_memory(0.2, kernels=kernels, frozen=["params"], **options)
-        state = still.init(z)
-        for _ in range(30):
-            _, state = jax.jit(still.update)(z, state)
-        for name in ("rates", "centers", "widths", "slopes", "disagreement"):
-            same = getattr(columns(state), name), getattr(columns(start), name)
-            np.testing.assert_array_equal(*same)
+        start = columns(state)._asdict()
+        for nothing in (jnp.nan, 0.0):
+            for _ in range(30):
+                _, state = update(jnp.full(4, nothing), state)
+        for name, found in columns(state)._asdict().items():
+            if name != "evidence_weight":
+                chex.assert_trees_all_equal(found, start[name])
 
 
 def test_inputs_without_evidence_add_nothing():
@@ -395,16 +406,18 @@ def test_inputs_without_evidence_add_nothing():
 def test_a_memory_without_room_stays_as_it_is():
     """However much its first local model disagrees, and others are wanted."""
     kernels = Kernels(np.array([0.0, 1.0]), np.full(2, 0.3))
-    table = from_memories([Memory(kernels, np.full(2, 0.1))], jnp.float32)
-    table = table._replace(disagreement=jnp.full((1, 2), 0.9))
+    learned = Learned(capacity=2, widths=False, slopes=False)
+    start = [Memory(kernels, np.full(2, 0.1))]
+    stack = growing(learned, ByDirection()).init(start, jnp.float32, False)
+    stack = stack._replace(disagreement=jnp.full((1, 2), 0.9))
     zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
     sums = Sums(*[zeros] * len(Sums._fields))
     sums = sums._replace(owned=ones, far_right=ones, right=6 * ones)
-    bounds = jnp.float32(1e-9), ones[:, :1]
-    learned = learn(Kind(rms=False, grows=True), table, sums, (zeros, ones), bounds)
-    for name in ("rates", "centers", "widths"):
-        found, expected = getattr(learned, name), getattr(table, name)
-        np.testing.assert_array_equal(found, expected)
+    evidence = Evidence(zeros, ones, *3 * [jnp.zeros(1)], sums)
+    rule = grow(from_optax(STILL, (1e-9, 1.0)), learned)
+    found, _ = rule.update(evidence, rule.init(stack, lambda: ones[:, 0]), stack)
+    for name in ("rates", "kernels", "evidence_weight"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(stack, name))
 
 
 # --- what they are for
@@ -495,16 +508,20 @@ def grower(**more):
 def test_stacked_layers_learn_as_layers_of_their_own():
     params = {f"b{i}": PARAMS["blocks"][i] for i in range(3)} | {"out": PARAMS["out"]}
     updates, apart = train(grower(), params=params)
-    stacked = grower(stacked=lambda path, leaf: "blocks" in str(path))
-    together_updates, together = train(stacked)
-    memories = list(get_memory(together).values())
-    for one, other in zip(get_memory(apart).values(), memories, strict=True):
-        chex.assert_trees_all_close(one, other, rtol=1e-4, atol=1e-6)
-    assert len({tuple(one.kernels.centers.tolist()) for one in memories}) > 2
+
+    def group_by(path, leaf):
+        (key,) = path
+        return [f"b{i}" for i in range(3)] if key.key == "blocks" else key.key
+
+    together_updates, together = train(grower(group_by=group_by))
+    memories = get_memory(together)
+    chex.assert_trees_all_close(get_memory(apart), memories, rtol=1e-4, atol=1e-6)
+    centers = {tuple(one.kernels.centers.tolist()) for one in memories.values()}
+    assert len(centers) > 2
     np.testing.assert_allclose(together_updates["blocks"][1], updates["b1"], rtol=1e-4)
-    assert jax.tree.map(jnp.shape, get_rates(together)) == jax.tree.map(
-        jnp.shape, PARAMS
-    )
+    rates = get_rates(together, group_by=group_by)
+    assert jax.tree.map(jnp.shape, rates) == jax.tree.map(jnp.shape, PARAMS)
+    np.testing.assert_allclose(rates["blocks"][1], get_rates(apart)["b1"], rtol=1e-4)
 
 
 def test_vmap_and_scan_are_the_loop():

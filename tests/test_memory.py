@@ -21,8 +21,8 @@ from metalr_optax import (
     scale_by_memory,
     sign_agreement,
 )
+from metalr_optax.local_models import agreement
 from metalr_optax.memory import accumulate, read
-from metalr_optax.signals import agreement
 
 KERNELS = {
     "even": linspace_kernels(2.0, 20),

@@ -53,17 +53,18 @@ class Reference:
                 self.marks[mark] = max(self.marks[mark], self.rate)
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
 @settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.floats(-1, 1), min_size=1, max_size=70),
     st.lists(st.floats(-3, 3), min_size=20, max_size=20),
 )
-def test_follows_and_records_as_the_reference(evidence, schedule):
+def test_follows_and_records_as_the_reference(shape, evidence, schedule):
     reference = Reference(0.0, schedule)
     with jax.enable_x64(True):
         logs, rate = np.array([schedule]), 0.0
         for updates, one in enumerate(evidence):
-            progress = np.array([float(updates)])
+            progress = np.full(shape, updates, np.int32)
             step = _STEP(logs, progress)
             logs = _RECORD(logs, progress, step, step + one)
             rate += one + float(step[0])
@@ -76,13 +77,24 @@ def test_follows_and_records_as_the_reference(evidence, schedule):
 _STEP, _RECORD = jax.jit(step_along), jax.jit(record)
 
 
-def make(initial=1e-3, num=1, progress=True, **settings):
+def test_memories_may_be_at_steps_of_their_own():
+    """As each of them alone, at a step that is a number."""
+    logs = np.float32(np.random.default_rng(0).normal(size=(4, 20)))
+    steps, change = np.array([0, 1, 6, 300_000]), np.float32([0.1, -0.2, 0.3, 0.0])
+    found = _RECORD(logs, steps, _STEP(logs, steps), change)
+    for row, step in enumerate(steps):
+        own = logs[row : row + 1]
+        expected = _RECORD(own, step, _STEP(own, step), change[row : row + 1])
+        np.testing.assert_allclose(found[row], expected[0], rtol=1e-6)
+
+
+def make(initial=1e-3, num=1, progress=True, learns=True, **settings):
     fresh: Any = not isinstance(initial, Memory | dict)
     return scale_by_memory(
         initial,
         kernels=linspace_kernels(2.0, num) if fresh else None,
         signal=raw_product,
-        memory_optimizer=agreement_steps(),
+        memory_optimizer=agreement_steps() if learns else optax.set_to_zero(),
         progress=progress,
         **settings,
     )
@@ -110,6 +122,13 @@ def run(optimizer, gradients, state=None):
 
     state = optimizer.init(PARAMS) if state is None else state
     return jax.jit(lambda s, g: jax.lax.scan(step, s, g))(state, gradients)
+
+
+def steps_in(state):
+    """Return the steps of the run, and those that the user's schedule knows of."""
+    progress, count = (optax.tree.get(state, name) for name in ("progress", "count"))
+    assert (progress.shape, progress.dtype) == ((), jnp.int32)
+    return int(progress), int(count)
 
 
 def rates_by_mark(memory):
@@ -169,7 +188,7 @@ def test_runs_of_another_length(length):
     """Beyond what the first run visited its last rate holds."""
     first, (_, rates) = run(make(), noisy(40))
     memory = get_memory(first)
-    optimizer = make(memory, frozen=["a", "b"])
+    optimizer = make(memory, learns=False)
     state, (_, following) = run(optimizer, noisy(length, seed=1))
     for label in PARAMS:
         curve = np.asarray(following[label])[:, 0]
@@ -187,7 +206,10 @@ def test_set_memory_begins_progress_anew_and_keeps_the_count_of_updates():
     optimizer = memory_sgd(factor, momentum=0.0, clip_norm=None)
     state, _ = run(optimizer, noisy(40))
     memory = get_memory(state)
-    state, (_, rates) = run(optimizer, noisy(1), set_memory(state, memory))
+    assert steps_in(state) == (40, 40)
+    state = set_memory(state, memory)
+    assert steps_in(state) == (0, 40)
+    state, (_, rates) = run(optimizer, noisy(1), state)
     first = {label: rates_by_mark(one)[0] for label, one in memory.items()}
     for label in PARAMS:
         # But for what the first evidence makes of it.

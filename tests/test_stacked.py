@@ -13,9 +13,11 @@ import pytest
 from metalr_optax import (
     Memory,
     adapt_memory,
+    agreement_steps,
     get_kernel_inputs,
     get_memory,
     get_rates,
+    learn_rates,
     linspace_kernels,
     load_memory,
     memory_adam,
@@ -39,11 +41,17 @@ MAKERS: dict[str, Any] = {
     "a landscape": lambda **k: memory_adam(kernels=linspace_kernels(2.0, 3), **k),
     "a sample": lambda **k: memory_sgd(nesterov=True, evidence_sample=1, **k),
     "a link": scale_by_memory,
+    "Lion": lambda **k: learn_rates(optax.lion(1.0), **k),
 }
 
 
-def in_blocks(path, leaf):
-    return "blocks" in jax.tree_util.keystr(path)
+def by_layer(path, leaf):
+    """Return the label of a layer, or those of all that are stacked in a block."""
+    *names, name = [key.key for key in path]
+    label = "/".join(names or [name])
+    if "blocks" not in names:
+        return label
+    return [f"{label}/{i}" for i in range(leaf.shape[0])]
 
 
 def apart(tree):
@@ -80,7 +88,7 @@ def train(optimizer, params, grads):
 @pytest.mark.parametrize("name", MAKERS)
 def test_stacked_layers_learn_as_layers_of_their_own(name):
     grads = list(gradients(8))
-    params, state = train(MAKERS[name](stacked=in_blocks), PARAMS, grads)
+    params, state = train(MAKERS[name](group_by=by_layer), PARAMS, grads)
     expected, alone = train(MAKERS[name](), apart(PARAMS), map(apart, grads))
     chex.assert_trees_all_close(apart(params), expected, rtol=1e-5)
     memory, memories = get_memory(state), get_memory(alone)
@@ -94,13 +102,13 @@ def test_stacked_layers_learn_as_layers_of_their_own(name):
 
 
 def test_rates_and_inputs_of_stacked_layers():
-    _, state = train(memory_adam(stacked=in_blocks), PARAMS, gradients(8))
-    rates = get_rates(state, PARAMS)
+    _, state = train(memory_adam(group_by=by_layer), PARAMS, gradients(8))
+    rates = get_rates(state, PARAMS, group_by=by_layer)
     memory = get_memory(state)
     for i in range(LAYERS):
         expected = memory[f"blocks/{i}"].rates[0]
         np.testing.assert_array_equal(rates["blocks"]["b"][i], jnp.full(4, expected))
-    inputs = get_kernel_inputs(state, PARAMS)
+    inputs = get_kernel_inputs(state, PARAMS, group_by=by_layer)
     assert {label: one.shape for label, one in inputs.items()} == {
         **{f"blocks/{i}": (20,) for i in range(LAYERS)},
         "out": (4,),
@@ -110,7 +118,7 @@ def test_rates_and_inputs_of_stacked_layers():
 
 
 def test_memories_of_stacked_layers_go_on(tmp_path):
-    optimizer = memory_adam(stacked=in_blocks)
+    optimizer = memory_adam(group_by=by_layer)
     _, state = train(optimizer, PARAMS, gradients(8))
     memory, fresh = get_memory(state), optimizer.init(PARAMS)
     chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
@@ -137,7 +145,7 @@ def test_kernels_of_stacked_layers_may_differ():
     }
     renamed = {name.replace("blocks/", "layer"): one for name, one in memory.items()}
     grads = list(gradients(4))
-    stacked = scale_by_memory(memory, stacked=in_blocks)
+    stacked = scale_by_memory(memory, group_by=by_layer)
     params, _ = train(stacked, PARAMS, grads)
     expected, _ = train(scale_by_memory(renamed), apart(PARAMS), map(apart, grads))
     chex.assert_trees_all_close(apart(params), expected, rtol=1e-6)
@@ -164,45 +172,180 @@ def test_a_network_scanned_over_its_blocks():
     net: Any = Net()
     x = jnp.ones((2, 4))
     params = net.init(jax.random.key(0), x)
-    optimizer = memory_sgd(stacked=in_blocks)
+    optimizer = memory_sgd(group_by=by_layer)
     grads = jax.grad(lambda params: jnp.sum(net.apply(params, x) ** 2))(params)
     _, state = train(optimizer, params, [grads] * 3)
     layers = [f"params/blocks/Dense_0/{i}" for i in range(LAYERS)]
     assert list(get_memory(state)) == ["params/Dense_0", *layers]
 
 
-def test_what_cannot_be_stacked_is_refused():
-    everything = memory_adam(stacked=lambda path, leaf: True)
-    with pytest.raises(ValueError, match=r"stacked must choose .* got 'a number at x'"):
-        everything.init({"x": jnp.ones(())})
-    with pytest.raises(ValueError, match=r"same of all tensors of 'a', .* \(2, 3\)"):
-        everything.init({"a": {"b": jnp.ones(2), "w": jnp.ones((3, 2))}})
-    wrong: Any = "blocks"
-    with pytest.raises(ValueError, match="stacked must be a function"):
-        memory_adam(stacked=wrong)
+def test_stacked_layers_add_no_arrays_to_a_state():
+    """However many they are: every array of a state costs time in every call."""
+    optimizer = scale_by_memory(group_by=by_layer)
+    state = optimizer.init(PARAMS)
+    blocks = dict.fromkeys(NAMES[:-1])
+    assert state.rows == {**blocks, "out": 3}
+    single = jax.tree.map(lambda leaf: leaf[:1], PARAMS | {"out": PARAMS["out"][None]})
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(optimizer.init(single)))
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_frozen_memories_stay_and_others_learn_on(name):
-    grads = list(gradients(6))
-    make = MAKERS[name]
-    _, free = train(make(stacked=in_blocks), PARAMS, grads)
-    _, state = train(make(stacked=in_blocks, frozen=["blocks/1", "out"]), PARAMS, grads)
+def test_slices_may_share_memories_with_each_other_and_with_tensors():
+    """One memory of all even layers and what is no block, and one of the odd layer."""
+
+    def even_or_odd(path, leaf):
+        shared = ["even", "odd", "even"]
+        return shared if "blocks" in jax.tree_util.keystr(path) else "even"
+
+    def like_them(path, leaf):
+        return "odd" if "layer1" in jax.tree_util.keystr(path) else "even"
+
+    grads = list(gradients(8))
+    params, state = train(scale_by_memory(group_by=even_or_odd), PARAMS, grads)
+    alone = scale_by_memory(group_by=like_them)
+    expected, other = train(alone, apart(PARAMS), map(apart, grads))
+    chex.assert_trees_all_close(apart(params), expected, rtol=1e-5)
+    chex.assert_trees_all_close(get_memory(state), get_memory(other), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "label", [["a", "b"], ["a", "b", "c", "d"], ["a", "b", 3], [], 3, None]
+)
+def test_what_is_no_label_of_slices_is_refused(label):
+    optimizer = memory_adam(group_by=lambda path, leaf: label)
+    with pytest.raises(ValueError, match="group_by must return a label"):
+        optimizer.init({"w": jnp.ones((3, 2))})
+
+
+def test_a_number_has_no_slices():
+    optimizer = memory_adam(group_by=lambda path, leaf: ["a"])
+    with pytest.raises(ValueError, match=r"first axis of x, \(\), got \['a'\]"):
+        optimizer.init({"x": jnp.ones(())})
+
+
+def partly_kept(make, kept, **options):
+    """Return an optimizer whose memories of some top level names stay as they are."""
+    parts = {
+        "learns": make(**options),
+        "stays": make(memory_optimizer=optax.set_to_zero(), **options),
+    }
+    names = {name: "stays" if name in kept else "learns" for name in PARAMS}
+    return optax.partition(parts, names, mask_compatible_extra_args=True)
+
+
+KEEPERS: dict[str, Any] = {
+    "a link": scale_by_memory,
+    "a landscape": lambda **k: scale_by_memory(kernels=linspace_kernels(2.0, 3), **k),
+    "momentum": lambda **k: learn_rates(optax.sgd(1.0, 0.9), **k),
+    "Adam": lambda **k: learn_rates(optax.adam(1.0), **k),
+}
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+@pytest.mark.parametrize("kept", [("blocks",), ("out",)])
+def test_memories_of_a_part_stay_and_others_learn_on(name, kept):
+    """As if the others had been alone, and at the rate that the memories kept."""
+    grads, make = list(gradients(6)), KEEPERS[name]
+    optimizer = partly_kept(make, kept, group_by=by_layer)
+    params, state = train(optimizer, PARAMS, grads)
     memory = get_memory(state)
-    for label, one in get_memory(free).items():
-        if label in ("blocks/1", "out"):
-            np.testing.assert_array_equal(memory[label].rates, np.float32(1e-3))
-            assert not np.array_equal(one.rates, memory[label].rates)
+    assert sorted(memory) == NAMES
+    for part in PARAMS:
+        free = make(group_by=by_layer)
+        alone, own = train(free, {part: PARAMS[part]}, [{part: g[part]} for g in grads])
+        for label, one in get_memory(own).items():
+            if part in kept:
+                np.testing.assert_array_equal(memory[label].rates, np.float32(1e-3))
+                assert not np.array_equal(one.rates, memory[label].rates)
+            else:
+                chex.assert_trees_all_close(memory[label], one, rtol=1e-6)
+        if part not in kept:
+            chex.assert_trees_all_close(params[part], alone[part], rtol=1e-6)
+
+
+def test_memories_of_single_layers_of_a_stack_stay():
+    """A memory optimizer sees the rates of all, a row for each, by label."""
+    learns = jnp.array([[label not in ("blocks/1", "out")] for label in NAMES])
+
+    def make(rule):
+        return learn_rates(
+            optax.sgd(1.0, 0.9), group_by=by_layer, memory_optimizer=rule
+        )
+
+    masked = optax.stateless(lambda steps, _: jnp.where(learns, steps, 0))
+    grads = list(gradients(6))
+    _, state = train(make(optax.chain(agreement_steps(), masked)), PARAMS, grads)
+    _, free = train(make(None), PARAMS, grads)
+    memory, others = get_memory(state), get_memory(free)
+    for label, is_free in zip(NAMES, learns, strict=True):
+        rate, other = memory[label].rates, others[label].rates
+        assert abs(other / 1e-3 - 1) > 1e-2
+        if is_free:
+            np.testing.assert_allclose(rate, other, rtol=1e-6)
         else:
-            np.testing.assert_array_equal(memory[label].rates, one.rates)
-    _, state = train(make(stacked=in_blocks, frozen={"blocks"}), PARAMS, grads)
-    for i in range(LAYERS):
-        rates = get_memory(state)[f"blocks/{i}"].rates
-        np.testing.assert_array_equal(rates, np.float32(1e-3))
+            np.testing.assert_array_equal(rate, np.float32(1e-3))
 
 
-def test_unknown_labels_cannot_be_frozen():
-    with pytest.raises(ValueError, match=r"frozen must have labels .* got \['in'\]"):
-        memory_adam(frozen=["in"]).init(PARAMS)
-    with pytest.raises(ValueError, match="frozen must be a collection of labels"):
-        memory_adam(frozen="blocks")
+def test_a_kept_memory_is_a_constant_rate():
+    grads = list(gradients(6))
+    kept: Any = partly_kept(scale_by_memory, ("blocks", "out"))
+    found, _ = train(optax.chain(kept, optax.scale(-1.0)), PARAMS, grads)
+    expected, _ = train(optax.sgd(1e-3), PARAMS, grads)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest_step", [None, 0.1])
+def test_kept_rates_follow_their_schedule_and_nothing_else(largest_step):
+    """Of the run that has learned it, whatever the gradients of this one say."""
+    schedule = np.concatenate([np.linspace(1.0, 0.0, 4), np.zeros(16)])
+    memory = Memory(linspace_kernels(1.0, 1), np.array([1e-3]), schedule=schedule)
+    still = learn_rates(
+        optax.sgd(1.0),
+        initial=memory,
+        memory_optimizer=optax.set_to_zero(),
+        largest_step=largest_step,
+        clip_norm=1e9,
+    )
+    params, state = PARAMS, still.init(PARAMS)
+    # A straight way in the logs of rates from mark to mark: steps 1, 2, 4 and 8.
+    expected = 1e-3 * np.exp(np.interp(np.arange(1, 9), [1, 2, 4, 8], schedule[:4]))
+    for rate, one in zip(expected, gradients(8), strict=True):
+        updates, state = jax.jit(still.update)(one, state, params)
+        wanted = jax.tree.map(lambda g, rate=rate: -rate * g, one)
+        chex.assert_trees_all_close(updates, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [scale_by_memory, memory_adam, memory_sgd])
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("stacked", by_layer, r"group_by=lambda path, leaf: \[f'layer/{i}' for i in"),
+        (
+            "frozen",
+            ["out"],
+            r"optax.partition, .*memory_optimizer=optax.set_to_zero\(\)",
+        ),
+    ],
+)
+def test_removed_arguments_are_refused_with_what_replaces_them(
+    make, name, value, instead
+):
+    with pytest.raises(TypeError, match=rf"{make.__name__}\(\) has no '{name}': use"):
+        make(**{name: value})
+    with pytest.raises(TypeError, match=instead):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"), [("inner", "base_optimizer"), ("address", "normalize")]
+)
+def test_older_names_of_arguments_are_refused_too(name, instead):
+    with pytest.raises(TypeError, match=rf"has no '{name}': use {instead}"):
+        scale_by_memory(**{name: None})
+
+
+def test_the_replacement_that_an_error_shows_works():
+    with pytest.raises(TypeError) as error:
+        memory_adam(**{"stacked": by_layer})
+    shown = str(error.value).split("group_by=")[1].split(", a label")[0]
+    state = memory_adam(group_by=eval(shown)).init(PARAMS["blocks"])
+    assert list(get_memory(state)) == [f"layer/{i}" for i in range(LAYERS)]

@@ -18,6 +18,7 @@ from metalr_optax import (
     Kernels,
     Memory,
     get_memory,
+    learn_rates,
     linspace_kernels,
     logspace_kernels,
     memory_adam,
@@ -141,7 +142,7 @@ def orientation_after(gradients, directions):
     state = optimizer.init(jnp.zeros(2))
     for gradient in jnp.asarray(gradients):
         _, state = optimizer.update(gradient, state)
-    return float(state.base_state.orientation)
+    return float(state.orientation)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_the_first_step_and_zeros_teach_nothing_whatever_the_signal():
 def test_the_authors_count_the_empty_first_step():
     optimizer: Any = scale_by_memory(0.01)
     _, state = optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
-    assert int(optax.tree.get(state.memory_optimizer_state, "count")) == 1
+    assert int(optax.tree.get(state.rule_state, "count")) == 1
 
 
 def test_rates_stay_within_their_bounds():
@@ -413,8 +414,8 @@ def test_bad_arguments_fail_at_construction(arguments, match):
         ({"a": jnp.zeros(2, jnp.int32)}, "floating point arrays, got int32 at a"),
         ({"a": jnp.zeros(2, bool)}, "floating point arrays, got bool at a"),
         (jnp.zeros(2, jnp.complex64), "got complex64 at the top"),
-        ({"a": {"f": jnp.tanh}}, r"got <.*tanh.* at a/f; .* eqx\.filter"),
-        ({"a": "text"}, "got 'text' at a"),
+        ({"a": {"f": jnp.tanh}}, r"got PjitFunction at a/f; .* eqx\.filter"),
+        ({"a": "text"}, "got str at a"),
     ],
 )
 def test_parameters_that_are_not_real_floats_fail_at_init(params, match):
@@ -429,7 +430,7 @@ def test_labels_that_do_not_fit_fail_at_init():
 
 
 def test_a_label_that_is_no_string_fails_at_init():
-    with pytest.raises(ValueError, match="labels of type str, got 1"):
+    with pytest.raises(ValueError, match="a label of type str, .* got 1"):
         scale_by_memory(group_by=lambda path, leaf: leaf.ndim).init(jnp.zeros(2))
 
 
@@ -445,23 +446,54 @@ def test_an_equinox_model_with_functions_in_it_is_refused_with_the_way_to_filter
     optimizer.update(grads, state, model)
 
 
+WHOLE = {"a": {"w": jnp.ones(2), "b": jnp.ones(3)}}
+LACKING = {"a": {"w": None, "b": jnp.ones(3)}}
+MORE = {"a": WHOLE["a"] | {"c": jnp.ones(1)}}
+RESHAPED = {"a": {"w": jnp.ones(()), "b": jnp.ones(3)}}
+
+
+@pytest.mark.parametrize("make", [paper_sgd, scale_by_memory])
+@pytest.mark.parametrize(
+    ("updates", "match"),
+    [
+        (LACKING, r"2 parameters .* got 1, \['a/b'\], and None at \['a/w'\]"),
+        (LACKING, r"and None at \['a/w'\]; .* optax.set_to_zero"),
+        (MORE, r"got 3, \['a/b', 'a/c', 'a/w'\]"),
+        (RESHAPED, r"at a/w the shape .* \(2,\), got \(\)"),
+    ],
+)
+def test_updates_unlike_a_whole_last_direction_are_refused(make, updates, match):
+    optimizer = make()
+    with pytest.raises(ValueError, match=match):
+        optimizer.update(updates, optimizer.init(WHOLE), WHOLE)
+
+
 @pytest.mark.parametrize(
     "make",
-    [memory_adam, memory_sgd, paper_sgd, lambda: memory_sgd(nesterov=True)],
+    [
+        memory_adam,
+        memory_sgd,
+        lambda: memory_sgd(momentum=None, nesterov=True),
+        lambda: learn_rates(optax.lion(1.0)),
+        lambda: paper_sgd(evidence_sample=9),
+    ],
 )
-def test_updates_that_lack_a_leaf_or_have_another_shape_are_refused(make):
-    optimizer, params = make(), {"a": {"w": jnp.ones(2), "b": jnp.ones(3)}}
-    state = optimizer.init(params)
-    with pytest.raises(
-        ValueError, match=r"2 parameters .* got 1, \['a/b'\], and None "
-    ):
-        optimizer.update({"a": {"w": None, "b": jnp.ones(3)}}, state, params)
-    with pytest.raises(ValueError, match=r"None at \['a/w'\]; .* optax.set_to_zero"):
-        optimizer.update({"a": {"w": None, "b": jnp.ones(3)}}, state, params)
-    with pytest.raises(ValueError, match=r"got 3, \['a/b', 'a/c', 'a/w'\]"):
-        optimizer.update({"a": params["a"] | {"c": jnp.ones(1)}}, state, params)
-    with pytest.raises(ValueError, match=r"at a/w the shape .* \(2,\), got \(\)"):
-        optimizer.update({"a": {"w": jnp.ones(()), "b": jnp.ones(3)}}, state, params)
+@pytest.mark.parametrize(
+    ("updates", "match"),
+    [
+        (LACKING, r"5 samples, got 3 of {'a/b': \(3,\)}, and None at \['a/w'\]"),
+        (LACKING, r"and None at \['a/w'\]; .* optax.set_to_zero"),
+        (
+            MORE,
+            r"got 6 of {'a/b': \(3,\), 'a/c': \(1,\), 'a/w': \(2,\)}, and None at \[\]",
+        ),
+        (RESHAPED, r"got 4 of {'a/b': \(3,\), 'a/w': \(\)}, and None at \[\]"),
+    ],
+)
+def test_updates_with_another_number_of_samples_are_refused(make, updates, match):
+    optimizer = make()
+    with pytest.raises(ValueError, match=match):
+        optimizer.update(updates, optimizer.init(WHOLE), WHOLE)
 
 
 def test_complex_updates_are_refused():

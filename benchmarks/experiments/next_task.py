@@ -127,11 +127,10 @@ def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
     return in_random_order(memory, seen) if start == "shuffled" else memory
 
 
-def freeze(method: Method, state: Any) -> Method:
+def freeze(method: Method) -> Method:
     """Return the method with memories that follow their schedules and learn nothing."""
-    make = _OPTIMIZERS[method.name]
-    labels = tuple(get_memory(state))
-    return method._replace(make=lambda rate: make(initial=rate, frozen=labels))
+    make, still = _OPTIMIZERS[method.name], optax.set_to_zero()
+    return method._replace(make=lambda rate: make(initial=rate, memory_optimizer=still))
 
 
 def run(
@@ -186,7 +185,7 @@ def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
 
         memory = change_each(source, change)
         if start == "frozen":
-            still = freeze(method, state)
+            still = freeze(method)
             Trainer(move.second, still, store, chunk).run(jobs, start, memory)
         else:
             trainer.run(jobs, start, memory)

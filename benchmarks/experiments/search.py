@@ -13,10 +13,7 @@ from benchmarks.methods import Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
-from metalr_optax import agreement_steps, linspace_kernels, raw_product
-from metalr_optax.bases import adam
-from metalr_optax.skip import skip_not_finite
-from metalr_optax.transform import Settings, scale_base
+from metalr_optax import agreement_steps, memory_adam
 
 STEM = "search"
 RATES = (1e-5, 1e-3)
@@ -61,19 +58,13 @@ VARIANTS = {
 
 def make(variant: Variant, rate: float) -> optax.GradientTransformationExtraArgs:
     """Return `memory_adam` with another rule."""
-    settings = Settings(
+    return memory_adam(
+        b2=variant.b2,
         initial=rate,
-        kernels=linspace_kernels(1.0, num=1),
-        group_by="layer",
-        rate_bounds=(1e-9, 10.0),
         memory_optimizer=agreement_steps(variant.step, variant.gain),
-        signal=raw_product,
-        normalize="rms",
         clip_norm=variant.clip_norm,
         largest_step=variant.largest_step,
     )
-    base = adam(0.9, variant.b2, 1e-8, 0.0, None, nesterov=False, size=4096)
-    return skip_not_finite(optax.chain(scale_base(base, settings), optax.scale(-1.0)))
 
 
 def method_of(name: str) -> Method:
