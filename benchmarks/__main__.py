@@ -385,7 +385,7 @@ def run_mnist(arguments: argparse.Namespace) -> None:
         runs.append(run)
         meta_rate = "" if run.meta_rate is None else f"{run.meta_rate:g}"
         tell(
-            f"{run.task}  {run.method:<12}{meta_rate:>6}  accuracy at the end "
+            f"{run.task}  {run.method:<14}{meta_rate:>6}  accuracy at the end "
             f"{run.accuracies[:, -1].mean():.3f}"
         )
     rows, picture = arguments.out / "mnist.csv", arguments.out / "mnist.png"

@@ -10,21 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from benchmarks import __main__ as command
 from benchmarks.__main__ import main
 from benchmarks.experiments import sequence, speed
 from benchmarks.experiments.sequence import TaskRun, make_task, train_run
 from benchmarks.harness.sweep import averaged, shuffled
-from benchmarks.methods import MODELS
-from benchmarks.problems.digits import SUBSET, load_digits
-from benchmarks.problems.networks import LeNet
+from benchmarks.methods import BOUND, MODELS
+from benchmarks.problems.digits import SUBSET, batch_loss, load_digits
+from benchmarks.problems.networks import LeNet, apply_lenet
 from benchmarks.reporting import (
     library_figures,
     library_tables,
     paper_figures,
     paper_tables,
 )
+from metalr_optax import get_memory, linspace_kernels, paper_sgd
 
 
 @pytest.fixture(scope="module")
@@ -89,11 +91,11 @@ def test_a_lesson_is_plain_training(task):
 
 
 def test_a_memory_goes_from_run_to_run(task):
-    _, learned = train_run(task, "new", 0.01)
+    _, learned = train_run(task, "new", 0.1)
     rates = learned["params/Dense_0"].rates
     assert rates.shape == (2, MODELS)
     assert rates.max() > 5e-3
-    _, kept = train_run(task, "frozen", 0.01, learned, step=0.0)
+    _, kept = train_run(task, "frozen", 0.1, learned, step=0.0)
     np.testing.assert_array_equal(kept["params/Dense_0"].rates, rates)
 
 
@@ -112,8 +114,52 @@ def test_controls_keep_the_mean_of_every_layer_and_nothing_else(task):
 
 
 def test_one_local_model_is_one_scalar_per_layer(task):
-    _, learned = train_run(task, "new_m1", 0.01, method="paper_sgd_m1")
+    _, learned = train_run(task, "new_m1", 0.01, method="memory_m1")
     assert learned["params/Dense_0"].rates.shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("label", "rule"), [("new", optax.sgd), ("new, adam", optax.adam)]
+)
+def test_the_label_says_which_rule_steps_the_memory(label, rule, task):
+    _, learned = train_run(task, label, 0.1)
+    lesson = task.lessons[0]
+    optimizer = paper_sgd(
+        kernels=linspace_kernels(BOUND, MODELS), memory_optimizer=rule(0.1)
+    )
+
+    @jax.jit
+    def step(params, state, batch):
+        grads = jax.grad(batch_loss)(params, lesson.two, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = lesson.params, optimizer.init(lesson.params)
+    for batch in lesson.batches:
+        params, state = step(params, state, batch)
+    for layer, memory in get_memory(state).items():
+        assert np.ptp(memory.rates) > 1e-3
+        np.testing.assert_allclose(learned[layer].rates[0], memory.rates, rtol=1e-3)
+
+
+def test_lenet_is_a_convolution_a_pool_and_two_dense_layers(task):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            features = nn.Conv(8, (5, 5), padding="VALID")(images[..., None])
+            pooled = nn.relu(nn.max_pool(features, (2, 2), (2, 2)))
+            hidden = nn.relu(nn.Dense(128)(pooled.reshape(len(images), -1)))
+            return nn.Dense(2)(hidden)
+
+    lesson = task.lessons[0]
+    layers = lesson.params["params"]
+    kernel = layers["Conv_0"]["kernel"].reshape(5, 5, 1, 8)
+    plain = {"params": layers | {"Conv_0": layers["Conv_0"] | {"kernel": kernel}}}
+    images = lesson.two.test_images[:32]
+    expected = np.asarray(Plain().apply(plain, images))
+    for apply in (LeNet().apply, apply_lenet):
+        logits = np.asarray(apply(lesson.params, images))
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 RUNS = [
@@ -135,9 +181,13 @@ def test_a_miss_counts_as_one_more_than_the_horizon():
 
 
 def test_the_table_shows_misses_and_the_papers_figure():
-    *_, sgd, new = paper_tables.format_sequence(RUNS).splitlines()
+    authors = RUNS[-1]._replace(method="new, adam")
+    *_, sgd, new, adam = paper_tables.format_sequence([*RUNS, authors]).splitlines()
     assert sgd.split()[-4:] == ["5.0", "5.0", "2", "24.7"]
     assert new.split()[-5:] == ["0.01", "3.5", "3.5", "1", "14.6"]
+    assert new.startswith("new memory, equation 6 ")
+    assert adam.split()[-5:] == new.split()[-5:]
+    assert adam.startswith("new memory, Adam (authors' code) ")
 
 
 def test_rows_hold_every_number(tmp_path):

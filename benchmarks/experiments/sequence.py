@@ -1,4 +1,8 @@
-"""The paper's first experiment: a CNN learns pairs of digits, one after the other."""
+"""The paper's first experiment: a CNN learns pairs of digits, one after the other.
+
+The memory is stepped as the paper's equation 6 is written, and by Adam as in the
+authors' code: methods that end in ", adam". All controls are of equation 6.
+"""
 
 import csv
 import functools
@@ -9,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import write_csv
 from benchmarks.harness.sweep import averaged, in_threads, shuffled
-from benchmarks.methods import METHODS
+from benchmarks.methods import BOUND, METHODS, MODELS, Method
 from benchmarks.problems.digits import (
     Digits,
     TwoDigits,
@@ -23,12 +28,13 @@ from benchmarks.problems.digits import (
 )
 from benchmarks.problems.networks import LeNet
 from benchmarks.problems.problem import Problem
-from metalr_optax import Memory
+from metalr_optax import Memory, get_memory, linspace_kernels, paper_sgd
 
 TASKS = ((1, 2), (1, 3), (1, 4))
 META_RATES = (0.1, 0.01, 0.001)
-# SGD and Adam on each task; new and reloaded memories, three controls, one model.
-RUNS = 2 * len(TASKS) + len(META_RATES) * (2 * len(TASKS) - 1 + 3 + 2)
+# SGD and Adam on each task; new and reloaded memories by two rules, three controls,
+# one model.
+RUNS = 2 * len(TASKS) + len(META_RATES) * (2 * (2 * len(TASKS) - 1) + 3 + 2)
 BASE_RATE = 1e-3
 COLUMNS = (
     "task",
@@ -39,7 +45,47 @@ COLUMNS = (
     "test_accuracy",
     "train_loss",
 )
+AUTHORS = ", adam"  # ends the name of a method whose memory Adam steps
 Memories = dict[str, Memory]  # with a leading [seeds]
+
+
+def sum_of(*rules: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return the sum of rules, of which one with a rate of 0 adds nothing.
+
+    So one compiled program serves all of them.
+    """
+
+    def init(params: Any) -> tuple:
+        return tuple(rule.init(params) for rule in rules)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, tuple]:
+        results = [
+            rule.update(updates, part, params)
+            for rule, part in zip(rules, state, strict=True)
+        ]
+        steps, states = zip(*results, strict=True)
+        return optax.tree.add(*steps), states
+
+    return optax.GradientTransformation(init, update)
+
+
+def _with_memory(name: str, num: int) -> Method:
+    """Return a method of a base rate, and the meta rates of equation 6 and of Adam."""
+
+    def make(rate: Any, equation: Any, authors: Any) -> optax.GradientTransformation:
+        rule = sum_of(optax.sgd(equation), optax.adam(authors))
+        kernels = linspace_kernels(BOUND, num)
+        return paper_sgd(initial=rate, kernels=kernels, memory_optimizer=rule)
+
+    return Method(name, make, {}, {}, has_memory=True)
+
+
+_METHODS = {
+    "sgd": METHODS["sgd"],
+    "adam": METHODS["adam"],
+    "memory": _with_memory("memory", MODELS),
+    "memory_m1": _with_memory("memory_m1", 1),
+}
 
 
 class TaskRun(NamedTuple):
@@ -67,6 +113,11 @@ class Task(NamedTuple):
     lessons: list[Lesson]
 
 
+@jax.jit
+def _init(key: jax.Array) -> Any:
+    return LeNet().init(key, jnp.zeros((1, 28, 28)))
+
+
 def make_task(
     digits: Digits, pair: tuple[int, int], seeds: int, horizon: int, batch_size: int
 ) -> Task:
@@ -78,12 +129,11 @@ def make_task(
             f"a horizon of {horizon} updates of {batch_size} images needs {needed} "
             f"images, but there are {available} of the digits {pair[0]} and {pair[1]}"
         )
-    init = jax.jit(lambda key: LeNet().init(key, two.train_images[:1]))
 
     def draw(seed: int) -> Lesson:
         order = np.random.default_rng([seed, *pair]).permutation(available)[:needed]
         batches = jnp.asarray(order).reshape(horizon, batch_size)
-        return Lesson(two, batches, init(jax.random.key(100 * seed + pair[1])))
+        return Lesson(two, batches, _init(jax.random.key(100 * seed + pair[1])))
 
     return Task(f"{pair[0]} vs {pair[1]}", [draw(seed) for seed in range(seeds)])
 
@@ -107,7 +157,7 @@ def _make_runner(method: str, horizon: int) -> Callable[..., Any]:
         return jnp.stack([count_errors(params, lesson.two), loss])
 
     problem = Problem("mnist pairs", None, start, gradients, measure, horizon, every=1)
-    return make_runner(problem, METHODS[method])
+    return make_runner(problem, _METHODS[method])
 
 
 def run_all(
@@ -125,25 +175,28 @@ def run_all(
     for meta_rate in META_RATES:
         yield from run_memory(tasks, meta_rate)
         yield from run_single(tasks, meta_rate)
+        yield from run_memory(tasks, meta_rate, AUTHORS)
 
 
-def run_memory(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
-    """Yield new and reloaded memories on all tasks, and the controls on the last."""
-    run, memory = train_run(tasks[0], "new", meta_rate)
+def run_memory(
+    tasks: list[Task], meta_rate: float, rule: str = ""
+) -> Iterator[TaskRun]:
+    """Yield new and reloaded memories; of equation 6 the controls on the last task."""
+    run, memory = train_run(tasks[0], f"new{rule}", meta_rate)
     yield run
     for task in tasks[1:]:
-        yield train_run(task, "new", meta_rate)[0]
-        if task is tasks[-1]:
+        yield train_run(task, f"new{rule}", meta_rate)[0]
+        if task is tasks[-1] and not rule:
             yield train_run(task, "frozen", meta_rate, memory, step=0.0)[0]
             yield train_run(task, "constant", meta_rate, averaged(memory), step=0.0)[0]
             yield train_run(task, "shuffled", meta_rate, shuffled(memory))[0]
-        run, memory = train_run(task, "reloaded", meta_rate, memory)
+        run, memory = train_run(task, f"reloaded{rule}", meta_rate, memory)
         yield run
 
 
 def run_single(tasks: list[Task], meta_rate: float) -> Iterator[TaskRun]:
     """Yield the control with one local model per layer: its runs on the last task."""
-    single = "paper_sgd_m1"
+    single = "memory_m1"
     _, memory = train_run(tasks[0], "new_m1", meta_rate, method=single)
     for task in tasks[1:-1]:
         _, memory = train_run(task, "reloaded_m1", meta_rate, memory, method=single)
@@ -158,21 +211,22 @@ def train_run(
     memory: Memories | None = None,
     *,
     step: float | None = None,
-    method: str = "paper_sgd",
+    method: str = "memory",
 ) -> tuple[TaskRun, Memories]:
     """Train from a memory, or from a fresh one; return the run and what it learned.
 
-    The memory steps with the meta rate, or with `step` where a control keeps it still.
+    The memory steps with the meta rate, or with `step` where a control keeps it still;
+    the end of the label says by which rule.
     """
-    horizon = len(task.lessons[0].batches)
-    runner = _make_runner(method, horizon)
-    rates = (BASE_RATE, meta_rate if step is None else step)
-    setting = jnp.array([[rate for rate in rates if rate is not None]])
+    runner = _make_runner(method, len(task.lessons[0].batches))
+    setting = _make_setting(label, meta_rate if step is None else step)
+    if memory is None and _METHODS[method].has_memory:
+        memory = _make_fresh(task, method, setting)
 
     def train(seed: int) -> Any:
         given = jax.tree.map(lambda leaf: leaf[seed : seed + 1], memory)
         lesson, no_key = task.lessons[seed], jnp.zeros(1, int)
-        curve, _, learned = runner(lesson, setting, no_key, given)
+        curve, _, learned = runner(lesson, jnp.array([setting]), no_key, given)
         return jax.tree.map(np.asarray, (curve, learned))
 
     parts = in_threads(train, range(len(task.lessons)))
@@ -180,6 +234,22 @@ def train_run(
     images = len(task.lessons[0].two.test_labels)
     accuracies = (images - curves[..., 0]) / images
     return TaskRun(task.name, label, meta_rate, accuracies, curves[..., 1]), learned
+
+
+def _make_setting(label: str, meta_rate: float | None) -> tuple[float, ...]:
+    """Return the base rate, and the meta rates of equation 6 and of Adam if any."""
+    if meta_rate is None:
+        return (BASE_RATE,)
+    if label.endswith(AUTHORS):
+        return BASE_RATE, 0.0, meta_rate
+    return BASE_RATE, meta_rate, 0.0
+
+
+def _make_fresh(task: Task, method: str, setting: tuple[float, ...]) -> Memories:
+    """Return new memories. With them given, no second program has to be compiled."""
+    optimizer = _METHODS[method].make(*setting)
+    fresh = get_memory(optimizer.init(task.lessons[0].params))
+    return jax.tree.map(lambda leaf: np.stack([leaf] * len(task.lessons)), fresh)
 
 
 def write_rows(runs: list[TaskRun], path: pathlib.Path) -> None:

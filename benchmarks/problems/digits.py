@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.problems.networks import LeNet
+from benchmarks.problems.networks import LeNet, apply_lenet
 from benchmarks.problems.problem import Problem, cross_entropy
 
 SUBSET = pathlib.Path(__file__).parents[1] / "data" / "mnist_subset.npz"
@@ -148,7 +148,7 @@ def batch_loss(params: Any, two: TwoDigits, chosen: jax.Array) -> jax.Array:
 
 def count_errors(params: Any, two: TwoDigits) -> jax.Array:
     """Return how many test images are told wrong: a count, so it is exact."""
-    predicted = jnp.argmax(_logits(params, two.test_images), axis=-1)
+    predicted = jnp.argmax(apply_lenet(params, two.test_images), axis=-1)
     return jnp.sum(predicted != two.test_labels)
 
 

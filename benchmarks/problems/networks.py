@@ -56,22 +56,72 @@ class Cnn(nn.Module):
         return nn.Dense(10)(nn.relu(nn.Dense(self.width)(x)))
 
 
+class _ConvPool(nn.Module):
+    """A convolution, 5 x 5 x 8, and the maxima of its windows of 2 x 2.
+
+    One product gives all four numbers of a window, from its patch of 6 x 6: with
+    nn.Conv and nn.max_pool a gradient takes a CPU three times as long.
+    """
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return [B, 12, 12, 8] for images [B, 28, 28]."""
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (25, 8))
+        bias = self.param("bias", nn.initializers.zeros, (8,))
+        square = kernel.reshape(5, 5, 8)
+        kernels = [
+            jnp.pad(square, ((row, 1 - row), (column, 1 - column), (0, 0)))
+            for row in range(2)
+            for column in range(2)
+        ]
+        patches = [
+            images[:, row : row + 24 : 2, column : column + 24 : 2]
+            for row in range(6)
+            for column in range(6)
+        ]
+        wide = jnp.stack(kernels, -2).reshape(36, 32)
+        features = wide.T @ jnp.stack(patches).reshape(36, -1)
+        rows = jnp.maximum(*features.reshape(2, 16, -1))
+        pooled = jnp.maximum(*rows.reshape(2, 8, -1)) + bias[:, None]
+        return pooled.reshape(8, -1, 12, 12).transpose(1, 2, 3, 0)
+
+
 class LeNet(nn.Module):
     """The authors' small LeNet: conv 5x5x8, max-pool, dense 128, 2 outputs."""
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """Return logits [B, 2] for images [B, 28, 28] in [0, 1]."""
-        # A convolution as patches times a kernel, a pool as two maxima: as nn.Conv and
-        # as one window it takes a CPU twice as long to look at all test images.
-        tall = jnp.stack([images[:, i : i + 24] for i in range(5)], -1)
-        patches = jnp.stack([tall[:, :, i : i + 24] for i in range(5)], -1)
-        features = nn.Dense(8, name="Conv_0")(patches.reshape(-1, 24, 24, 25))
-        features = features.reshape(-1, 12, 2, 12, 2, 8)
-        rows = jnp.maximum(features[:, :, 0], features[:, :, 1])
-        pooled = jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
-        hidden = nn.relu(nn.Dense(128)(nn.relu(pooled).reshape(-1, 12 * 12 * 8)))
+        pooled = nn.relu(_ConvPool(name="Conv_0")(images))
+        hidden = nn.relu(nn.Dense(128)(pooled.reshape(-1, 12 * 12 * 8)))
         return nn.Dense(2)(hidden)
+
+
+def apply_lenet(variables: Any, images: jax.Array) -> jax.Array:
+    """Return the logits of LeNet: for hundreds of images in half the time on a CPU.
+
+    The images are last, so that XLA convolves and pools in one loop over them; without
+    the barrier it would transpose them in that loop. Gradients would be slow.
+    """
+    conv, dense, last = (
+        variables["params"][name] for name in ("Conv_0", "Dense_0", "Dense_1")
+    )
+    kernel = conv["kernel"].reshape(5, 5, 8, 1, 1, 1)
+    images = jax.lax.optimization_barrier(images.transpose(1, 2, 0)[None])
+
+    def convolve(top: int, left: int) -> Any:
+        return sum(
+            kernel[i, j]
+            * images[:, top + i : top + i + 24 : 2, left + j : left + j + 24 : 2]
+            for i in range(5)
+            for j in range(5)
+        )
+
+    rows = [jnp.maximum(convolve(top, 0), convolve(top, 1)) for top in range(2)]
+    pooled = jnp.maximum(*rows).reshape(8, 144, -1) + conv["bias"].reshape(8, 1, 1)
+    weights = dense["kernel"].reshape(144, 8, 128)
+    hidden = jnp.einsum("cpn,pcd->dn", nn.relu(pooled), weights).T
+    return nn.relu(hidden + dense["bias"][None]) @ last["kernel"] + last["bias"][None]
 
 
 class Transformer(nn.Module):

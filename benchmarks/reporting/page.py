@@ -62,12 +62,7 @@ def make_page() -> str:
         ),
         *_fill_sampling(),
         _fill_answers([one for comparisons in loaded.values() for one in comparisons]),
-        fill(
-            "sequence",
-            table=paper_tables.format_sequence(
-                sequence.read_rows(RESULTS / "mnist.csv")
-            ),
-        ),
+        _fill_sequence(),
         *(_fill_experiment(name, comparisons) for name, comparisons in loaded.items()),
     ]
     return "\n\n".join(sections) + "\n"
@@ -150,6 +145,15 @@ def _fill_answers(comparisons: list[Comparison]) -> str:
         "answers",
         answers=verdicts.format_answers(comparisons),
         counts="\n\n".join(verdicts.count(comparisons)),
+    )
+
+
+def _fill_sequence() -> str:
+    runs = sequence.read_rows(RESULTS / "mnist.csv")
+    return fill(
+        "sequence",
+        rules=paper_tables.format_rules(runs),
+        table=paper_tables.format_sequence(runs),
     )
 
 

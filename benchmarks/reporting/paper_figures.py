@@ -13,7 +13,7 @@ import matplotlib.ticker
 import numpy as np
 
 from benchmarks.experiments.paper import GRID_BOUND, Descent
-from benchmarks.experiments.sequence import META_RATES, TASKS, TaskRun
+from benchmarks.experiments.sequence import AUTHORS, META_RATES, TASKS, TaskRun
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import read_setting
 from benchmarks.harness.sweep import BUDGETS
@@ -51,12 +51,15 @@ SEQUENCE_COLORS = {
     "adam": "#0072B2",
     "new": "#E69F00",
     "reloaded": "#009E73",
+    "new" + AUTHORS: "#E69F00",
+    "reloaded" + AUTHORS: "#009E73",
     "constant": "#56B4E9",
     "shuffled": "#CC79A7",
     "reloaded_m1": "#D55E00",
 }
 
 
+_CURVES = ("sgd", "adam", "new", "reloaded", "new" + AUTHORS, "reloaded" + AUTHORS)
 _DIGITS = 8  # rows and columns of digits that a generator drew
 _NEVER = 1.25  # horizons: where what never got there is drawn
 
@@ -183,8 +186,8 @@ def _finish(axis, comparison: Comparison) -> None:
 
 def draw_sequence(runs: list[TaskRun], path: pathlib.Path) -> None:
     """Draw the paper's four panels: a curve per task, and the updates to the goal."""
-    figure = matplotlib.figure.Figure(figsize=(13, 3.6), layout="constrained")
-    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.5))
+    figure = matplotlib.figure.Figure(figsize=(14, 4.4), layout="constrained")
+    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 2.2))
     for axis, pair in zip(axes, TASKS, strict=False):
         _draw_accuracies(
             axis, [run for run in runs if run.task == f"{pair[0]} vs {pair[1]}"]
@@ -193,22 +196,26 @@ def draw_sequence(runs: list[TaskRun], path: pathlib.Path) -> None:
     axes[0].set_ylabel("test accuracy, median and quartiles")
     _draw_goals(axes[-1], [run for run in runs if run.task == LAST_TASK])
     handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110, facecolor="white")
 
 
 def _draw_accuracies(axis, runs: list[TaskRun]) -> None:
-    """Draw the median and the quartiles over seeds, at the middle meta rate."""
+    """Draw the median and the quartiles over seeds, at the middle meta rate.
+
+    Memories that Adam steps are dashed, without quartiles: those would hide the others.
+    """
     for run in runs:
-        if run.method not in ("sgd", "adam", "new", "reloaded"):
+        if run.method not in _CURVES:
             continue
         if run.meta_rate not in (None, META_RATES[1]):
             continue
         low, median, high = np.quantile(run.accuracies, (0.25, 0.5, 0.75), axis=0)
         updates = np.arange(1, len(median) + 1)
-        color = SEQUENCE_COLORS[run.method]
-        axis.plot(updates, median, color=color, label=SEQUENCE_LABELS[run.method])
-        axis.fill_between(updates, low, high, color=color, alpha=0.2, linewidth=0)
+        color, is_authors = SEQUENCE_COLORS[run.method], run.method.endswith(AUTHORS)
+        axis.plot(updates, median, color=color, linestyle="--" if is_authors else "-")
+        if not is_authors:
+            axis.fill_between(updates, low, high, color=color, alpha=0.2, linewidth=0)
     axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
     axis.text(
         0.98,
@@ -233,13 +240,18 @@ def _draw_goals(axis, runs: list[TaskRun]) -> None:
                 if run.method == method and run.meta_rate in (None, meta_rate):
                     places.append(group + (index + 0.5) * width - 0.4)
                     means.append(updates_to_goal(run).mean())
-                    papers.append(PAPER_UPDATES.get((method, run.meta_rate), np.nan))
+                    figure = method.removesuffix(AUTHORS), run.meta_rate
+                    papers.append(PAPER_UPDATES.get(figure, np.nan))
         color, label = SEQUENCE_COLORS[method], SEQUENCE_LABELS[method]
-        axis.bar(places, means, width * 0.9, color=color, label=label)
+        bars = axis.bar(places, means, width * 0.9, color=color, label=label)
+        if method.endswith(AUTHORS):
+            for bar in bars:
+                bar.set(hatch="////", edgecolor="white", linewidth=0)
         axis.plot(places, papers, "D", color="white", markeredgecolor="black", ms=5)
     axis.plot(
         [], [], "D", color="white", markeredgecolor="black", label="paper (figure 1)"
     )
+    axis.plot([], [], "k--", label="curves of memories that Adam steps")
     axis.set_xticks(range(len(META_RATES)), [f"{rate:g}" for rate in META_RATES])
     axis.set_xlabel("meta rate")
     axis.set_ylabel(f"mean updates to {GOAL:.0%}")

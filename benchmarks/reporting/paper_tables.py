@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.experiments.sequence import TASKS, TaskRun
+from benchmarks.experiments.sequence import AUTHORS, META_RATES, TASKS, TaskRun
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import read_setting
 from benchmarks.harness.sweep import BUDGETS
@@ -40,8 +40,10 @@ PAPER_UPDATES = {
 SEQUENCE_LABELS = {
     "sgd": "SGD at 0.001",
     "adam": "Adam at 0.001",
-    "new": "new memory",
-    "reloaded": "reloaded memory",
+    "new": "new memory, equation 6",
+    "reloaded": "reloaded memory, equation 6",
+    "new, adam": "new memory, Adam (authors' code)",
+    "reloaded, adam": "reloaded memory, Adam (authors' code)",
     "frozen": "reloaded, not learning on",
     "constant": "constant: mean rate of each layer",
     "shuffled": "shuffled within each layer, learning on",
@@ -191,6 +193,28 @@ def updates_to_goal(run: TaskRun) -> np.ndarray:
     return np.where(reached.any(1), reached.argmax(1) + 1, horizon + 1)
 
 
+def format_rules(runs: list[TaskRun]) -> str:
+    """Return what both rules of a memory need on the last task, as Markdown."""
+    found = {(run.method, run.meta_rate): run for run in runs if run.task == LAST_TASK}
+    rates = " | ".join(f"{rate:g}" for rate in META_RATES)
+    lines = [f"| meta rate | {rates} |", "|---|" + "---|" * len(META_RATES)]
+    for start in ("reloaded", "new"):
+        for method in (start, start + AUTHORS):
+            cells = [_format_mean(found[method, rate]) for rate in META_RATES]
+            lines.append(f"| {SEQUENCE_LABELS[method]} | {' | '.join(cells)} |")
+        paper = " | ".join(f"{PAPER_UPDATES[start, rate]}" for rate in META_RATES)
+        lines.append(f"| {start} memory, the paper's figure 1 | {paper} |")
+    return "\n".join(lines)
+
+
+def _format_mean(run: TaskRun) -> str:
+    """Return the mean updates to the goal, and how many runs never got there."""
+    updates = updates_to_goal(run)
+    seeds, horizon = run.accuracies.shape
+    missed = int((updates > horizon).sum())
+    return f"{updates.mean():.1f}" + f" ({missed} of {seeds} never)" * bool(missed)
+
+
 def format_sequence(runs: list[TaskRun]) -> str:
     """Return the updates to the goal on the last task, beside the paper's figures."""
     last = [run for run in runs if run.task == LAST_TASK]
@@ -204,7 +228,7 @@ def format_sequence(runs: list[TaskRun]) -> str:
     for run in last:
         updates = updates_to_goal(run)
         meta_rate = "" if run.meta_rate is None else f"{run.meta_rate:g}"
-        paper = PAPER_UPDATES.get((run.method, run.meta_rate), "")
+        paper = PAPER_UPDATES.get((run.method.removesuffix(AUTHORS), run.meta_rate), "")
         lines.append(
             f"{SEQUENCE_LABELS[run.method]:<40}{meta_rate:>10}{updates.mean():>7.1f}"
             f"{np.median(updates):>8.1f}{(updates > horizon).sum():>8}{paper:>13}"
