@@ -241,6 +241,8 @@ def _mean(pieces: Sequence[Piece], *columns: jax.Array) -> jax.Array:
     return zeros.at[places].add(weights * array)
 
 
+# Traced once for all tensors of one shape.
+@functools.partial(jax.jit, static_argnums=0)
 def _lattice(size: int, tensor: jax.Array) -> jax.Array:
     *lengths, columns = tensor.shape
     strides = [1] * len(lengths)

@@ -271,12 +271,12 @@ def _change(
     mean += weight * away
     variance = (1 - weight) * (variance + weight * away * away)
     total = variance + mean * mean
-    # Not 1 less the other: of that little would be left where evidence agrees.
-    consistency, inconsistency = (
-        jnp.where(total > 0, one / jnp.where(total > 0, total, 1), 0)
-        for one in (mean * mean, variance)
-    )
-    doubt += own * jnp.where((e != 0) & (total > 0), inconsistency, 0)
+    # The reciprocal of anything smaller is no number.
+    usable = total > 4 * jnp.finfo(total.dtype).tiny
+    share = jnp.where(usable, 1 / jnp.where(usable, total, 1), 0)
+    # Inconsistency is not 1 less consistency: little of that is left where both agree.
+    consistency, inconsistency = mean * mean * share, variance * share
+    doubt += own * jnp.where(e != 0, inconsistency, 0)
     doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
     trust = _INCONSISTENT + (1 - _INCONSISTENT) * consistency
     power = step * trust * jnp.tanh(e / _SATURATION)

@@ -226,26 +226,30 @@ def test_updates_are_timed_beside_adam(tmp_path):
     cases = [
         speed.Case("update", params, methods, rounds=1),
         speed.training_case("model", params, lambda params: params, 2)._replace(
-            methods=methods[:4], rounds=1
+            methods=methods[:5], rounds=1
         ),
     ]
     rows = [one for case in cases for one in speed.run_case(case)]
-    adam, clip_adam, clip_momentum, ours, dense = rows[:5]
+    adam, clip_adam, clip_momentum, clip_lion, ours, dense = rows[:6]
     assert clip_adam.clipped_ratio == clip_momentum.clipped_ratio == 1.0
+    assert clip_lion.clipped_ratio == 1.0
     assert (clip_adam.state_leaves, clip_momentum.state_leaves) == (3, 1)
     assert (adam.ratio, adam.state_bytes, adam.share) == (1.0, 8.0002, 0.0)
     assert ours.state_bytes == pytest.approx(4.0, abs=0.1)
     assert ours.milliseconds > 0
     # The dense way stores one activation per coordinate at a time.
     assert dense.temporary_bytes > ours.temporary_bytes > 0
-    assert all(0 < one.share < 1 for one in rows[5:])
+    assert all(0 < one.share < 1 for one in rows[6:])
 
     path = tmp_path / "speed.csv"
     speed.write_rows(rows, path)
     for one, again in zip(rows, speed.read_rows(path), strict=True):
         assert again[:6] == one[:6]
         np.testing.assert_allclose(again[6:], one[6:], rtol=1e-3)
-    assert "paper_sgd, one by one" in library_tables.format_speed(rows)
+    (compiled, *_) = speed.compile_case(speed.Case("compile", params, methods[1:2], 0))
+    assert compiled.compile_seconds > 0
+    assert np.isnan(compiled.milliseconds)
+    assert "paper_sgd, one by one" in library_tables.format_speed([*rows, compiled])
     library_figures.draw_speed(rows, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 

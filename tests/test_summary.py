@@ -1,6 +1,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from metalr_optax import (
     get_kernel_inputs,
     get_memory,
     get_rates,
+    learn_rates,
     linspace_kernels,
     memory_adam,
     memory_sgd,
@@ -26,6 +28,13 @@ from metalr_optax import (
 )
 
 STILL = optax.sgd(0.0)  # a memory that never moves
+# What keeps samples of its last direction only.
+SAMPLING = {
+    memory_sgd: "memory_sgd",
+    memory_adam: "memory_adam",
+    functools.partial(learn_rates, optax.lion(1.0)): "lion",
+    functools.partial(paper_adam, evidence_sample=4): "paper_adam",
+}
 
 
 def make_gradients(steps, seed=0):
@@ -284,7 +293,7 @@ def test_states_may_be_grouped_by_other_rules():
     assert "rate_mean/b" in logs
 
 
-@pytest.mark.parametrize("make", [memory_sgd, memory_adam, paper_adam])
+@pytest.mark.parametrize("make", SAMPLING, ids=SAMPLING.values())
 def test_a_direction_that_the_state_has_not_is_asked_for(make):
     """And with it the rates are those that the update had used."""
     params = {"a": {"w": jnp.zeros((3, 4))}, "c": jnp.zeros(2)}
@@ -296,8 +305,22 @@ def test_a_direction_that_the_state_has_not_is_asked_for(make):
     direction = jax.tree.map(lambda p: jnp.ones_like(p) * 0.5, params)
     rates = get_rates(state, direction)
     assert jax.tree.structure(rates) == jax.tree.structure(params)
-    unit = 0.5 if make is paper_adam else 1.0
+    unit = 0.5 if SAMPLING[make] == "paper_adam" else 1.0
     np.testing.assert_allclose(get_kernel_inputs(state, direction)["c"], unit)
+
+
+@pytest.mark.parametrize("make", [paper_sgd, paper_adam, scale_by_memory])
+def test_a_whole_last_direction_need_not_be_given(make):
+    params = {"a": {"w": jnp.zeros((3, 4))}, "c": jnp.zeros(2)}
+    optimizer = make(kernels=linspace_kernels(1.5, 5))
+    state, rng = optimizer.init(params), np.random.default_rng(0)
+    for _ in range(3):
+        grads = jax.tree.map(lambda p: rng.uniform(-1, 1, p.shape).astype("f4"), params)
+        updates, state = optimizer.update(grads, state)
+    direction = optax.tree.get(state, "last_direction")
+    sign = 1 if make is scale_by_memory else -1
+    found = jax.tree.map(lambda rate, d: sign * rate * d, get_rates(state), direction)
+    chex.assert_trees_all_close(found, updates, rtol=1e-5)
 
 
 def test_collapsed_rates_are_seen():

@@ -430,7 +430,7 @@ def test_labels_that_do_not_fit_fail_at_init():
 
 
 def test_a_label_that_is_no_string_fails_at_init():
-    with pytest.raises(ValueError, match="a label of type str, .* got 1"):
+    with pytest.raises(ValueError, match=r"a label of type str, .* got 1"):
         scale_by_memory(group_by=lambda path, leaf: leaf.ndim).init(jnp.zeros(2))
 
 

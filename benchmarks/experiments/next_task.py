@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from benchmarks.experiments.transfer import load_growths
 from benchmarks.harness.progress import counted
@@ -38,7 +39,6 @@ from benchmarks.problems.problem import Problem
 from metalr_optax import (
     Memory,
     adapt_memory,
-    get_memory,
     memory_adam,
     memory_sgd,
 )

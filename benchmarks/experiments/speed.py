@@ -23,6 +23,7 @@ from benchmarks.problems.problem import cross_entropy
 from metalr_optax import (
     Kernels,
     agreement_steps,
+    learn_rates,
     linspace_kernels,
     memory_adam,
     memory_sgd,
@@ -40,20 +41,20 @@ Make = Callable[[int], optax.GradientTransformation]
 class Measurement(NamedTuple):
     """What one method took in one case."""
 
-    case: str  # "update", or the model whose training step is meant
+    case: str  # "update", "compile", or the model whose training step is meant
     platform: str
     size: int  # parameters
     leaves: int
     method: str
     kernels: int  # M, 0 where there is none
-    milliseconds: float  # median of a whole update, or of an update in training
+    milliseconds: float  # median of a whole update; nan where it is only compiled
     ratio: float  # median over rounds: this update over optax.adam's
     clipped_ratio: float  # the same over the baseline that clips, with its base
     share: float  # update / (gradient + update); 0 where there is no gradient
     state_bytes: float  # per parameter
     state_leaves: int
     temporary_bytes: float  # per parameter, at most at a time, from XLA
-    compile_seconds: float  # of tracing and compiling
+    compile_seconds: float  # of tracing and compiling, a median where only that is done
 
 
 class Case(NamedTuple):
@@ -62,7 +63,7 @@ class Case(NamedTuple):
     name: str
     params: Any
     methods: list[tuple[str, int]]  # name and M
-    rounds: int
+    rounds: int  # 0 to compile only
     gradient: Callable[[Any], Any] | None = None  # of a model, jitted
 
 
@@ -107,6 +108,7 @@ OPTIMIZERS: dict[str, Make] = {
     "momentum": lambda _: optax.sgd(1e-3, momentum=0.9),
     "clip + adam": lambda _: optax.chain(_CLIP, optax.adam(1e-3)),
     "clip + momentum": lambda _: optax.chain(_CLIP, optax.sgd(1e-3, momentum=0.9)),
+    "clip + lion": lambda _: optax.chain(_CLIP, optax.lion(1e-3)),
     "dowg": lambda _: contrib.dowg(),
     "prodigy": lambda _: contrib.prodigy(),
     "schedule_free_adamw": lambda _: contrib.schedule_free_adamw(),
@@ -114,6 +116,7 @@ OPTIMIZERS: dict[str, Make] = {
     "memory_adam": lambda num: memory_adam(
         kernels=linspace_kernels(1.0, num), clip_norm=1.0
     ),
+    "learn_rates, lion": lambda _: learn_rates(optax.lion(1.0), clip_norm=1.0),
     "memory_adam, all": lambda num: memory_adam(
         clip_norm=1.0, kernels=linspace_kernels(1.0, num), evidence_sample=ALL
     ),
@@ -130,8 +133,9 @@ OPTIMIZERS: dict[str, Make] = {
     ),
 }
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
-CLIPPED = ("clip + adam", 0), ("clip + momentum", 0)
-_NEW = [(name, 1) for name in OPTIMIZERS if name.startswith("memory")]
+CLIPPED = ("clip + adam", 0), ("clip + momentum", 0), ("clip + lion", 0)
+LION = ("learn_rates, lion", 1)
+_NEW = [(name, 1) for name in OPTIMIZERS if name.startswith("memory")] + [LION]
 _PAPERS = [
     (name, 20)
     for name in OPTIMIZERS
@@ -139,7 +143,7 @@ _PAPERS = [
 ]
 MEMORIES = [*_NEW, *_PAPERS]
 BY_PROGRESS = ("one rate", 1), ("by progress", 1)
-_OURS = ("memory", "paper", *dict(BY_PROGRESS))
+_OURS = ("memory", "paper", "learn_rates", *dict(BY_PROGRESS))
 OTHERS = [(name, 0) for name in OPTIMIZERS if not name.startswith(_OURS)]
 _LOGGED = [("memory_sgd", 1), ("memory_adam", 1), ("paper_sgd", 20)]
 OPTIMIZERS |= {
@@ -155,17 +159,26 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         if size <= 10**6:
             methods.append(("paper_sgd, one by one", 20))
         if size > 10**7:
-            methods = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), EXACT]
+            methods = [
+                ADAM,
+                *CLIPPED,
+                ("memory_sgd", 1),
+                ("memory_adam", 1),
+                LION,
+                EXACT,
+            ]
             methods.append(("paper_sgd, sampled", 20))
         rounds = 31 if size <= 10**6 else 9 if size <= 10**7 else 5
         yield Case("update", make_leaves(size, 1), methods, rounds)
         if size in (10**6, 10**7):
             more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
             yield Case("update", make_leaves(size, 1), [ADAM, *CLIPPED, *more], rounds)
-    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1)]
+    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), LION]
     for leaves in (10, 100, 300, 1000):
         methods = [*ours, EXACT, ("paper_adam", 20)] if leaves <= 100 else ours
         yield Case("update", make_leaves(4 * 10**6, leaves), methods, 9)
+        yield Case("compile", make_leaves(4 * 10**6, leaves), ours[1:], 0)
+    yield Case("compile, decoder", decoder(), ours[1:], 0)
     squares = {f"layer {i}": {"kernel": jnp.zeros((200, 200))} for i in range(100)}
     yield Case("100 tensors of 40,000", squares, ours, 15)
     for params in (make_leaves(10**4, 1), make_leaves(10**6, 1), squares):
@@ -187,6 +200,27 @@ def make_leaves(size: int, count: int) -> Any:
         }
         for index in range(count // 2)
     }
+
+
+def decoder() -> Any:
+    """Return the shapes of a decoder of 12 layers and 124 million parameters."""
+    width, shapes = 768, {"wte": (50257, 768), "wpe": (1024, 768)}
+    dense = {"attention": 3, "projection": 1, "up": 4}
+    for layer in range(12):
+        for name in ("norm_1", "norm_2"):
+            shapes |= {f"{layer}/{name}/{part}": (width,) for part in ("scale", "bias")}
+        for name, times in dense.items():
+            shapes[f"{layer}/{name}/kernel"] = (width, times * width)
+            shapes[f"{layer}/{name}/bias"] = (times * width,)
+        shapes[f"{layer}/down/kernel"] = (4 * width, width)
+        shapes[f"{layer}/down/bias"] = (width,)
+    shapes |= {f"norm/{part}": (width,) for part in ("scale", "bias")}
+    tree: dict[str, dict[str, Any]] = {}
+    for name, shape in shapes.items():
+        layer, _, part = name.rpartition("/")
+        leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+        tree.setdefault(layer or name, {})[part or name] = leaf
+    return tree
 
 
 def cnn() -> tuple[Any, Callable[[Any], Any]]:
@@ -226,6 +260,9 @@ def training_case(
 
 def run_case(case: Case) -> Iterator[Measurement]:
     """Time all methods of a case in turns."""
+    if case.rounds == 0:
+        yield from compile_case(case)
+        return
     size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     gradients = _draw_gradients(case.params)
     steps = {
@@ -242,7 +279,6 @@ def run_case(case: Case) -> Iterator[Measurement]:
     # Two rounds to warm up.
     rounds = {key: np.array(taken[2:]) for key, taken in times.items()}
     adam = rounds[ADAM]
-    clipped = {True: rounds[CLIPPED[1]], False: rounds[CLIPPED[0]]}
     for method, (_, facts) in steps.items():
         update = rounds[method]
         share = np.median(update / (update + rounds[None])) if case.gradient else 0.0
@@ -254,16 +290,43 @@ def run_case(case: Case) -> Iterator[Measurement]:
             *method,
             1e3 * float(np.median(update)),
             float(np.median(update / adam)),
-            float(
-                np.median(
-                    update / clipped["sgd" in method[0] or "momentum" in method[0]]
-                )
-            ),
+            float(np.median(update / rounds[clip_of(method[0])])),
             float(share),
             facts["state"] / size,
             int(facts["leaves"]),
             facts["temporary"] / size,
             facts["compile"],
+        )
+
+
+def clip_of(method: str) -> tuple[str, int]:
+    """Return the baseline that clips and has the base of a method."""
+    adam, momentum, lion = CLIPPED
+    if "lion" in method:
+        return lion
+    return momentum if "sgd" in method or "momentum" in method else adam
+
+
+def compile_case(case: Case) -> Iterator[Measurement]:
+    """Compile all methods of a case in turns, and run none."""
+    leaves = jax.tree.leaves(case.params)
+    size = sum(leaf.size for leaf in leaves)
+    seconds: dict[Any, list[float]] = {method: [] for method in case.methods}
+    facts = {}
+    for _ in range(3):
+        for method in case.methods:
+            optimizer = OPTIMIZERS[method[0]](method[1])
+            state = jax.eval_shape(optimizer.init, case.params)
+            _, facts[method] = _compiled(optimizer, case.params, state, case.params)
+            seconds[method].append(facts[method]["compile"])
+    for method, taken in seconds.items():
+        yield Measurement(
+            *(case.name, jax.default_backend(), size, len(leaves), *method),
+            *(math.nan, math.nan, math.nan, 0.0),
+            state_bytes=facts[method]["state"] / size,
+            state_leaves=int(facts[method]["leaves"]),
+            temporary_bytes=facts[method]["temporary"] / size,
+            compile_seconds=float(np.median(taken)),
         )
 
 
@@ -279,21 +342,7 @@ def _compile(
 ) -> tuple[Callable[[], Any], dict[str, float]]:
     """Return a step that keeps its own, donated state, and what XLA says of it."""
     state = jax.jit(optimizer.init)(params)
-    jax.clear_caches()
-    start = time.perf_counter()
-    step = (
-        jax.jit(optimizer.update, donate_argnums=1)
-        .lower(gradients, state, params)
-        .compile()
-    )
-    seconds = time.perf_counter() - start
-    analysis = step.memory_analysis()
-    facts = {
-        "compile": seconds,
-        "state": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
-        "leaves": len(jax.tree.leaves(state)),
-        "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
-    }
+    step, facts = _compiled(optimizer, gradients, state, params)
     box = [state]
 
     def run() -> Any:
@@ -301,6 +350,24 @@ def _compile(
         return updates, box[0]
 
     return run, facts
+
+
+def _compiled(
+    optimizer: optax.GradientTransformation, gradients: Any, state: Any, params: Any
+) -> tuple[Any, dict[str, float]]:
+    """Return a compiled update, and what XLA says of it."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    update = jax.jit(optimizer.update, donate_argnums=1)
+    step = update.lower(gradients, state, params).compile()
+    seconds = time.perf_counter() - start
+    analysis, leaves = step.memory_analysis(), jax.tree.leaves(state)
+    return step, {
+        "compile": seconds,
+        "state": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        "leaves": len(leaves),
+        "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
+    }
 
 
 def _time(function: Callable[[], Any], repeats: int) -> float:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.experiments import noise_floor, sampling, suite, transfer
-from benchmarks.experiments.speed import Measurement
+from benchmarks.experiments.speed import Measurement, clip_of
 from benchmarks.harness.costs import Cost
 from benchmarks.harness.store import final, find, read_runs, write_setting
 from benchmarks.harness.sweep import trials_done
@@ -400,14 +400,35 @@ def format_speed(measurements: list[Measurement]) -> str:
         f"{'% step':>8}{'compile':>9}",
     ]
     for one in measurements:
-        if one.leaves > 1:
+        if one.leaves > 1 and not one.case.startswith("compile"):
             share = f"{100 * one.share:.1f}" if one.share else ""
             lines.append(
                 f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}"
                 f"{one.clipped_ratio:>6.2f}{share:>8}{one.compile_seconds:>7.2f} s"
             )
-    lines += ["", *_say_progress(measurements)]
+    lines += ["", *_compile_lines(measurements), "", *_say_progress(measurements)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _compile_lines(measurements: list[Measurement]) -> list[str]:
+    """Return what is only compiled: over the clip with the same base, and with Adam."""
+    lines = [
+        "Tracing and compiling, over that of clip + adam, and of a clip and the base",
+        f"{'tensors':>8}{'parameters':>13}  {'method':<20}{'seconds':>8}{'/ adam':>8}"
+        f"{'/ base':>8}{'state':>8}{'temp':>8}",
+    ]
+    rows = [one for one in measurements if one.case.startswith("compile")]
+    seconds = {(o.case, o.leaves, o.method): o.compile_seconds for o in rows}
+    for one in rows:
+        own = seconds[one.case, one.leaves, clip_of(one.method)[0]]
+        adam = seconds[one.case, one.leaves, "clip + adam"]
+        lines.append(
+            f"{one.leaves:>8,}{one.size:>13,}  {one.method:<20}"
+            f"{one.compile_seconds:>8.2f}{one.compile_seconds / adam:>8.2f}"
+            f"{one.compile_seconds / own:>8.2f}{one.state_bytes:>8.3f}"
+            f"{one.temporary_bytes:>8.2f}"
+        )
+    return lines if rows else []
 
 
 def _say_progress(measurements: list[Measurement]) -> list[str]:
