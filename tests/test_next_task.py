@@ -62,7 +62,7 @@ def test_controls_are_what_they_say(memory):
 def test_what_is_frozen_follows_its_schedule_alone():
     params = {"layer": jnp.ones(3)}
     state = ADAM.make(1e-3).init(params)
-    optimizer = next_task.freeze(ADAM, state).make(1e-3)
+    optimizer = next_task.freeze(ADAM).make(1e-3)
     (learned,) = get_memory(state).values()
     falling = learned._replace(schedule=np.linspace(0.0, -19.0, 20, dtype=np.float32))
     state = set_memory(optimizer.init(params), {"layer": falling})

@@ -204,7 +204,8 @@ def make_leaves(size: int, count: int) -> Any:
 
 def decoder() -> Any:
     """Return the shapes of a decoder of 12 layers and 124 million parameters."""
-    width, shapes = 768, {"wte": (50257, 768), "wpe": (1024, 768)}
+    width = 768
+    shapes: dict[str, tuple[int, ...]] = {"wte": (50257, 768), "wpe": (1024, 768)}
     dense = {"attention": 3, "projection": 1, "up": 4}
     for layer in range(12):
         for name in ("norm_1", "norm_2"):
@@ -321,8 +322,16 @@ def compile_case(case: Case) -> Iterator[Measurement]:
             seconds[method].append(facts[method]["compile"])
     for method, taken in seconds.items():
         yield Measurement(
-            *(case.name, jax.default_backend(), size, len(leaves), *method),
-            *(math.nan, math.nan, math.nan, 0.0),
+            case=case.name,
+            platform=jax.default_backend(),
+            size=size,
+            leaves=len(leaves),
+            method=method[0],
+            kernels=method[1],
+            milliseconds=math.nan,
+            ratio=math.nan,
+            clipped_ratio=math.nan,
+            share=0.0,
             state_bytes=facts[method]["state"] / size,
             state_leaves=int(facts[method]["leaves"]),
             temporary_bytes=facts[method]["temporary"] / size,
