@@ -32,7 +32,7 @@ _KERNELS = linspace_kernels(1.0, num=1)
 _LARGEST_START_OF_ADAM = 0.01
 
 # So many coordinates of a tensor give evidence.
-_SAMPLE = 2**12
+_SAMPLE = 2**10
 
 # A first step that is smaller where the gradient is 1 has a rate inside of it.
 _RATE_INSIDE = 0.05
@@ -127,7 +127,7 @@ def learn_rates(
         has become too large for the layer; None for no such ceiling. All-zero layers
         use the RMS of the whole tree.
       evidence_sample: coordinates of a large tensor that give evidence, see
-        :func:`scale_by_memory`; default 4,096, and any number from the size of the
+        :func:`scale_by_memory`; default 1,024, and any number from the size of the
         largest tensor on for all.
 
     Returns:

@@ -106,7 +106,7 @@ def scale_by_memory(
         so many gives evidence, spread over all rows and columns, and only their last
         direction is kept, in one array for all tensors. Every :math:`u_m` then has a
         standard error of up to :math:`1 / \sqrt{n}` for n coordinates that agree
-        independently of each other (.016 for 4,096), more where whole rows agree.
+        independently of each other (.03 for 1,024), more where whole rows agree.
         Default: all coordinates give evidence.
       progress: whether memories also learn how rates change with the progress of a run.
         A run then leaves a learned schedule, the rate of each memory at step 1, 2, 4

@@ -1,4 +1,4 @@
-"""What the aliases add to a memory: a clip, a decay, an address, defaults."""
+"""What `learn_rates` and its aliases promise, whatever base they go around."""
 
 import functools
 from typing import Any
@@ -14,6 +14,7 @@ from metalr_optax import (
     Memory,
     agreement_steps,
     get_memory,
+    learn_rates,
     linspace_kernels,
     logspace_kernels,
     memory_adam,
@@ -72,6 +73,176 @@ def test_is_the_chain_that_its_docstring_says(name, clip, base):
     chex.assert_trees_all_close(actual, expected, rtol=1e-6, atol=1e-9)
     rate = get_memory(state)["params"].rates[0]
     assert np.abs(np.log(rate / 1e-3)) > 0.5
+
+
+ADAM = {"b1": 0.8, "b2": 0.95, "eps": 1e-6, "nesterov": True}
+
+
+@pytest.mark.parametrize(
+    ("alias", "around"),
+    [
+        (memory_adam(0.5), learn_rates(optax.adam(1.0, b2=0.99), 0.5)),
+        (
+            memory_adam(**ADAM, weight_decay=0.1, largest_step=0.2),
+            learn_rates(optax.adam(1.0, **ADAM), weight_decay=0.1, largest_step=0.2),
+        ),
+        (
+            memory_sgd(0.5),
+            learn_rates(optax.sgd(1.0, 0.9), 0.5, clip_norm=1.0, largest_step=None),
+        ),
+    ],
+)
+def test_an_alias_is_what_learn_rates_makes_of_its_base(alias, around):
+    chex.assert_trees_all_equal(run(alias, gradients()), run(around, gradients()))
+
+
+def test_a_chain_that_descends_is_a_base_as_the_ready_optimizer_is():
+    chain = optax.chain(optax.scale_by_adam(), optax.scale(-1.0))
+    one, other = (run(learn_rates(b), gradients()) for b in (chain, optax.adam(1.0)))
+    chex.assert_trees_all_equal(one[0], other[0])
+    chex.assert_trees_all_equal(*(get_memory(state) for _, state in (one, other)))
+
+
+def initialised(base, is_traced):
+    optimizer = learn_rates(base)
+    init = jax.jit(optimizer.init) if is_traced else optimizer.init
+    return init({"w": jnp.ones((2, 3)), "b": jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+@pytest.mark.parametrize(
+    ("base", "match"),
+    [
+        (optax.scale_by_adam(), r"must descend, got .*; .* optax\.scale\(-1\.0\)"),
+        (optax.identity(), "base_optimizer must descend, got 'a first step of 1'"),
+        (
+            optax.contrib.schedule_free_adamw(),
+            r"rates and weights .*ScheduleFreeState.* schedule_free goes around",
+        ),
+        (optax.lbfgs(), r"leave rates .*got \['ScaleByZoomLinesearchState'\]"),
+        (
+            optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
+            "leave rates .*BacktrackingLinesearchState",
+        ),
+    ],
+)
+def test_a_base_that_cannot_be_wrapped_is_refused_with_the_reason(
+    base, match, is_traced
+):
+    with pytest.raises(ValueError, match=match):
+        initialised(base, is_traced)
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_a_rate_inside_of_a_base_warns(is_traced):
+    with pytest.warns(UserWarning, match=r"first step of -0\.00099.* rate of 1 inside"):
+        initialised(optax.adam(1e-3), is_traced)
+    for base in (optax.adam(1.0), optax.sgd(0.1), optax.set_to_zero()):
+        initialised(base, is_traced)
+
+
+def test_what_stands_in_place_of_a_base_is_named():
+    not_made: Any = optax.adam
+    with pytest.raises(ValueError, match=r"base_optimizer must be .* got <func"):
+        learn_rates(not_made)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [learn_rates(optax.sgd(1.0)), memory_adam(b1=0.0), memory_sgd(momentum=None)],
+)
+def test_schedule_free_goes_around(optimizer):
+    """And is at the goal with the weights that it is evaluated at."""
+    around = optax.contrib.schedule_free(optimizer, learning_rate=1.0, b1=0.9)
+    curvature, x = jnp.geomspace(0.1, 2.0, 10), jnp.ones(10)
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = around.update(curvature * x, state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    (x, state), _ = jax.lax.scan(step, (x, around.init(x)), length=1000)
+    for end in (x, optax.contrib.schedule_free_eval_params(state, x)):
+        assert jnp.sum(curvature * end**2) < 1e-3 * jnp.sum(curvature)
+    assert get_memory(state)["params"].rates[0] > 0.05
+
+
+def test_a_schedule_inside_of_a_base_is_learned_away():
+    """All gradients agree: rates climb as if it were not there, and hold outside."""
+    falling, params = optax.linear_schedule(1.0, 0.0, 100), jnp.full(3, 100.0)
+    inside, outside, none = (
+        [climb(learn_rates(base, factor, initial=1e-5), params, n)[0] for n in (11, 20)]
+        for base, factor in (
+            (optax.adam(falling), 1.0),
+            (optax.adam(1.0), falling),
+            (optax.adam(1.0), 1.0),
+        )
+    )
+    chex.assert_trees_all_close(inside, none, rtol=0.02)
+    assert inside[1]["params"] > 20 * inside[0]["params"]
+    assert outside[1] == outside[0]
+
+
+def test_a_decay_beside_a_base_is_no_evidence_and_one_inside_is():
+    """With no gradient at first, the decay is all that a direction can have."""
+    x = jnp.array([2.0, -4.0])
+    bases = optax.adamw(1.0, weight_decay=0.1), optax.adam(1.0)
+    rates, directions = [], []
+    for base, decay in zip(bases, (0.0, 0.1), strict=True):
+        optimizer = learn_rates(base, 0.5, initial=0.01, weight_decay=decay)
+        updates, state = optimizer.update(0 * x, optimizer.init(x), x)
+        # Times the multiplier and the learned rate, here as there.
+        np.testing.assert_allclose(updates, -0.5 * 0.01 * 0.1 * x, rtol=1e-5)
+        directions.append(optax.tree.get(state, "last_direction").array)
+        _, state = optimizer.update(x, state, x)
+        rates.append(get_memory(state)["params"].rates[0])
+    np.testing.assert_allclose(directions, [0.1 * x, 0 * x], rtol=1e-6)
+    assert rates[0] > 0.012
+    assert rates[1] == np.float32(0.01)
+
+
+def test_rates_that_nothing_steps_are_those_of_their_schedule():
+    still = functools.partial(
+        learn_rates, optax.sgd(1.0), memory_optimizer=optax.set_to_zero()
+    )
+    logs = np.float32(np.sin(np.arange(20)))
+    memory = Memory(linspace_kernels(1.0, 1), np.array([0.01]), schedule=logs)
+    grads = gradients(3, steps=8)
+    for optimizer, rates in (
+        (still(initial=0.01), np.full(4, 0.01)),
+        (still(initial=memory), 0.01 * np.exp(logs[:4])),
+    ):
+        moves, _ = run(optimizer, grads)
+        found = np.asarray(-moves / grads)[[0, 1, 3, 7]]  # steps 1, 2, 4 and 8
+        np.testing.assert_allclose(found, rates[:, None].repeat(3, 1), rtol=1e-5)
+
+
+def test_a_base_gets_its_extra_arguments():
+    polyak = optax.chain(optax.scale_by_polyak(), optax.scale(-1.0))
+    optimizer = learn_rates(polyak, initial=0.03)
+    x, value = jnp.array([1.0, -2.0]), jnp.float32(3.0)
+    updates, _ = optimizer.update(x, optimizer.init(x), x, value=value, other=1)
+    expected, _ = polyak.update(x, polyak.init(x), x, value=value)
+    np.testing.assert_allclose(updates, 0.03 * expected, rtol=1e-6)
+
+
+COUNTERS = "progress", "skipped", "count"
+
+
+def test_counters_are_integers_that_saturate():
+    most = np.iinfo(np.int32).max
+    optimizer = learn_rates(optax.sgd(1.0), optax.constant_schedule(1.0))
+    update, x = jax.jit(optimizer.update), jnp.array([1.0, -2.0])
+    state = optimizer.init(x)
+    for name in COUNTERS:
+        assert optax.tree.get(state, name).dtype == jnp.int32
+        full = jnp.full_like(optax.tree.get(state, name), most)
+        state = optax.tree.set(state, **{name: full})
+    for factor, in_a_row in ((np.nan, most), (1.0, 0), (np.nan, 1)):
+        updates, state = update(factor * x, state, x)
+        chex.assert_tree_all_finite((updates, state))
+        found = [optax.tree.get(state, name).tolist() for name in COUNTERS]
+        assert found == [most, [most, in_a_row], most]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +455,8 @@ def test_a_learned_memory_may_be_above_the_largest_start():
     assert get_memory(state)["params"].rates[0] == 0.5
 
 
-EVERY = [memory_sgd, memory_adam, paper_sgd, paper_adam]
+LION = functools.partial(learn_rates, optax.lion(1.0))
+EVERY = [memory_sgd, memory_adam, paper_sgd, paper_adam, LION]
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -304,6 +476,8 @@ def test_a_rate_in_place_of_the_factor_warns(make):
         with pytest.warns(UserWarning, match=like_a_rate) as warned:
             optimizer.init(params)
         assert warned[0].filename == __file__
+        with pytest.warns(UserWarning, match=like_a_rate):
+            jax.jit(optimizer.init)(params)
     with pytest.warns(UserWarning, match="a schedule up to 0.00099"):
         make(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 200)).init(params)
     with pytest.warns(UserWarning, match=like_a_rate):
@@ -321,6 +495,7 @@ def test_a_rate_in_place_of_the_factor_warns(make):
 )
 def test_a_factor_does_not_warn(make, factor):
     make(factor).init(jnp.ones(2))
+    jax.jit(make(factor).init)(jnp.ones(2))
     optax.inject_hyperparams(make)(learning_rate=factor).init(jnp.ones(2))
 
 
@@ -356,7 +531,7 @@ def test_momentum_may_be_of_another_dtype():
         expected, states[1] = exact.update(gradient, states[1])
         error = jnp.linalg.norm(updates - expected)
         assert error <= 0.01 * jnp.linalg.norm(expected)
-    assert states[0][0].base_state.trace.dtype == jnp.bfloat16
+    assert optax.tree.get(states[0], "trace").dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", MAKERS)

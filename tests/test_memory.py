@@ -18,6 +18,7 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
+    raw_product,
     scale_by_memory,
     sign_agreement,
 )
@@ -167,6 +168,19 @@ def test_agreement_is_bounded_and_finite_for_any_number(signal, gradient, direct
     assert np.all(np.abs(values) <= 1.0)
     unusable = ~np.isfinite(gradient) | ~np.isfinite(direction)
     assert np.all(values[unusable | (gradient == 0) | (direction == 0)] == 0)
+
+
+@pytest.mark.parametrize("signal", [sign_agreement, clipped_product, raw_product])
+@fast
+@given(gradient=ANY_FLOAT32, direction=ANY_FLOAT32)
+def test_a_direction_is_turned_along_its_gradient(signal, gradient, direction):
+    gradient, direction = jnp.asarray(gradient), jnp.asarray(direction)
+    along = agreement(signal, gradient, direction)
+    for turn in (1.0, -1.0):
+        turned = agreement(signal, gradient, turn * direction, jnp.float32(turn))
+        np.testing.assert_array_equal(turned, along)
+    unknown = agreement(signal, gradient, direction, jnp.float32(0))
+    np.testing.assert_array_equal(unknown, np.zeros(16))
 
 
 def test_sign_agreement_does_not_underflow():

@@ -155,7 +155,7 @@ READY = {
     ("shapes", "more"), [([(1000, 1000)], 0.1), (100 * [(128, 128)], 1.1)]
 )
 def test_ready_optimizers_keep_what_their_base_keeps(name, shapes, more):
-    """And a number for each of 4,096 coordinates of a tensor: bytes per parameter."""
+    """And a number for each of 1,024 coordinates of a tensor: bytes per parameter."""
     params = [jax.ShapeDtypeStruct(shape, "f4") for shape in shapes]
     ready, base = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
