@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from metalr_optax import checks, memory_checks
@@ -251,7 +252,9 @@ def scale_by_memory(
 
     def update(updates, state, params=None, **extra_args):
         scaled, state = step(learner, updates, state, params, extra_args)
-        return jax.tree.map(lambda x, y: x.astype(y.dtype), scaled, updates), state
+        return jax.tree.map(
+            lambda x, y: x.astype(jnp.result_type(y)), scaled, updates
+        ), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

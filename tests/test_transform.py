@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import chex
 import equinox as eqx
 import flax.linen
 import flax.nnx
@@ -314,6 +315,28 @@ def test_the_authors_count_the_empty_first_step():
     assert int(optax.tree.get(state.rule_state, "count")) == 1
 
 
+def test_extra_arguments_of_others_change_nothing():
+    """Such as a norm, with which a guard would hold a step for a bad one."""
+    params = jnp.array([1.0, -2.0])
+    for make in (scale_by_memory, paper_adam, memory_sgd):
+        optimizer: Any = optax.with_extra_args_support(make())
+        state = optimizer.init(params)
+        for norm in (jnp.inf, jnp.nan, 0.0):
+            found = optimizer.update(params, state, norm=norm, skipped=True)
+            assert np.all(found[0] != 0)
+            chex.assert_trees_all_equal(found, optimizer.update(params, state))
+
+
+def test_only_memories_that_go_by_progress_hold_a_schedule():
+    params = jnp.ones(3)
+    for progress in (False, True):
+        state = scale_by_memory(progress=progress).init(params)
+        assert (state.memory.schedule is None) != progress
+        np.testing.assert_array_equal(
+            get_memory(state)["params"].schedule, np.zeros(20)
+        )
+
+
 def test_rates_stay_within_their_bounds():
     bounds = (0.005, 0.02)
     optimizer = scale_by_memory(
@@ -406,6 +429,28 @@ def test_bad_arguments_fail_at_construction(arguments, match):
         for alias in (paper_sgd, paper_adam):
             with pytest.raises(ValueError, match=match):
                 alias(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("initial", "match"),
+    [
+        (np.ones(3), r"got an array \(ndarray\) of float64 and shape \(3,\)$"),
+        (
+            jnp.ones((2, 1)),
+            r"got an array \(ArrayImpl\) of float32 and shape \(2, 1\)$",
+        ),
+        (np.ones(1), "got 1.0$"),
+        ("x" * 1000, "got a str of 1000$"),
+        (dict.fromkeys("ab", 99 * [0.1]), r"initial\['a'\] must .* got a list of 99$"),
+        ({"a": MEMORY._replace(rates=np.full(5, 7.0))}, r"float64 and shape \(5,\)$"),
+        ([MEMORY, MEMORY], "got a list of 2$"),
+    ],
+)
+def test_a_refusal_is_one_line_whatever_was_given(initial, match):
+    with pytest.raises(ValueError, match=match) as refused:
+        scale_by_memory(initial)
+    assert len(str(refused.value).splitlines()) == 1
+    assert len(str(refused.value)) < 250
 
 
 @pytest.mark.parametrize(
