@@ -189,7 +189,7 @@ def test_a_decay_beside_a_base_is_no_evidence_and_one_inside_is():
     bases = optax.adamw(1.0, weight_decay=0.1), optax.adam(1.0)
     rates, directions = [], []
     for base, decay in zip(bases, (0.0, 0.1), strict=True):
-        optimizer = learn_rates(base, 0.5, initial=0.01, weight_decay=decay)
+        optimizer: Any = learn_rates(base, 0.5, initial=0.01, weight_decay=decay)
         updates, state = optimizer.update(0 * x, optimizer.init(x), x)
         # Times the multiplier and the learned rate, here as there.
         np.testing.assert_allclose(updates, -0.5 * 0.01 * 0.1 * x, rtol=1e-5)
@@ -205,7 +205,7 @@ def test_rates_that_nothing_steps_are_those_of_their_schedule():
     still = functools.partial(
         learn_rates, optax.sgd(1.0), memory_optimizer=optax.set_to_zero()
     )
-    logs = np.float32(np.sin(np.arange(20)))
+    logs = np.sin(np.arange(20, dtype=np.float32))
     memory = Memory(linspace_kernels(1.0, 1), np.array([0.01]), schedule=logs)
     grads = gradients(3, steps=8)
     for optimizer, rates in (
@@ -218,8 +218,8 @@ def test_rates_that_nothing_steps_are_those_of_their_schedule():
 
 
 def test_a_base_gets_its_extra_arguments():
-    polyak = optax.chain(optax.scale_by_polyak(), optax.scale(-1.0))
-    optimizer = learn_rates(polyak, initial=0.03)
+    polyak: Any = optax.chain(optax.scale_by_polyak(), optax.scale(-1.0))
+    optimizer: Any = learn_rates(polyak, initial=0.03)
     x, value = jnp.array([1.0, -2.0]), jnp.float32(3.0)
     updates, _ = optimizer.update(x, optimizer.init(x), x, value=value, other=1)
     expected, _ = polyak.update(x, polyak.init(x), x, value=value)

@@ -413,7 +413,8 @@ def test_a_memory_without_room_stays_as_it_is():
     zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
     sums = Sums(*[zeros] * len(Sums._fields))
     sums = sums._replace(owned=ones, far_right=ones, right=6 * ones)
-    evidence = Evidence(zeros, ones, *3 * [jnp.zeros(1)], sums)
+    nothing = jnp.zeros(1)
+    evidence = Evidence(zeros, ones, nothing, nothing, nothing, sums)
     rule = grow(from_optax(STILL, (1e-9, 1.0)), learned)
     found, _ = rule.update(evidence, rule.init(stack, lambda: ones[:, 0]), stack)
     for name in ("rates", "kernels", "evidence_weight"):

@@ -79,8 +79,8 @@ _STEP, _RECORD = jax.jit(step_along), jax.jit(record)
 
 def test_memories_may_be_at_steps_of_their_own():
     """As each of them alone, at a step that is a number."""
-    logs = np.float32(np.random.default_rng(0).normal(size=(4, 20)))
-    steps, change = np.array([0, 1, 6, 300_000]), np.float32([0.1, -0.2, 0.3, 0.0])
+    logs = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    steps, change = np.array([0, 1, 6, 300_000]), np.array([0.1, -0.2, 0.3, 0.0], "f4")
     found = _RECORD(logs, steps, _STEP(logs, steps), change)
     for row, step in enumerate(steps):
         own = logs[row : row + 1]

@@ -106,9 +106,9 @@ def test_a_finite_gradient_is_not_skipped_and_does_not_end_a_run(name, outlier):
 def test_norms_are_limited_by_the_largest_of_the_last_steps(clip_norm):
     """Against the formula in NumPy, with outliers of all sizes among the gradients."""
     rng = np.random.default_rng(0)
-    grads = rng.normal(size=(300, 6)) * 10.0 ** rng.uniform(-1, 1, (300, 1))
+    grads: Any = rng.normal(size=(300, 6)) * 10.0 ** rng.uniform(-1, 1, (300, 1))
     grads[::29] *= 10.0 ** rng.uniform(0, 15, (11, 1))
-    trees = [{"a": g[:2], "b": g[2:].reshape(2, 2)} for g in np.float32(grads)]
+    trees = [{"a": g[:2], "b": g[2:].reshape(2, 2)} for g in grads.astype("f4")]
     passed, state = limited(trees, clip_norm)
     usual, norms, cut = 0.0, np.linalg.norm(np.float32(grads), axis=1), 0
     for gradient, norm, found in zip(grads, norms, passed, strict=True):

@@ -182,7 +182,7 @@ def test_a_network_scanned_over_its_blocks():
 def test_stacked_layers_add_no_arrays_to_a_state():
     """However many they are: every array of a state costs time in every call."""
     optimizer = scale_by_memory(group_by=by_layer)
-    state = optimizer.init(PARAMS)
+    state: Any = optimizer.init(PARAMS)
     blocks = dict.fromkeys(NAMES[:-1])
     assert state.rows == {**blocks, "out": 3}
     single = jax.tree.map(lambda leaf: leaf[:1], PARAMS | {"out": PARAMS["out"][None]})
@@ -224,7 +224,7 @@ def test_a_number_has_no_slices():
 
 def partly_kept(make, kept, **options):
     """Return an optimizer whose memories of some top level names stay as they are."""
-    parts = {
+    parts: dict[Any, Any] = {
         "learns": make(**options),
         "stays": make(memory_optimizer=optax.set_to_zero(), **options),
     }
@@ -271,7 +271,10 @@ def test_memories_of_single_layers_of_a_stack_stay():
             optax.sgd(1.0, 0.9), group_by=by_layer, memory_optimizer=rule
         )
 
-    masked = optax.stateless(lambda steps, _: jnp.where(learns, steps, 0))
+    def mask(steps: Any, _: Any) -> Any:
+        return jnp.where(learns, steps, 0)
+
+    masked = optax.stateless(mask)
     grads = list(gradients(6))
     _, state = train(make(optax.chain(agreement_steps(), masked)), PARAMS, grads)
     _, free = train(make(None), PARAMS, grads)
@@ -339,13 +342,15 @@ def test_removed_arguments_are_refused_with_what_replaces_them(
     ("name", "instead"), [("inner", "base_optimizer"), ("address", "normalize")]
 )
 def test_older_names_of_arguments_are_refused_too(name, instead):
+    make: Any = scale_by_memory
     with pytest.raises(TypeError, match=rf"has no '{name}': use {instead}"):
-        scale_by_memory(**{name: None})
+        make(**{name: None})
 
 
 def test_the_replacement_that_an_error_shows_works():
+    make: Any = memory_adam
     with pytest.raises(TypeError) as error:
-        memory_adam(**{"stacked": by_layer})
+        make(stacked=by_layer)
     shown = str(error.value).split("group_by=")[1].split(", a label")[0]
     state = memory_adam(group_by=eval(shown)).init(PARAMS["blocks"])
     assert list(get_memory(state)) == [f"layer/{i}" for i in range(LAYERS)]

@@ -330,7 +330,7 @@ def test_extra_arguments_of_others_change_nothing():
 def test_only_memories_that_go_by_progress_hold_a_schedule():
     params = jnp.ones(3)
     for progress in (False, True):
-        state = scale_by_memory(progress=progress).init(params)
+        state: Any = scale_by_memory(progress=progress).init(params)
         assert (state.memory.schedule is None) != progress
         np.testing.assert_array_equal(
             get_memory(state)["params"].schedule, np.zeros(20)
