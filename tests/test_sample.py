@@ -152,7 +152,7 @@ READY = {
 
 @pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize(
-    ("shapes", "more"), [([(1000, 1000)], 0.1), (100 * [(128, 128)], 1.1)]
+    ("shapes", "more"), [([(1000, 1000)], 0.01), (100 * [(128, 128)], 0.28)]
 )
 def test_ready_optimizers_keep_what_their_base_keeps(name, shapes, more):
     """And a number for each of 1,024 coordinates of a tensor: bytes per parameter."""
@@ -179,23 +179,10 @@ def test_leaves_of_a_state(name):
     assert ready <= alone + 5 + 12
 
 
-@pytest.mark.parametrize(
-    ("make", "shapes", "samples", "limit"),
-    [
-        (memory_adam, 20 * [(128, 128)], 20, 1),
-        (memory_adam, 5 * [(512, 512)], 5, 1),
-        (memory_sgd, 20 * [(128, 128)], 20, 1),
-        (memory_sgd, 5 * [(512, 512)], 5, 1),
-        (paper_sgd, [(16384, 1024)], 0, 1),
-        # Pieces are counted of a derived direction that has to be somewhere.
-        (paper_adam, [(16384, 1024)], 0, 5),
-    ],
-)
-def test_a_donated_state_is_overwritten(make, shapes, samples, limit):
-    """No copy of what is as large as the model, whatever order XLA has.
-
-    The limit is in bytes per parameter, beside samples of gradients and directions.
-    """
+@pytest.mark.parametrize("make", [memory_adam, memory_sgd, paper_sgd, paper_adam])
+def test_a_donated_state_is_overwritten(make):
+    """No copy of what is as large as the model, whatever order XLA has."""
+    shapes = [(16384, 1024)] if make in (paper_sgd, paper_adam) else [(128, 128)] * 20
     params = {str(i): jax.ShapeDtypeStruct(one, "f4") for i, one in enumerate(shapes)}
     optimizer = make()
     state = jax.eval_shape(optimizer.init, params)
@@ -203,8 +190,9 @@ def test_a_donated_state_is_overwritten(make, shapes, samples, limit):
     memory: Any = step.lower(params, state).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes == size
-    limit = limit * sum(p.size for p in params.values()) + 2 * samples * 4 * 4096
-    assert memory.temp_size_in_bytes < limit
+    # Pieces are counted of a derived direction that has to be somewhere.
+    limit = 5 if make is paper_adam else 1
+    assert memory.temp_size_in_bytes < limit * sum(p.size for p in params.values())
 
 
 @pytest.mark.parametrize(
