@@ -9,9 +9,6 @@ from metalr_optax.files import load_metadata as load_metadata
 from metalr_optax.files import save_memory as save_memory
 from metalr_optax.kernels import linspace_kernels as linspace_kernels
 from metalr_optax.kernels import logspace_kernels as logspace_kernels
-from metalr_optax.learn_rates import learn_rates as learn_rates
-from metalr_optax.learn_rates import memory_adam as memory_adam
-from metalr_optax.learn_rates import memory_sgd as memory_sgd
 from metalr_optax.learner import ScaleByMemoryState as ScaleByMemoryState
 from metalr_optax.memory import Kernels as Kernels
 from metalr_optax.memory import Memory as Memory
@@ -22,6 +19,9 @@ from metalr_optax.plots import plot_memory_history as plot_memory_history
 from metalr_optax.plots import plot_rates as plot_rates
 from metalr_optax.plots import plot_schedule as plot_schedule
 from metalr_optax.plots import plot_transfer as plot_transfer
+from metalr_optax.ready import learn_rates as learn_rates
+from metalr_optax.ready import memory_adam as memory_adam
+from metalr_optax.ready import memory_sgd as memory_sgd
 from metalr_optax.rules import AgreementStepsState as AgreementStepsState
 from metalr_optax.rules import agreement_steps as agreement_steps
 from metalr_optax.signals import clipped_product as clipped_product

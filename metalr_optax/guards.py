@@ -100,7 +100,8 @@ def update_if(
     """
     closed, out = jax.make_jaxpr(update, return_shape=True)(updates, state)
     program, old = closed.jaxpr, jax.tree.leaves(state)
-    variables = program.outvars[-len(old) :]
+    split = len(program.outvars) - len(old)
+    variables = program.outvars[split:]
     is_new = {v for eqn in program.eqns for v in eqn.outvars}
     choices = {
         v: before
@@ -129,7 +130,7 @@ def update_if(
         new if v in choices or new is before else jnp.where(is_good, new, before)
         for v, new, before in zip(variables, map(read, variables), old, strict=True)
     ]
-    moves = [read(v) for v in program.outvars[: -len(old)]]
+    moves = [read(v) for v in program.outvars[:split]]
     return jax.tree.unflatten(jax.tree.structure(out), [*moves, *leaves])
 
 

@@ -110,6 +110,9 @@ def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
             sums = accumulate_large(own, grid, compare, alone, pair, [unit, turn])
         u, activity = (total / max(last.size, 1) for total in sums)
         logs = logged(own, compare, gradient, last, unit, turn, history)
+        # Never true, which XLA does not know: so it has read the last direction before
+        # it has u, and need not copy it before it is overwritten.
+        u = jnp.where(logs[1] + logs[2] < 0, 0, u)
         return Evidence(u, activity, *logs)
 
     init = functools.partial(stack_memories, inputs)

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 import optax
 
 
+class AlongGradient(optax.GradientTransformationExtraArgs):
+    """A base that is known to point along the gradient: nothing is to be found."""
+
+
 def find_orientation(known: jax.Array, gradient: Any, direction: Any) -> jax.Array:
     """Return the sign of <gradient, direction> over a whole tree, once it is not 0.
 

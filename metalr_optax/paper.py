@@ -12,6 +12,7 @@ from metalr_optax.groups import GroupBy
 from metalr_optax.initial import Initial, kernels_of
 from metalr_optax.kernels import covered
 from metalr_optax.memory import Kernels
+from metalr_optax.orientation import AlongGradient
 from metalr_optax.signals import Signal
 from metalr_optax.transform import scale_by_memory
 
@@ -68,7 +69,7 @@ def paper_sgd(
     References:
       Kappler, Schaal, Meier, `Learning to Learn while Learning`, 2017.
     """
-    link = scale_by_memory(
+    scale = scale_by_memory(
         initial,
         base_optimizer=None,
         kernels=kernels,
@@ -78,7 +79,7 @@ def paper_sgd(
         rate_bounds=rate_bounds,
         evidence_sample=evidence_sample,
     )
-    return _clipped(link, kernels_of(initial, kernels), learning_rate)
+    return _clipped(scale, kernels_of(initial, kernels), learning_rate)
 
 
 def paper_adam(
@@ -142,9 +143,10 @@ def paper_adam(
       `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
       2014.
     """
-    link = scale_by_memory(
+    adam = optax.with_extra_args_support(optax.scale_by_adam(b1, b2, eps))
+    scale = scale_by_memory(
         initial,
-        base_optimizer=optax.scale_by_adam(b1, b2, eps),
+        base_optimizer=AlongGradient(*adam),
         kernels=kernels,
         memory_optimizer=memory_optimizer,
         signal=signal,
@@ -152,7 +154,7 @@ def paper_adam(
         rate_bounds=rate_bounds,
         evidence_sample=evidence_sample,
     )
-    return _clipped(link, kernels_of(initial, kernels), learning_rate)
+    return _clipped(scale, kernels_of(initial, kernels), learning_rate)
 
 
 def _clipped(

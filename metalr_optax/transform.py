@@ -21,6 +21,7 @@ from metalr_optax.learner import (
 )
 from metalr_optax.local_models import LocalModels, gaussian, scalar
 from metalr_optax.memory import Kernels, Memory
+from metalr_optax.orientation import AlongGradient
 from metalr_optax.progress import follow_schedule
 from metalr_optax.rules import from_optax
 from metalr_optax.signals import Signal
@@ -245,7 +246,8 @@ def scale_by_memory(
     models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
     models = with_signal(models, signal)
     parts = models, rule, base, memories, group_by, evidence_sample, progress
-    learner = Learner(*parts, finds_orientation=True)
+    finds = not isinstance(base_optimizer, AlongGradient)
+    learner = Learner(*parts, finds_orientation=finds)
 
     def init(params: optax.Params) -> ScaleByMemoryState:
         return start(learner, params)

@@ -235,8 +235,9 @@ def partly_kept(make, kept, **options):
 KEEPERS: dict[str, Any] = {
     "a link": scale_by_memory,
     "a landscape": lambda **k: scale_by_memory(kernels=linspace_kernels(2.0, 3), **k),
-    "momentum": lambda **k: learn_rates(optax.sgd(1.0, 0.9), **k),
-    "Adam": lambda **k: learn_rates(optax.adam(1.0), **k),
+    "memory_sgd": memory_sgd,
+    "memory_adam": memory_adam,
+    "Lion": lambda **k: learn_rates(optax.lion(1.0), **k),
 }
 
 

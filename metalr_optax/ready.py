@@ -213,7 +213,8 @@ def _descent(
         )
         if decay is not None:
             scaled = _decayed(decay, learner.group_by, memory_state, scaled, params)
-        moves = optax.tree.scale(jnp.asarray(-multiplier, jnp.float32), scaled)
+        dtype = memory_state.memory.rates.dtype
+        moves = optax.tree.scale(jnp.asarray(-multiplier, dtype), scaled)
         return optax.tree.cast_like(moves, updates), LearnRatesState(
             memory_state, count
         )
