@@ -29,7 +29,8 @@ def lines(optimizer, number):
     params = {f"layer{i}": {"w": jnp.ones(shape)} for i, shape in enumerate(shapes)}
     update = jax.jit(optimizer.update)
     lowered = update.lower(params, jax.eval_shape(optimizer.init, params), params)
-    return len(lowered.compile().as_text().splitlines())
+    text: Any = lowered.compile().as_text()
+    return len(text.splitlines())
 
 
 @pytest.mark.slow

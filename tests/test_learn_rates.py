@@ -226,6 +226,14 @@ def test_a_base_gets_its_extra_arguments():
     np.testing.assert_allclose(updates, 0.03 * expected, rtol=1e-6)
 
 
+def test_a_multiplier_is_as_precise_as_the_parameters():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        optimizer: Any = learn_rates(optax.sgd(1.0), 0.1, initial=0.25)
+        x = jnp.array([1.0, -2.0])
+        updates, _ = optimizer.update(x, optimizer.init(x), x)
+    np.testing.assert_allclose(updates, -0.1 * 0.25 * np.array([1.0, -2.0]), 1e-14)
+
+
 COUNTERS = "progress", "skipped", "count"
 
 

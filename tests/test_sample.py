@@ -190,8 +190,8 @@ def test_a_donated_state_is_overwritten(make):
     memory: Any = step.lower(params, state).compile().memory_analysis()
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert memory.alias_size_in_bytes == size
-    # Pieces are counted of a derived direction that has to be somewhere.
-    limit = 5 if make is paper_adam else 1
+    # Adam's direction has to be somewhere, and the last one until it is counted.
+    limit = 9 if make is paper_adam else 1
     assert memory.temp_size_in_bytes < limit * sum(p.size for p in params.values())
 
 

@@ -406,7 +406,8 @@ def format_speed(measurements: list[Measurement]) -> str:
                 f"{one.case:<28}{one.size:>11,}{one.leaves:>7}  {one.method:<23}"
                 f"{one.clipped_ratio:>6.2f}{share:>8}{one.compile_seconds:>7.2f} s"
             )
-    lines += ["", *_compile_lines(measurements), "", *_say_progress(measurements)]
+    for more in (_compile_lines(measurements), _say_progress(measurements)):
+        lines += ["", *more] if more else []
     return "\n".join(line.rstrip() for line in lines)
 
 
