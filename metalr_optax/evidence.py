@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.checks import check_like_init, refuse_samples
-from metalr_optax.groups import Label
+from metalr_optax.groups import Label, names_in
 
 
 class Evidence(NamedTuple):
@@ -54,46 +54,42 @@ class Piece(NamedTuple):
     array: jax.Array
 
 
-def whole_tensors(
-    leaves: Sequence[Any], labels: Sequence[Label], rows: Any
-) -> list[Piece]:
+def whole_tensors(tree: Any, labels: Sequence[Label], rows: Any) -> list[Piece]:
     """Return every tensor as a piece; rows are those of a state, by label."""
     index = {name: place for place, name in enumerate(sorted(rows))}
     pieces = []
-    for leaf, label in zip(leaves, labels, strict=True):
-        names = [label] if isinstance(label, str) else label
-        places = np.array([index[name] for name in names], np.int32)
+    for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
+        places = np.array([index[name] for name in names_in(label)], np.int32)
         operand = rows[label] if isinstance(label, str) else places
         sizes = np.full(len(places), leaf.size // max(len(places), 1))
         pieces.append(Piece(operand, places, sizes, leaf))
     return pieces
 
 
-def sampled(pieces: Sequence[Piece], size: int | None) -> list[Piece]:
-    """Return samples of tensors, those of one length in one piece [c, n].
+def sampled(pieces: list[Piece], size: int | None) -> list[Piece]:
+    """Return samples of tensors, those of equal length in one piece [c, n].
 
     Few pieces are few programs to compile, however many tensors there are. Without a
     size the pieces stay as they are.
     """
     if size is None:
-        return list(pieces)
+        return pieces
 
     def flat_sample(tensor: jax.Array) -> jax.Array:
-        few = sample(tensor, size)
-        return replicated(jnp.ravel, few)(few)
+        lattice = sample(tensor, size)
+        return replicated(jnp.ravel, lattice)(lattice)
 
     by_length: dict[int, list[Piece]] = {}
     for piece in pieces:
         take = flat_sample if piece.rows.ndim == 0 else jax.vmap(flat_sample)
         array = take(piece.array).reshape(len(piece.places), -1)
-        alike = by_length.setdefault(array.shape[1], [])
-        alike.append(piece._replace(array=array))
+        by_length.setdefault(array.shape[1], []).append(piece._replace(array=array))
     merged = []
     for _, group in sorted(by_length.items()):
         _, places, sizes, arrays = zip(*group, strict=True)
-        places = np.concatenate(places)
-        array = jnp.concatenate(arrays)
-        merged.append(Piece(places, places, np.concatenate(sizes), array))
+        rows = np.concatenate(places)
+        sizes, array = np.concatenate(sizes), jnp.concatenate(arrays)
+        merged.append(Piece(rows, rows, sizes, array))
     return merged
 
 
@@ -107,17 +103,15 @@ class Samples(NamedTuple):
     array: jax.Array
 
 
-def keep(pieces: Sequence[Piece], size: int | None, last: Any, dtype: Any) -> Any:
+def keep(pieces: list[Piece], size: int | None, last: Any, dtype: Any) -> Any:
     """Return what a state keeps of a direction, like what it kept of the last."""
-    if size is None:
-        # A copy: without jit the direction may be the caller's gradient itself, which
-        # the next donated step would take with it.
-        old, structure = jax.tree.flatten(last)
-        pairs = zip(pieces, old, strict=True)
-        copies = [jnp.array(piece.array, like.dtype) for piece, like in pairs]
-        return jax.tree.unflatten(structure, copies)
-    flat = [piece.array.astype(dtype).ravel() for piece in sampled(pieces, size)]
-    return Samples(jnp.concatenate([jnp.zeros(0, dtype), *flat]))
+    if size is not None:
+        flat = [piece.array.astype(dtype).ravel() for piece in sampled(pieces, size)]
+        return Samples(jnp.concatenate([jnp.zeros(0, dtype), *flat]))
+    # A copy: without jit the direction may be the caller's gradient itself, which the
+    # next donated step would take with it.
+    arrays = iter([piece.array for piece in pieces])
+    return jax.tree.map(lambda old: jnp.array(next(arrays), old.dtype), last)
 
 
 def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
@@ -126,12 +120,11 @@ def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
         leaves = jax.tree.leaves(last)
         check_like_init(gradient, [leaf.shape for leaf in leaves])
         return leaves
-    sizes = [piece.array.size for piece in pieces]
-    if sum(sizes) != last.array.size:
-        refuse_samples(gradient, sum(sizes), last.array.size)
-    parts = jnp.split(last.array, np.cumsum(sizes)[:-1])
-    pairs = zip(parts, pieces, strict=True)
-    return [part.reshape(piece.array.shape) for part, piece in pairs]
+    ends = np.cumsum([piece.array.size for piece in pieces])
+    if ends[-1] != last.array.size:
+        refuse_samples(gradient, ends[-1], last.array.size)
+    parts = zip(jnp.split(last.array, ends[:-1]), pieces, strict=True)
+    return [part.reshape(piece.array.shape) for part, piece in parts]
 
 
 def collect(
@@ -139,7 +132,7 @@ def collect(
     shared: Any,
     pieces: Sequence[Piece],
     last: Sequence[jax.Array],
-    histories: Sequence[jax.Array | None] | None,
+    histories: Iterable[Any],
 ) -> Evidence:
     """Return the evidence [L, ...] of all tensors: means over those of a memory.
 
@@ -151,11 +144,12 @@ def collect(
       histories: what kernels are given, where that is no direction.
     """
     parts = []
-    for i, piece in enumerate(pieces):
-        history = None if histories is None else histories[i]
-        arrays = piece.rows, piece.array, last[i], history
+    for piece, direction, history in zip(pieces, last, histories, strict=False):
+        arrays = piece.rows, piece.array, direction, history
         part = by_row(gather, piece.rows)(shared, *arrays)
-        parts.append(part if piece.rows.ndim else jax.tree.map(_as_slice, part))
+        if piece.rows.ndim == 0:
+            part = jax.tree.map(lambda array: array[None], part)
+        parts.append(part)
     return jax.tree.map(functools.partial(_mean, pieces), *parts)
 
 
@@ -187,9 +181,9 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
         by_row(mean_square, piece.rows)(None, piece.rows, piece.array).reshape(-1)
         for piece in pieces
     ]
-    whole = [piece._replace(places=0 * piece.places) for piece in pieces]
-    means, everything = _mean(pieces, *squares), _mean(whole, *squares)
-    return jnp.sqrt(jnp.where(means > 0, means, everything))
+    tree = [piece._replace(places=0 * piece.places) for piece in pieces]
+    means, mean_of_tree = _mean(pieces, *squares), _mean(tree, *squares)
+    return jnp.sqrt(jnp.where(means > 0, means, mean_of_tree))
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:
@@ -209,8 +203,9 @@ def sample(tensor: jax.Array, size: int | None) -> jax.Array:
 def replicated(function: Callable[..., Any], tensor: jax.Array) -> Callable[..., Any]:
     """Return a function whose result all devices have, on whatever mesh a tensor is."""
     mesh = explicit_mesh(tensor)
-    whole = mesh and jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return automatically(function, whole)
+    everywhere = jax.sharding.PartitionSpec()
+    sharding = mesh and jax.sharding.NamedSharding(mesh, everywhere)
+    return automatically(function, sharding)
 
 
 def explicit_mesh(tensor: jax.Array) -> Any:
@@ -224,10 +219,6 @@ def automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
     if out_sharding is None:
         return function
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)
-
-
-def _as_slice(array: jax.Array) -> jax.Array:
-    return array[None]
 
 
 def _mean(pieces: Sequence[Piece], *columns: jax.Array) -> jax.Array:

@@ -9,16 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax import checks, memory_checks
-from metalr_optax.evidence import (
-    Evidence,
-    by_row,
-    collect,
-    keep,
-    kept,
-    sampled,
-    sizes_of,
-    whole_tensors,
-)
+from metalr_optax import evidence as by_tensor
+from metalr_optax.evidence import Evidence
 from metalr_optax.groups import GroupBy, labels_of, memory_dtype, unique
 from metalr_optax.local_models import LocalModels
 from metalr_optax.memory import Memory, mean_rate
@@ -95,7 +87,7 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
     """Return the state before the first step."""
     dtype = memory_dtype(params)
     params = jax.tree.map(jnp.asarray, params)
-    leaves, labels = jax.tree.leaves(params), labels_of(params, learner.group_by)
+    labels = labels_of(params, learner.group_by)
     names = unique(labels)
     memories = learner.memories(names)
     for memory in memories:
@@ -108,17 +100,20 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         name: jnp.array(row, jnp.int32) if name in alone else None
         for row, name in enumerate(names)
     }
-    pieces = whole_tensors(leaves, labels, rows)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    nothing = whole_tensors(jax.tree.leaves(zeros), labels, rows)
+    pieces, zero_pieces = (
+        by_tensor.whole_tensors(tree, labels, rows) for tree in (params, zeros)
+    )
     return ScaleByMemoryState(
         memory=memory,
         # `optax.tree.map_params` initialises with a tree without leaves and takes the
         # result for a prefix of the state: an array is a prefix of anything.
         rows=rows or jnp.zeros(0, jnp.int32),
-        last_direction=keep(nothing, learner.evidence_sample, zeros, dtype),
+        last_direction=by_tensor.keep(
+            zero_pieces, learner.evidence_sample, zeros, dtype
+        ),
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
-        rule_state=learner.rule.init(memory, lambda: sizes_of(pieces, dtype)),
+        rule_state=learner.rule.init(memory, lambda: by_tensor.sizes_of(pieces, dtype)),
         base_state=learner.base.init(params),
         info=first_info(memory),
     )
@@ -138,39 +133,49 @@ def step(
     checks.check_step(updates, labels, state, ScaleByMemoryState, gradient)
     if not labels:
         return updates, state
-    gradient, size = updates if gradient is None else gradient, learner.evidence_sample
-    pieces = whole_tensors(jax.tree.leaves(gradient), labels, state.rows)
-    pieces, shared = sampled(pieces, size), (state.memory, state.orientation)
-    last = kept(state.last_direction, pieces, gradient)
-    histories = models.histories(state.base_state) if models.histories else None
-    evidence = collect(models.gather, shared, pieces, last, histories)
+    gradient = updates if gradient is None else gradient
+    evidence = _evidence(learner, gradient, labels, state)
     evidence = evidence._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
-    base = learner.base.update(updates, state.base_state, params, **extra_args)
-    direction, base_state = base
-    turn = state.orientation
-    if turn is not None:
-        turn = find_orientation(turn, gradient, direction)
-    leaves, structure = jax.tree.flatten(direction)
-    pieces, dtype = whole_tensors(leaves, labels, state.rows), memory.rates.dtype
+    direction, base_state = learner.base.update(
+        updates, state.base_state, params, **extra_args
+    )
+    orientation, dtype = state.orientation, memory.rates.dtype
+    if orientation is not None:
+        orientation = find_orientation(orientation, gradient, direction)
+    pieces = by_tensor.whole_tensors(direction, labels, state.rows)
     bounds = learner.rule.bounds(rule_state, dtype)
     state = ScaleByMemoryState(
         memory=memory,
         rows=state.rows,
-        last_direction=keep(pieces, size, state.last_direction, dtype),
-        orientation=turn,
+        last_direction=by_tensor.keep(
+            pieces, learner.evidence_sample, state.last_direction, dtype
+        ),
+        orientation=orientation,
         rule_state=rule_state,
         base_state=base_state,
         info=_new_info(state.info, evidence, memory, bounds),
     )
-    histories = models.histories(base_state) if models.histories else None
+    histories = models.histories(base_state)
     scaled = [
-        by_row(models.scale, piece.rows)(
-            memory, piece.rows, piece.array, histories[i] if histories else None
+        by_tensor.by_row(models.scale, piece.rows)(
+            memory, piece.rows, piece.array, history
         )
-        for i, piece in enumerate(pieces)
+        for piece, history in zip(pieces, histories, strict=False)
     ]
-    return jax.tree.unflatten(structure, scaled), state
+    return jax.tree.unflatten(jax.tree.structure(direction), scaled), state
+
+
+def _evidence(
+    learner: Learner, gradient: Any, labels: Any, state: ScaleByMemoryState
+) -> Evidence:
+    """Return what a gradient says about the direction that the state keeps."""
+    pieces = by_tensor.whole_tensors(gradient, labels, state.rows)
+    pieces = by_tensor.sampled(pieces, learner.evidence_sample)
+    last = by_tensor.kept(state.last_direction, pieces, gradient)
+    histories = learner.models.histories(state.base_state)
+    shared = state.memory, state.orientation
+    return by_tensor.collect(learner.models.gather, shared, pieces, last, histories)
 
 
 def _new_info(

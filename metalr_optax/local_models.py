@@ -6,7 +6,8 @@ rate for all inputs, and Gaussian kernels that stay where they are;
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +45,15 @@ class LocalModels(NamedTuple):
       gather: (signal, (stack, orientation or None), row, gradient [...], last direction
         [...], history [...] or None) -> :class:`Evidence` of a tensor. It is the
         adjoint of reading: each local model gets the agreement at which it was read.
-      histories: state of the base -> history of each tensor, where kernels see that.
+      histories: state of the base -> history of each tensor, None each where kernels
+        see directions.
       depends_on_platform: whether ``scale`` and ``gather`` have a program for each.
     """
 
     init: Callable[..., StackedMemory]
     scale: Callable[..., jax.Array]
     gather: Callable[..., Evidence]
-    histories: Callable[[Any], list[jax.Array]] | None = None
+    histories: Callable[[Any], Iterable[Any]] = lambda _: itertools.repeat(None)
     depends_on_platform: bool = False
 
 
@@ -116,7 +118,7 @@ def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
         return Evidence(u, activity, *logs)
 
     init = functools.partial(stack_memories, inputs)
-    return LocalModels(init, scale, gather, None, grid is not None)
+    return LocalModels(init, scale, gather, depends_on_platform=grid is not None)
 
 
 def agreement(

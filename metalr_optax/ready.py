@@ -234,13 +234,12 @@ def _decayed(
     zeros = jax.tree.map(jnp.zeros_like, scaled)
     weights, _ = decay.update(zeros, decay.init(zeros), params)
     means = mean_rate(state.memory.rates, state.memory.evidence_weight)
-    leaves, structure = jax.tree.flatten(weights)
-    pieces = whole_tensors(leaves, labels_of(scaled, group_by), state.rows)
-    leaves = [
+    decays = [
         by_row(_at_mean_rate, piece.rows)(means, piece.rows, piece.array)
-        for piece in pieces
+        for piece in whole_tensors(weights, labels_of(scaled, group_by), state.rows)
     ]
-    return jax.tree.map(jnp.add, scaled, jax.tree.unflatten(structure, leaves))
+    decays = jax.tree.unflatten(jax.tree.structure(weights), decays)
+    return jax.tree.map(jnp.add, scaled, decays)
 
 
 def _at_mean_rate(means: jax.Array, row: jax.Array, weights: jax.Array) -> jax.Array:
