@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend.core import Literal
 
-from metalr_optax.checks import check_state
+from metalr_optax.checks import check_real, check_state
 from metalr_optax.groups import memory_dtype
 
 # Without a clip a gradient of more than so many times the usual norm is scaled down.
@@ -60,6 +60,7 @@ def guard(
         if not isinstance(state, GuardState):
             check_state(state, GuardState)
         updates = jax.tree.map(jnp.asarray, updates)
+        check_real(updates)
         usual = state.usual_norm
         norm = _norm(updates, jnp.maximum(usual, 1))
         is_good = jnp.isfinite(norm)
