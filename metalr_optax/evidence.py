@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Slices of tensors, each with a memory of its own.
+    """Slices of tensors, each with a separate memory.
 
     Attributes:
       rows: of the memories, [c] for c slices along the first axis of the array, or []

@@ -3,7 +3,7 @@
 Progress is the number of steps of a run. Along it stand local models, at every power of
 two, with triangular kernels between neighbours: near the start, where rates change
 most, they are closest. Each holds the logarithm of a rate, relative to the rate in use,
-so that evidence moves the rate in use and all that are ahead alike.
+so that evidence moves the rate in use and all later ones by the same factor.
 """
 
 from typing import Any, NamedTuple

@@ -65,7 +65,7 @@ def raw_product(gradient: jax.Array, last_direction: jax.Array) -> jax.Array:
     .. math:: a_i = g_i d^-_i
 
     The negative derivative of the loss with respect to the last learning rate of the
-    coordinate (the hypergradient), so that large gradients have their say. Its sum has
+    coordinate (the hypergradient), so that large gradients count for more. Its sum has
     no bound: use it with :func:`metalr_optax.agreement_steps`, which makes it relative.
 
     Args:

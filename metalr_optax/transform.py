@@ -101,7 +101,7 @@ def scale_by_memory(
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
         function ``(path, leaf) -> label`` of a path as JAX gives it. A list of labels
-        gives each slice of the first axis a memory of its own, as for layers that a
+        gives each slice of the first axis a separate memory, as for layers that a
         scan over blocks stacks (``nn.scan``).
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: of a tensor with more coordinates only a fixed lattice of at most
@@ -159,7 +159,7 @@ def scale_by_memory(
 
     Labels: the path of the layer or tensor joined with ``/``, such as
     ``params/Dense_0``; a trailing ``value`` attribute without siblings (Flax NNX) is
-    dropped, a tensor at the top of the tree is a layer of its own, a bare array is
+    dropped, a tensor at the top of the tree is a separate layer, a bare array is
     ``params``. Haiku's names keep the slashes they have. Paths that join to the same
     label share a memory, and so do layers stacked into one tensor by a scan unless
     ``group_by`` returns a list of labels for them.
