@@ -98,7 +98,7 @@ def learn_rates(
     Args:
       base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or
         ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. Its sign is not
-        guessed. Adaptation cancels a schedule inside of it: pass it as ``learning_rate``.
+        guessed. Adaptation cancels a schedule inside: pass it as ``learning_rate``.
         A weight decay inside of it is part of its direction, and of the evidence. A
         smaller rate inside only makes the start slower: ``init`` warns of it.
       learning_rate: multiplier on all learned rates, a number or a schedule. While it
@@ -265,7 +265,7 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
         try:
             updates, _ = optax.with_extra_args_support(base).update(ones, state, ones)
         except TypeError:
-            return  # The base needs the extra arguments of a step, so this cannot be checked.
+            return  # It needs the extra arguments of a step: nothing to check yet.
         steps = [jnp.mean(leaf) for leaf in jax.tree.leaves(updates)]
     if not all(map(checks.is_concrete, steps)):
         return
