@@ -94,16 +94,19 @@ def average_weights(
         return AverageWeightsState(zero, jax.tree.map(_start, params))
 
     def update(updates, state, params=None, **extra_args):
-        allowed = "be passed to update of average_weights, which averages weights"
-        checks.require(params is not None, "params", allowed, params)
+        checks.require(params is not None, "params", "be given to update", params)
         t = optax.safe_increment(state.count)
         weight = _weight(power, t, state.average, updates)
 
         def mix(x: Any, move: Any, average: Any) -> Any:
             if not _has_average(x):
                 return average
+            new: Any = optax.apply_updates(x, move)
+            if new.dtype != average.dtype:
+                # XLA would leave out both a cast to bfloat16 and the one back.
+                digits = jnp.finfo(new.dtype).nmant
+                new = jax.lax.reduce_precision(new.astype(average.dtype), 8, digits)
             w = weight.astype(jnp.finfo(average.dtype).dtype)
-            new = optax.apply_updates(x, move).astype(average.dtype)
             # Rounding would leave a trace of the start at a weight of 1.
             return jnp.where(w < 1, average + w * (new - average), new)
 
@@ -147,18 +150,16 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
     """
     averages = _averages_in(state)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    missing = averages.keys() - {_name_of(path) for path, _ in leaves}
-    allowed = "have a leaf for each average in state"
-    checks.require(not missing, "params", allowed, f"none at {sorted(missing)}")
+    shapes = {_name_of(path): getattr(leaf, "shape", ()) for path, leaf in leaves}
+    for name, average in averages.items():
+        allowed = f"have at {name} the shape that init saw, {average.shape}"
+        found = shapes.get(name)
+        checks.require(found == average.shape, "params", allowed, found)
 
     def weights_at(path: Any, leaf: Any) -> Any:
-        name = _name_of(path)
-        if name not in averages:
-            return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
-        shape, found = averages[name].shape, jnp.shape(leaf)
-        allowed = f"have at {name} the shape that init saw, {shape}"
-        checks.require(shape == found, "params", allowed, found)
-        return jnp.array(averages[name], jnp.result_type(leaf))
+        if _name_of(path) in averages:
+            return jnp.array(averages[_name_of(path)], jnp.result_type(leaf))
+        return jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf
 
     return jax.tree_util.tree_map_with_path(weights_at, params)
 
