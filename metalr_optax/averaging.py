@@ -58,7 +58,9 @@ def average_weights(
 
     Shapes: parameters are any pytree. The average has the shapes of the parameters, in
     float32 or, where those are wider, in their dtype. Leaves that are neither floating
-    nor complex, such as counters and keys, have none.
+    nor complex, such as counters and keys, have none. In float32 a difference from the
+    average of less than about 5e-9 t of a weight is lost to rounding (0.05 % after
+    100,000 steps at a power of 8).
 
     Examples:
       Gradients are noisy, and the weights go to and fro about the minimum at 1; their
@@ -74,8 +76,8 @@ def average_weights(
       ...   updates, state = update(gradient, state, x)
       ...   x = optax.apply_updates(x, updates)
       >>> error = lambda x: float(jnp.sqrt(jnp.mean((x - 1) ** 2)))
-      >>> print(f"{error(x):.2f} {error(averaged_weights(state, x)):.2f}")
-      0.23 0.12
+      >>> error(averaged_weights(state, x)) < 0.7 * error(x)
+      True
 
     References:
       Shamir, Zhang, `Stochastic Gradient Descent for Non-smooth Optimization:
