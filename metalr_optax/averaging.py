@@ -109,7 +109,7 @@ def average_weights(
                 digits = jnp.finfo(new.dtype).nmant
                 new = jax.lax.reduce_precision(new.astype(average.dtype), 8, digits)
             w = weight.astype(jnp.finfo(average.dtype).dtype)
-            # Rounding would leave a trace of the start at a weight of 1.
+            # At a weight of 1 rounding, or NaN, would leave a trace of the start.
             return jnp.where(w < 1, average + w * (new - average), new)
 
         average = jax.tree.map(mix, params, updates, state.average)
@@ -177,7 +177,7 @@ def _start(leaf: Any) -> Any:
     return jnp.array(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
 
 
-def _weight(power: Any, t: jax.Array, average: Any, updates: Any) -> jax.Array:
+def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
     """Return the weight of a step, 0 if it moves nothing.
 
     The division comes last: XLA copies cheaper expressions of something over all

@@ -143,14 +143,15 @@ def test_it_is_the_formula_and_a_step_that_moves_nothing_does_not_count(
     chex.assert_trees_all_equal(visit_all(power, skipping, start), state)
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.floats(0.01, 100.0), st.lists(st.floats(-1e6, 1e6, width=32), min_size=1))
-def test_the_first_step_replaces_the_start_and_leaves_no_trace(power, start):
-    there = jnp.array([0.1, -3e-8, 5.0])
-    far = jnp.array([*start, 1e30, 1e30, 1e30][:3], jnp.float32)
-    state = averaging(power).init(far)
-    _, state = averaging(power).update(there - far, state, far)
-    np.testing.assert_array_equal(state.average, far + (there - far))
+@pytest.mark.parametrize("power", [0.01, 8.0, 1e9])
+def test_the_first_step_replaces_the_start_and_leaves_no_trace(power):
+    """Though a state was made with other weights, as where they are loaded later."""
+    optimizer = averaging(power)
+    start = jnp.array([1e30, -7.0, jnp.nan, jnp.inf])
+    params, updates = jnp.array([0.1, 1 / 3, -2.0, 3e-8]), jnp.full(4, 1e-3)
+    for update in (optimizer.update, jax.jit(optimizer.update)):
+        _, state = update(updates, optimizer.init(start), params)
+        np.testing.assert_array_equal(state.average, params + updates)
 
 
 def test_weights_that_stand_still_are_their_average():
@@ -405,8 +406,9 @@ def test_dtypes(dtype, kept):
         kinds, after = jax.tree.map(jax.typeof, state), []
         for _ in range(4):
             _, state = averaging(2.0).update(updates, state, params)
-            params = optax.apply_updates(params, updates)
-            after.append(np.asarray(params["x"], np.complex128))
+            new: Any = optax.apply_updates(params, updates)
+            after.append(np.asarray(new["x"], np.complex128))
+            params = new
         assert jax.tree.map(jax.typeof, state) == kinds
         assert state.average["x"].dtype == kept
         found = read(state, params)
@@ -503,15 +505,12 @@ def test_a_state_of_one_kind():
 
 
 def test_the_counter_saturates():
-    state = averaging().init(PARAMS)
-    most = jnp.array(jnp.iinfo(jnp.int32).max, jnp.int32)
-    _, after = averaging().update(PARAMS, state._replace(count=most), PARAMS)
-    assert after.count == most
-    near = jax.tree.map(
-        lambda x, y: jnp.all(jnp.abs(x - y) < 1e-6),
-        *(one.average for one in (after, state)),
-    )
-    assert all(jax.tree.leaves(near))
+    optimizer, most = averaging(2.0**33), jnp.array(2**31 - 1, jnp.int32)
+    state = optimizer.init(jnp.ones(2))._replace(count=most)
+    _, state = optimizer.update(jnp.ones(2), state, jnp.ones(2))
+    assert state.count == most
+    # With a weight of 2**33 / (2**31 + 2**33).
+    np.testing.assert_allclose(state.average, 1.8, rtol=1e-6)
 
 
 def test_scan_equals_a_loop():
@@ -665,7 +664,7 @@ def test_a_program_grows_no_faster_than_a_model():
         text: Any = lowered.compile().as_text()
         return len(text.splitlines())
 
-    assert lines(80) <= 4.3 * lines(20)
+    assert lines(60) <= 4.3 * lines(15)
 
 
 # Errors
