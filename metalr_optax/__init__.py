@@ -4,6 +4,8 @@ __version__ = "0.3.0"
 
 from metalr_optax.adapt import adapt_memory as adapt_memory
 from metalr_optax.adapt import match_labels as match_labels
+from metalr_optax.averaging import average_weights as average_weights
+from metalr_optax.averaging import averaged_weights as averaged_weights
 from metalr_optax.files import load_memory as load_memory
 from metalr_optax.files import load_metadata as load_metadata
 from metalr_optax.files import save_memory as save_memory

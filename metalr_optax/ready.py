@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from metalr_optax import checks
+from metalr_optax.averaging import AverageWeightsState
 from metalr_optax.checks import check_number
 from metalr_optax.evidence import by_row, whole_tensors
 from metalr_optax.groups import GroupBy, labels_of
@@ -39,6 +40,7 @@ _RATE_INSIDE = 0.05
 
 # States of optimizers that choose their own rate, or weights.
 _NO_BASES = (
+    AverageWeightsState,
     optax.contrib.ScheduleFreeState,
     optax.ScaleByBacktrackingLinesearchState,
     optax.ScaleByZoomLinesearchState,
