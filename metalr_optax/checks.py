@@ -80,8 +80,7 @@ def describe(value: Any) -> str:
         return " ".join(_REPR.repr(value).split())
     if is_concrete(value) and np.size(value) == 1:
         return repr(np.asarray(value).item())
-    kind = type(value).__name__
-    return f"an array ({kind}) of {value.dtype} and shape {tuple(value.shape)}"
+    return f"an array ({type(value).__name__}) of {value.dtype} and shape {value.shape}"
 
 
 def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:

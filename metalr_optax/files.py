@@ -26,12 +26,10 @@ from metalr_optax.checks import require
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.memory_checks import check_memories, check_memory
 
-# What has no schedule and no slopes is written as version 1, for older releases, if
-# all local models are in use.
+# Version 1, which older releases read, has none of the later fields, and all of its
+# local models are in use (a width of 0 is not).
 _FORMAT_VERSIONS = ("1", "2")
 _LARGEST_FILE = 2**30
-# An error quotes no more characters of what a hostile file may hold.
-_LONGEST = 300
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
 # The format names the fields of a memory so, in their order.
@@ -145,12 +143,9 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
     is_text = all(map(checks.is_text, (*strings, *strings.values())))
     fits = is_text and not set(strings) & set(_RESERVED)
     require(fits, "metadata", f"be strings with other names than {_RESERVED}", strings)
-    arrays = {
-        f"{label}/{field}": array
-        for label in memory
-        for field, array in _arrays(f"memory[{label!r}]", memory[label]).items()
-    }
-    # Nor do older releases know local models that are not in use, of width 0.
+    arrays: dict[str, np.ndarray] = {}
+    for label in memory:
+        arrays |= _arrays(label, memory[label])
     is_later = any(
         name.endswith(_LATER) or (name.endswith("/widths") and not array.all())
         for name, array in arrays.items()
@@ -166,24 +161,25 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
     return data
 
 
-def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
+def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
-    leaves = jax.tree.leaves(memory)
+    name, leaves = f"memory[{label!r}]", jax.tree.leaves(memory)
     fits = all(map(checks.is_concrete, leaves))
     require(fits, name, "have values: save it outside of jit", memory)
     check_memory(name, memory)
     dtype = np.result_type(np.float32, *map(np.asarray, leaves))
     require(dtype in (np.float32, np.float64), name, "fit into float64", dtype.name)
     return {
-        field: np.array(value, bool if field in _BOOLS else dtype, order="C")
-        for field, value in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
-        if value is not None
+        f"{label}/{field}": np.array(x, bool if field in _BOOLS else dtype, order="C")
+        for field, x in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
+        if x is not None
     }
 
 
-def _memory(name: str, arrays: Mapping[str, Any]) -> Memory:
+def _memory(label: str, arrays: Mapping[str, Any]) -> Memory:
     """Return the memory that arrays make; raise ValueError if it is none."""
-    dtypes = sorted({arrays[field].dtype.name for field in {*arrays} - {*_BOOLS}})
+    name, numbers = f"memory[{label!r}]", set(arrays) - set(_BOOLS)
+    dtypes = sorted({arrays[field].dtype.name for field in numbers})
     fits = dtypes in (["float32"], ["float64"])
     require(fits, name, "be float32 or float64 throughout", dtypes)
     for field in set(arrays) & set(_BOOLS):
@@ -205,9 +201,7 @@ def _memories(data: bytes) -> dict[str, Memory]:
             raise ValueError(f"an array is called {name!r}, which no memory has")
         found.setdefault(label, {})[field] = array
     check_memories(found)
-    return {
-        label: _memory(f"memory[{label!r}]", found[label]) for label in sorted(found)
-    }
+    return {label: _memory(label, found[label]) for label in sorted(found)}
 
 
 def _entry(digest: str) -> bytes:
@@ -231,7 +225,7 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     except OSError:
         raise  # It names the path.
     except Exception as error:  # A hostile header can lead a parser to any.
-        reason = str(error)[:_LONGEST]
+        reason = str(error)[:250]  # It may quote names of any length.
         raise ValueError(f"{os.fspath(path)} cannot be trusted: {reason}") from error
 
 
@@ -243,11 +237,8 @@ def _strings(data: bytes) -> dict[str, str]:
     if not isinstance(strings, dict) or not all(map(checks.is_text, strings.values())):
         raise ValueError("it is cut off, or not a file of a memory: it has no strings")
     version, digest = strings.get("format_version"), strings.pop("sha256", "")
-    if version not in _FORMAT_VERSIONS:
-        raise ValueError(
-            f"its format_version is {checks.describe(version)}, this release reads "
-            f"{_FORMAT_VERSIONS}: a newer release of metalr-optax may read it"
-        )
+    allowed, hint = f"be one of {_FORMAT_VERSIONS}", "a newer release may read others"
+    require(version in _FORMAT_VERSIONS, "format_version", allowed, version, hint)
     blank = data.replace(_entry(digest), _entry(_NO_DIGEST))
     if hashlib.sha256(blank).hexdigest() != digest:
         raise ValueError("it was changed or damaged: its content has another sha256")

@@ -50,9 +50,7 @@ def in_use(kernels: Kernels) -> Kernels:
     return Kernels(centers[:num], widths[:num])
 
 
-def check_memory(
-    name: str, memory: Memory, rate_bounds: tuple[Any, Any] = POSITIVE
-) -> None:
+def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None:
     """Raise ValueError unless the memory is usable; traced values are trusted."""
     require(isinstance(memory, Memory), name, "be a metalr_optax.Memory", memory)
     check_kernels(in_use(memory.kernels), name=name)
@@ -65,8 +63,8 @@ def check_memory(
         ("schedule", MARKS.shape, -171.0, 171.0),  # log of a ratio of POSITIVE rates
         ("slopes", shape, -0.45, 0.45),
     ):
-        if getattr(memory, field) is not None:
-            values = getattr(memory, field)
+        values = getattr(memory, field)
+        if values is not None:
             _check_values(name, field, values, field_shape, low, high)
 
 
@@ -101,8 +99,9 @@ def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
     if missing or unknown:
         raise ValueError(
             f"{name} must have a memory for every label and no other, missing "
-            f"{describe(missing)}, unknown {describe(unknown)}; for another model "
-            "there is set_memory(opt_state, adapt_memory(memory, opt_state))"
+            f"{describe(missing)}, unknown {describe(unknown)}; that of another model "
+            "goes into the state of an optimizer without initial= by "
+            "set_memory(state, adapt_memory(memory, state))"
         )
 
 

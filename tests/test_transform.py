@@ -26,7 +26,9 @@ from metalr_optax import (
     memory_sgd,
     paper_adam,
     paper_sgd,
+    save_memory,
     scale_by_memory,
+    set_memory,
     sign_agreement,
 )
 
@@ -454,6 +456,33 @@ def test_a_refusal_is_one_line_whatever_was_given(initial, match):
         scale_by_memory(initial)
     assert len(str(refused.value).splitlines()) == 1
     assert len(str(refused.value)) < 250
+
+
+def test_a_refusal_is_short_for_large_models(tmp_path):
+    """It names a few layers, shows no array and the call that would be right."""
+    layers: Any = {f"params/Encoder/block_{i}/M_{i}": jnp.ones(3) for i in range(40)}
+    other = {f"params/Decoder/block_{i}/M_{i}": jnp.ones(3) for i in range(40)}
+    make: Any = scale_by_memory
+    optimizer, path, first = make(group_by="tensor"), tmp_path / "file", min(layers)
+    state, memory = optimizer.init(layers), get_memory(optimizer.init(other))
+    to_adapt = r"set_memory\(state, adapt_memory\(memory, state\)\)"
+    for call, match in (
+        (lambda: save_memory(path, state), r"get_memory\(opt_state\)"),
+        (lambda: save_memory(path, layers), r"memory\[.* must be .*Memory"),
+        (lambda: get_memory(memory), "must contain a state of scale_by_memory"),
+        (lambda: set_memory(state, memory), to_adapt),
+        (lambda: make(memory, group_by="tensor").init(layers), to_adapt),
+        (lambda: optimizer.update(other, state), "labels that init saw"),
+        (lambda: optimizer.update({**layers, **other}, state), "labels that init saw"),
+        (lambda: optimizer.update(layers | {first: None}, state), f"None at .*{first}"),
+        (lambda: optimizer.update(layers, state, grad=other), f"grad must .*{first}"),
+        (lambda: make(kernels=layers), "kernels must be metalr_optax.Kernels"),
+        (lambda: make(rate_bounds=layers), "rate_bounds must be two"),
+    ):
+        with pytest.raises(ValueError, match=match) as refused:
+            call()
+        assert len(str(refused.value)) <= 400
+        assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
