@@ -5,6 +5,7 @@ import numbers
 import os
 import reprlib
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -77,7 +78,7 @@ def is_number(value: Any) -> bool:
 def describe(value: Any) -> str:
     """Return what an error says of a value: type, dtype and shape of an array."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        return " ".join(_REPR.repr(value).split())
+        return textwrap.shorten(_REPR.repr(value), 200, placeholder="...")
     if is_concrete(value) and np.size(value) == 1:
         return repr(np.asarray(value).item())
     return f"an array ({type(value).__name__}) of {value.dtype} and shape {value.shape}"
