@@ -3,7 +3,9 @@
 import functools
 import numbers
 import os
+import reprlib
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -13,32 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metalr_optax.memory import Memory
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # A smaller multiplier than this was probably meant as a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
-# Where a schedule is looked at: from the start on, and as late as runs are long.
+# A schedule is evaluated from step 0 to the number of steps of a long run.
 _COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
-# An error shows at most so many characters of a value.
-_SHOWN = 120
-MOVE = (
-    "a state of metalr-optax 0.1 or 0.2 does not fit: there save_memory(path, "
-    "get_memory(state)), here start with initial=load_memory(path)"
-)
-_SLICES = (
-    "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], a label for "
-    "each slice of the first axis"
-)
-_KEEP = (
-    "optax.partition, with memory_optimizer=optax.set_to_zero() in the part whose "
-    "memories stay as they are"
-)
+# An error shows a few entries of a collection and a few characters of each.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 2
+_REPR.maxstring = _REPR.maxother = 60
+
+MOVE = "a state of 0.1 or 0.2 moves by save_memory and initial=load_memory(path)"
 _REPLACEMENTS = {
-    "stacked": _SLICES,
-    "frozen": _KEEP,
+    "stacked": "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], "
+    "a label for each slice of the first axis",
+    "frozen": "optax.partition, with memory_optimizer=optax.set_to_zero() in a part",
     "inner": "base_optimizer",
     "address": "normalize",
 }
@@ -65,27 +58,30 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
+def is_real(dtype: Any) -> bool:
+    """Return whether a dtype is one of real numbers, which bool is not."""
+    return jnp.issubdtype(dtype, np.integer) or jnp.issubdtype(dtype, np.floating)
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string of UTF-8, without half a surrogate pair."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+
+
 def is_number(value: Any) -> bool:
-    """Return whether a value is one real number, of Python, NumPy or JAX."""
-    if isinstance(value, np.ndarray | jax.Array):
-        return value.shape == () and jnp.issubdtype(value.dtype, np.number)
+    """Return whether a value is a single real number, of Python, NumPy or JAX."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return value.shape == () and is_real(value.dtype)
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def describe(value: Any) -> str:
     """Return what an error says of a value: type, dtype and shape of an array."""
-    if isinstance(value, Memory):
-        return f"a Memory of {np.shape(value.rates)} rates"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        if is_concrete(value) and np.size(value) == 1:
-            return repr(np.asarray(value).item())
-        kind = type(value).__name__
-        return f"an array ({kind}) of {value.dtype} and shape {tuple(value.shape)}"
-    text = repr(value)
-    if len(text) <= _SHOWN:
-        return text
-    size = f" of {len(value)}" if hasattr(value, "__len__") else ""
-    return f"a {type(value).__name__}{size}"
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return textwrap.shorten(_REPR.repr(value), 200, placeholder="...")
+    if is_concrete(value) and np.size(value) == 1:
+        return repr(np.asarray(value).item())
+    return f"an array ({type(value).__name__}) of {value.dtype} and shape {value.shape}"
 
 
 def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:
@@ -99,13 +95,11 @@ def check_number(
     name: str, value: Any, low: float = 0.0, high: float = np.inf, closed: bool = False
 ) -> None:
     """Raise ValueError unless low < value < high; closed, low is allowed too."""
-    if not is_concrete(value):
-        return
-    fits = is_number(value) and (low < value < high or (closed and value == low))
-    allowed = "be a positive, finite number"
-    if closed or (low, high) != (0.0, np.inf):
+    if is_concrete(value):
+        number = float(value) if is_number(value) else np.nan
+        fits = low < number < high or (closed and number == low)
         allowed = f"be a number in {'[' if closed else '('}{low:g}, {high:g})"
-    require(fits, name, allowed, value)
+        require(fits, name, allowed, value)
 
 
 def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
@@ -116,42 +110,36 @@ def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
 
 
 def check_multiplier(multiplier: Any) -> None:
-    """Raise ValueError for what can be no multiplier, warn of what is like a rate.
+    """Raise ValueError for what can be no multiplier, warn of a number like a rate.
 
-    An array of JAX and a schedule are looked at later, by :func:`warn_of_rate`, because
-    an optimizer is built without a device. What is traced is not known.
+    Building an optimizer needs no device, so arrays of JAX and schedules are left to
+    :func:`warn_of_rate`.
     """
+    is_late = callable(multiplier) or isinstance(multiplier, jax.Array)
+    fits = callable(multiplier) or is_number(multiplier)
+    fits = fits and (is_late or 0 <= multiplier < np.inf)
     allowed = "be a number of at least 0, or a schedule from a count to one"
-    concrete = is_concrete(multiplier)
-    fits = callable(multiplier) or is_number(multiplier) or not concrete
     require(fits, "learning_rate", allowed, multiplier)
-    later = callable(multiplier) or isinstance(multiplier, jax.Array)
-    if concrete and not later:
-        require(0 <= multiplier < np.inf, "learning_rate", allowed, multiplier)
-        _warn_of_rates([float(multiplier)], "")
+    if not is_late:
+        _warn_of_rates([multiplier])
 
 
 def warn_of_rate(multiplier: Any) -> None:
     """Warn if the largest value of an array or schedule is like a rate."""
-    if not (callable(multiplier) or isinstance(multiplier, jax.Array)):
-        return
-    # Also while `init` is traced, unless the multiplier itself is.
-    with jax.ensure_compile_time_eval():
-        schedule: Any = multiplier
-        counts = _COUNTS if callable(multiplier) else []
-        values = [schedule(count) for count in counts] or [multiplier]
-        if all(map(is_concrete, values)):
-            rates = [float(value) for value in values]
-            _warn_of_rates(rates, "a schedule up to " if len(counts) else "")
+    if isinstance(multiplier, jax.Array):
+        _warn_of_rates([multiplier])
+    elif callable(multiplier):
+        # A schedule has values even while `init` is traced.
+        with jax.ensure_compile_time_eval():
+            _warn_of_rates([multiplier(count) for count in _COUNTS])
 
 
-def _warn_of_rates(values: Sequence[float], what: str) -> None:
-    largest = max(values)
+def _warn_of_rates(values: Sequence[Any]) -> None:
+    largest = max(map(float, values)) if all(map(is_concrete, values)) else 0
     if 0 < largest < _RATE_NOT_FACTOR:
         warn(
-            f"learning_rate={what}{largest:g} multiplies the learned rates, which "
-            "climb against it, and 1 leaves them as they are; a rate to start from is "
-            f"initial={largest:g}, a schedule has multipliers up to 1",
+            f"learning_rate up to {largest:g} multiplies learned rates, which climb "
+            f"against it; usual is 1, and a rate to start from is initial={largest:g}"
         )
 
 
@@ -180,12 +168,12 @@ def check_bounds(rate_bounds: Any) -> None:
     """Raise ValueError unless rate_bounds are two rates in order; traced ones pass."""
     try:
         low, high = rate_bounds
-        known = is_concrete(low) and is_concrete(high)
-        ordered = not known or 0 < float(low) < float(high) < np.inf
+        is_traced = not (is_concrete(low) and is_concrete(high))
+        fits = is_traced or 0 < float(low) < float(high) < np.inf
     except (TypeError, ValueError):
-        ordered = False
+        fits = False
     allowed = "be two finite numbers with 0 < smallest < largest"
-    require(ordered, "rate_bounds", allowed, rate_bounds)
+    require(fits, "rate_bounds", allowed, rate_bounds)
 
 
 def check_kernel_inputs(normalize: Any, kernel_input: Any, size: Any) -> None:
@@ -213,91 +201,67 @@ def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
 def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) -> None:
     """Raise ValueError unless a state of a kind has memories for real updates."""
     check_state(state, kind)
-    check_real(updates)
-    texts = [[label] if isinstance(label, str) else label for label in labels]
-    unknown = sorted({name for names in texts for name in names} - set(state.rows))
-    if unknown:
-        raise ValueError(
-            f"updates have the labels {unknown}, but the state has memories for "
-            f"{sorted(state.rows)}: it must come from init with parameters of this "
-            "structure"
-        )
+    hint = "optax.contrib.split_real_and_imaginary splits them"
+    for name, leaf in _named_leaves(updates):
+        fits = not jnp.iscomplexobj(leaf)
+        require(fits, "updates", f"be real at {name}", leaf, hint)
+    unknown = sorted(set(jax.tree.leaves(labels)) - set(state.rows))
+    allowed = f"have labels that init saw, such as {describe(sorted(state.rows))}"
+    require(not unknown, "updates", allowed, unknown)
     if gradient is not None:
         check_gradient(gradient, updates)
 
 
 def check_like_init(updates: Any, shapes: Sequence[tuple[int, ...]]) -> None:
     """Raise ValueError, naming the leaf, unless updates have the shapes of init."""
-    found = list(_shapes(updates))
+    found = _shapes(updates)
     if len(found) != len(shapes):
-        raise ValueError(
-            f"updates must have a leaf for each of the {len(shapes)} parameters that "
-            f"init saw, got {len(found)}, {found}, {_missing(updates)}"
-        )
-    for (name, shape), expected in zip(_shapes(updates).items(), shapes, strict=True):
-        allowed = f"have at {name or 'the top'} the shape that init saw, {expected}"
+        refuse_samples(updates, len(found), len(shapes))
+    for (name, shape), expected in zip(found, shapes, strict=True):
+        allowed = f"have at {name} the shape that init saw, {expected}"
         require(shape == expected, "updates", allowed, shape)
 
 
 def refuse_samples(updates: Any, found: int, expected: int) -> None:
-    """Raise ValueError for updates that give another number of samples than init."""
+    """Raise ValueError for another number of leaves, or samples of them, than init."""
+    leaves = _named_leaves(updates, is_leaf=lambda leaf: leaf is None)
+    absent = describe([name for name, leaf in leaves if leaf is None])
     raise ValueError(
-        "updates must have the leaves and shapes of the parameters that init saw, "
-        f"{expected} samples, got {found} of {_shapes(updates)}, {_missing(updates)}"
+        f"updates must have the {expected} leaves or samples that init saw, got {found}"
+        f" and None at {absent}; leave out at init too what has no gradient (None, "
+        "optax.masked), or freeze it with optax.partition and optax.set_to_zero"
     )
-
-
-def _missing(updates: Any) -> str:
-    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=lambda x: x is None)
-    return (
-        f"and None at {[name_of(path) for path, leaf in leaves if leaf is None]}; what "
-        "has no gradient must be left out at init too (None, optax.masked), or be "
-        "frozen with optax.partition and optax.set_to_zero"
-    )
-
-
-def check_real(updates: optax.Updates) -> None:
-    """Raise ValueError, naming the leaf, if updates are complex."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
-        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-            place = name_of(path) or "the top"
-            raise ValueError(
-                f"updates must be real, got {leaf.dtype} at {place}; "
-                "optax.contrib.split_real_and_imaginary splits them"
-            )
 
 
 def check_params(params: Any, updates: optax.Updates) -> None:
     """Raise ValueError, naming the leaves, unless there are parameters for updates."""
-    missing = sorted(set(_shapes(updates)) - set(_shapes(params)))
-    allowed = "have a leaf for each of the updates"
-    require(params is None or not missing, "params", allowed, f"none at {missing}")
+    missing = dict(_shapes(updates)).keys() - dict(_shapes(params)).keys()
+    allowed = f"have leaves for those of the updates at {describe(sorted(missing))}"
+    require(params is None or not missing, "params", allowed, None)
 
 
 def check_gradient(gradient: Any, updates: optax.Updates) -> None:
     """Raise ValueError unless the argument grad= is like the updates."""
-    found, expected = _shapes(gradient), _shapes(updates)
-    same = jax.tree.structure(gradient) == jax.tree.structure(updates)
-    differ = dict(found.items() ^ expected.items())
-    got = {name or "the top": found.get(name, "nothing") for name in differ}
-    like = {name or "the top": expected.get(name, "nothing") for name in differ}
-    allowed = f"have the structure and shapes of the updates, there {like}"
+    found, expected = set(_shapes(gradient)), set(_shapes(updates))
+    fits = jax.tree.structure(gradient) == jax.tree.structure(updates)
+    there = describe(dict(expected - found))
+    allowed = f"have the structure and shapes of the updates, there {there}"
     hint = "optax.masked, optax.partition: mask_compatible_extra_args=True masks it"
-    fits = same and not differ
-    require(fits, "grad", allowed, got or jax.tree.structure(gradient), hint)
+    require(fits and found == expected, "grad", allowed, dict(found - expected), hint)
 
 
 def check_state(state: Any, kind: Any) -> None:
     """Raise ValueError unless a state is of a kind."""
-    if not isinstance(state, kind):
-        found = describe(state)
-        raise ValueError(f"state must be a {kind.__name__}, got {found}; {MOVE}")
+    require(isinstance(state, kind), "state", f"be a {kind.__name__}", state, MOVE)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {name_of(path): np.shape(leaf) for path, leaf in leaves}
+def _named_leaves(tree: Any, **options: Any) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, **options)
+    return [(name_of(path) or "the top", leaf) for path, leaf in leaves]
+
+
+def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, np.shape(leaf)) for name, leaf in _named_leaves(tree)]
 
 
 def name_of(path: Any) -> str:

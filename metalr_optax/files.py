@@ -21,21 +21,22 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from metalr_optax import __version__
-from metalr_optax.checks import is_concrete, require
+from metalr_optax import __version__, checks
+from metalr_optax.checks import require
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.memory_checks import check_memories, check_memory
 
-# What has no schedule and no slopes is written as version 1, for older releases, if
-# all local models are in use.
+# Version 1, which older releases read, has none of the later fields, and all of its
+# local models are in use (a width of 0 is not).
 _FORMAT_VERSIONS = ("1", "2")
 _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
 # The format names the fields of a memory so, in their order.
 _BOOLS = ("relative", "history")
-_LATER = ("schedule", "slopes", "history")
-_FIELDS = ("centers", "widths", "rates", "counts", "relative", *_LATER)
+_LATER = ("/schedule", "/slopes", "/history")
+_FIELDS = ("centers", "widths", "rates", "counts", "relative")
+_FIELDS += ("schedule", "slopes", "history")
 
 Path = str | os.PathLike[str]
 
@@ -139,61 +140,53 @@ def load_metadata(path: Path) -> dict[str, str]:
 def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
     """Return the content of a file."""
     check_memories(memory)
-    for name, string in strings.items():
-        fits = _is_utf8(name) and _is_utf8(string) and name not in _RESERVED
-        allowed = f"be strings with other names than {_RESERVED}"
-        require(fits, "metadata", allowed, {name: string})
-    arrays = {}
-    for label, one in memory.items():
-        require(_is_utf8(label), "labels of memory", "be valid UTF-8", label)
-        for field, array in _arrays(f"memory[{label!r}]", one).items():
-            arrays[f"{label}/{field}"] = array
-    # Nor do older releases know local models that are not in use, of width 0.
+    is_text = all(map(checks.is_text, (*strings, *strings.values())))
+    fits = is_text and not set(strings) & set(_RESERVED)
+    require(fits, "metadata", f"be strings with other names than {_RESERVED}", strings)
+    arrays: dict[str, np.ndarray] = {}
+    for label in memory:
+        arrays |= _arrays(label, memory[label])
     is_later = any(
-        name.rpartition("/")[2] in _LATER
-        or (name.endswith("/widths") and not array.all())
+        name.endswith(_LATER) or (name.endswith("/widths") and not array.all())
         for name, array in arrays.items()
     )
     version = _FORMAT_VERSIONS[is_later]
-    own = zip(_RESERVED, (version, __version__, _NO_DIGEST), strict=True)
-    blank = safetensors.numpy.save(arrays, strings | dict(own))
-    is_one = blank.count(_entry(_NO_DIGEST)) == 1
-    require(is_one, "metadata", "not look like a digest", list(strings))
+    strings = strings | {"format_version": version, "library_version": __version__}
+    blank = safetensors.numpy.save(arrays, strings | {"sha256": _NO_DIGEST})
     digest = hashlib.sha256(blank).hexdigest()
     data = blank.replace(_entry(_NO_DIGEST), _entry(digest))
-    _strings(data)  # before it replaces another: it can be read again
+    # A file that cannot be read again does not replace another.
+    fits = _memories(data) and _strings(data) == strings
+    require(fits, "metadata", "not look like a digest", strings)
     return data
 
 
-def _arrays(name: str, memory: Memory) -> dict[str, np.ndarray]:
+def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
-    known = all(map(is_concrete, jax.tree.leaves(memory)))
-    require(known, name, "have values: save it outside of jit", memory)
+    name, leaves = f"memory[{label!r}]", jax.tree.leaves(memory)
+    fits = all(map(checks.is_concrete, leaves))
+    require(fits, name, "have values: save it outside of jit", memory)
     check_memory(name, memory)
-    numbers = jax.tree.leaves(memory._replace(rms_normalized=None, history=None))
-    dtype = np.result_type(np.float32, *map(np.asarray, numbers))
-    arrays = {
-        field: np.array(value, bool if field in _BOOLS else dtype, order="C")
-        for field, value in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
-        if value is not None
+    dtype = np.result_type(np.float32, *map(np.asarray, leaves))
+    require(dtype in (np.float32, np.float64), name, "fit into float64", dtype.name)
+    return {
+        f"{label}/{field}": np.array(x, bool if field in _BOOLS else dtype, order="C")
+        for field, x in zip(_FIELDS, (*memory.kernels, *memory[1:]), strict=True)
+        if x is not None
     }
-    _memory(name, arrays)
-    return arrays
 
 
-def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
+def _memory(label: str, arrays: Mapping[str, Any]) -> Memory:
     """Return the memory that arrays make; raise ValueError if it is none."""
-    centers, widths, rates, weight, rms, *later = map(arrays.get, _FIELDS)
-    if centers is None or widths is None or rates is None:
-        raise ValueError(f"{name} must have centers, widths and rates")
-    dtypes = [array.dtype for field, array in arrays.items() if field not in _BOOLS]
-    fits = rates.dtype in (np.float32, np.float64) and len(set(dtypes)) == 1
-    require(fits, name, "be float32 or float64", dtypes)
-    for field in _BOOLS:
-        one = arrays.get(field)
-        fits = one is None or (one.dtype == bool and one.shape == ())
-        require(fits, name, f"have one bool for {field}", one)
-    memory = Memory(Kernels(centers, widths), rates, weight, rms, *later)
+    name, numbers = f"memory[{label!r}]", set(arrays) - set(_BOOLS)
+    dtypes = sorted({arrays[field].dtype.name for field in numbers})
+    fits = dtypes in (["float32"], ["float64"])
+    require(fits, name, "be float32 or float64 throughout", dtypes)
+    for field in set(arrays) & set(_BOOLS):
+        fits = arrays[field].dtype == bool and arrays[field].shape == ()
+        require(fits, name, f"have a single bool for {field}", arrays[field])
+    values: Any = [arrays.get(field) for field in _FIELDS]
+    memory = Memory(Kernels(*values[:2]), *values[2:])
     check_memory(name, memory)
     return memory
 
@@ -201,20 +194,14 @@ def _memory(name: str, arrays: Mapping[str, np.ndarray]) -> Memory:
 def _memories(data: bytes) -> dict[str, Memory]:
     """Return the memories of a content, every bit of which is as it was written."""
     _strings(data)
-    found: dict[str, dict[str, np.ndarray]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, array in safetensors.numpy.load(data).items():
         label, slash, field = name.rpartition("/")
         if not slash or field not in _FIELDS:
             raise ValueError(f"an array is called {name!r}, which no memory has")
         found.setdefault(label, {})[field] = array
-    if not found:
-        raise ValueError("there is no memory in it")
-    return {one: _memory(f"memory[{one!r}]", found[one]) for one in sorted(found)}
-
-
-def _is_utf8(value: Any) -> bool:
-    """Return whether a value can be written as UTF-8, which half a pair cannot."""
-    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
+    check_memories(found)
+    return {label: _memory(label, found[label]) for label in sorted(found)}
 
 
 def _entry(digest: str) -> bytes:
@@ -226,7 +213,7 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     """Parse a file, and name its path in whatever is wrong with it."""
 
     def opener(name: str, flags: int) -> int:
-        # Not to wait for a writer, as a pipe would have us do.
+        # Opening a pipe would otherwise wait for a writer.
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
     try:
@@ -234,32 +221,24 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
             number = file.fileno()
             if not os.path.isfile(number) or os.path.getsize(number) > _LARGEST_FILE:
                 raise ValueError(f"not a file, or larger than {_LARGEST_FILE:,} bytes")
-            return parse(file.read(_LARGEST_FILE + 1))
+            return parse(file.read(_LARGEST_FILE))
     except OSError:
-        raise  # has it
-    except Exception as error:  # whatever a hostile header leads a parser to
-        raise ValueError(f"{os.fspath(path)} cannot be trusted: {error}") from error
+        raise  # It names the path.
+    except Exception as error:  # A hostile header can lead a parser to any.
+        reason = str(error)[:250]  # It may quote names of any length.
+        raise ValueError(f"{os.fspath(path)} cannot be trusted: {reason}") from error
 
 
 def _strings(data: bytes) -> dict[str, str]:
     """Return the strings but sha256; every bit of the content is as it was written."""
-    size = int.from_bytes(data[:8], "little")
-    if not 2 <= size <= len(data) - 8:
-        raise ValueError("it is cut off, or not a file of a memory")
-    header = json.loads(data[8 : 8 + size].decode())
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end].decode()) if 10 <= end <= len(data) else None
     strings = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(strings, dict) or not all(map(_is_utf8, strings.values())):
-        raise ValueError("it is not a file of a memory: it has no strings")
-    version, digest = strings.get("format_version", ""), strings.pop("sha256", "")
-    newest = _FORMAT_VERSIONS[-1]
-    later = version.isdecimal() and int(version[:9]) > int(newest)
-    if later:
-        raise ValueError(
-            f"its format_version is {version}, this release reads up to "
-            f"{newest}: a newer release of metalr-optax will read it"
-        )
-    if version not in _FORMAT_VERSIONS:
-        raise ValueError(f"it is not a file of a memory: format_version is {version!r}")
+    if not isinstance(strings, dict) or not all(map(checks.is_text, strings.values())):
+        raise ValueError("it is cut off, or not a file of a memory: it has no strings")
+    version, digest = strings.get("format_version"), strings.pop("sha256", "")
+    allowed, hint = f"be one of {_FORMAT_VERSIONS}", "a newer release may read others"
+    require(version in _FORMAT_VERSIONS, "format_version", allowed, version, hint)
     blank = data.replace(_entry(digest), _entry(_NO_DIGEST))
     if hashlib.sha256(blank).hexdigest() != digest:
         raise ValueError("it was changed or damaged: its content has another sha256")

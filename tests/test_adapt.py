@@ -337,7 +337,7 @@ def test_a_mapping_of_the_user_wins():
 @pytest.mark.parametrize(
     ("memory", "mapping", "match"),
     [
-        ({}, None, "at least one entry"),
+        ({}, None, "at least one"),
         ({"a": 3}, None, "must be a metalr_optax.Memory"),
         ({"a": scalar(np.nan)}, None, "rates within"),
         (
@@ -345,7 +345,7 @@ def test_a_mapping_of_the_user_wins():
             None,
             "evidence_weight",
         ),
-        ({1: scalar(0.1)}, None, "labels of memory must be strings"),
+        ({1: scalar(0.1)}, None, "from labels .strings. to"),
         ({"a": scalar(0.1)}, {"a": "a"}, "mapping must have the labels"),
         ({"a": scalar(0.1)}, {"a": "a", "c": "d"}, r"lead to labels.*\['d'\]"),
     ],

@@ -278,33 +278,33 @@ def test_the_hostile_file_is_fine_but_for_its_change(path):
         ({"rates": float32(0.1, -0.2)}, "rates within"),
         ({"rates": float32(0.1, 0.0)}, "rates within"),
         ({"rates": float32(0.1, 1e38)}, "rates within"),
-        ({"rates": float32(0.1)}, "one rate per kernel"),
-        ({"rates": float32([0.1, 0.2])}, "one rate per kernel"),
-        ({"rates": None}, "must have centers, widths and rates"),
+        ({"rates": float32(0.1)}, r"rates within .* shape \(2,\)"),
+        ({"rates": float32([0.1, 0.2])}, r"rates within .* shape \(2,\)"),
+        ({"rates": None}, "must have rates within .* got None"),
         ({"rates": np.array([1, 2])}, "float32 or float64"),
         ({"rates": np.array([0.1, 0.2], np.float16)}, "float32 or float64"),
         ({"rates": np.array([0.1, 0.2])}, "float32 or float64"),
-        ({"centers": float32(1.0, -1.0)}, "increasing"),
-        ({"centers": float32(1.0, np.nan)}, "finite and increasing"),
-        ({"centers": np.array(1.0, np.float32)}, "one shape"),
-        ({"widths": float32(0.0, 0.5)}, "widths must be positive"),
-        ({"widths": float32(0.0, 0.0)}, "widths must be positive"),
+        ({"centers": float32(1.0, -1.0)}, "centers that increase"),
+        ({"centers": float32(1.0, np.nan)}, "centers within"),
+        ({"centers": np.array(1.0, np.float32)}, r"shape \[M\]"),
+        ({"widths": float32(0.0, 0.5)}, "widths within"),
+        ({"widths": float32(0.0, 0.0)}, "widths within"),
         (
             {"widths": float32(0.5, 0.0), "centers": float32(0.0, np.nan)},
-            "have finite centers",
+            "have centers within",
         ),
-        ({"slopes": float32(0.1)}, r"slopes .*, in \[-0.45, 0.45\]"),
-        ({"slopes": float32(0.1, 0.6)}, r"slopes .*, in \[-0.45, 0.45\]"),
-        ({"slopes": float32(0.1, np.nan)}, r"slopes .*, in \[-0.45, 0.45\]"),
-        ({"widths": float32(0.5, np.nan)}, "widths must be positive"),
+        ({"slopes": float32(0.1)}, r"slopes within \[-0.45, 0.45\]"),
+        ({"slopes": float32(0.1, 0.6)}, r"slopes within \[-0.45, 0.45\]"),
+        ({"slopes": float32(0.1, np.nan)}, r"slopes within \[-0.45, 0.45\]"),
+        ({"widths": float32(0.5, np.nan)}, "widths within"),
         ({"counts": float32(1.0, -1.0)}, "evidence_weight"),
         ({"counts": float32(1.0, np.nan)}, "evidence_weight"),
         ({"counts": float32(1.0)}, "evidence_weight"),
         ({"relative": np.array([False])}, "bool"),
         ({"relative": np.array(0.0)}, "bool"),
-        ({"schedule": np.zeros(19, np.float32)}, "schedule of shape"),
-        ({"schedule": np.full(20, np.nan, np.float32)}, "schedule of shape"),
-        ({"schedule": np.full(20, 200, np.float32)}, "schedule of shape"),
+        ({"schedule": np.zeros(19, np.float32)}, "schedule within"),
+        ({"schedule": np.full(20, np.nan, np.float32)}, "schedule within"),
+        ({"schedule": np.full(20, 200, np.float32)}, "schedule within"),
         ({"schedule": np.zeros(20)}, "float32 or float64"),
         ({"code": np.zeros(1)}, "no memory has"),
     ],
@@ -319,10 +319,13 @@ def test_what_no_memory_holds_is_refused(path, changes, match):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (sign(hostile(), version="3"), "format_version is 3.*newer release"),
+        (
+            sign(hostile(), version="3"),
+            "format_version must .* got '3'; a newer release",
+        ),
         (sign(hostile(), version="1" * 5000), "newer release"),
-        (sign(hostile(), version="0"), "format_version is '0'"),
-        (sign(hostile(), version="one"), "format_version is 'one'"),
+        (sign(hostile(), version="0"), "format_version must .* got '0'"),
+        (sign(hostile(), version="one"), "format_version must .* got 'one'"),
         (safetensors.numpy.save(hostile()), "no strings"),
         (safetensors.numpy.save(hostile(), {"format_version": "1"}), "sha256"),
         (b"", "cut off"),
@@ -339,7 +342,7 @@ def test_other_files_are_refused(path, data, match):
 
 def test_an_empty_memory_is_none(path):
     path.write_bytes(sign({}))
-    with pytest.raises(ValueError, match="no memory in it"):
+    with pytest.raises(ValueError, match="at least one"):
         load_memory(path)
 
 
@@ -389,13 +392,17 @@ def as_given(value) -> Any:
 @pytest.mark.parametrize(
     ("memory", "metadata", "match"),
     [
-        ({}, None, "at least one entry"),
+        ({}, None, "at least one"),
         (Memory(linspace_kernels(1.0, 2), np.ones(2)), None, "mapping from label"),
         ({"a": np.ones(3)}, None, "must be a metalr_optax.Memory"),
         ({1: Memory(linspace_kernels(1.0, 1), np.ones(1))}, None, "labels"),
         ({"\ud800": Memory(linspace_kernels(1.0, 1), np.ones(1))}, None, "labels"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.zeros(1))}, None, "rates within"),
-        ({"a": Memory(linspace_kernels(1.0, 2), np.ones((3, 2)))}, None, "one rate"),
+        (
+            {"a": Memory(linspace_kernels(1.0, 2), np.ones((3, 2)))},
+            None,
+            "rates within",
+        ),
         ({"a": Memory(linspace_kernels(1.0, 1), np.array([0.1 + 5j]))}, None, "real"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.array([True]))}, None, "real"),
         ({"a": Memory(linspace_kernels(1.0, 1), np.array(["0.5"]))}, None, "real"),
@@ -407,7 +414,7 @@ def as_given(value) -> Any:
         (
             {"a": Memory(Kernels(as_given(0.0), as_given(1.0)), as_given(0.1))},
             None,
-            "one shape",
+            r"shape \[M\]",
         ),
         (None, {'x"sha256': "0" * 64}, "look like a digest"),
         (None, {"sha256": "mine"}, "metadata must be strings with other names"),

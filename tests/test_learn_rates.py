@@ -486,7 +486,7 @@ def test_a_rate_in_place_of_the_factor_warns(make):
         assert warned[0].filename == __file__
         with pytest.warns(UserWarning, match=like_a_rate):
             jax.jit(optimizer.init)(params)
-    with pytest.warns(UserWarning, match="a schedule up to 0.00099"):
+    with pytest.warns(UserWarning, match="learning_rate up to 0.00099"):
         make(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 200)).init(params)
     with pytest.warns(UserWarning, match=like_a_rate):
         optax.inject_hyperparams(make)(learning_rate=1e-3).init(params)

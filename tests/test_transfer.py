@@ -211,7 +211,7 @@ def test_states_of_a_vmap_are_transferred_together():
         label: one._replace(kernels=jax.tree.map(jnp.zeros_like, one.kernels))
         for label, one in memory.items()
     }
-    with pytest.raises(ValueError, match="widths must be positive"):
+    with pytest.raises(ValueError, match="widths within"):
         set_memory(fresh, flat)
 
 
@@ -277,7 +277,7 @@ def test_states_without_a_memory_are_refused():
         (lambda m: m | {"a": m["a"]._replace(rates=np.full(20, np.nan))}, "rates with"),
         (
             lambda m: m | {"a": m["a"]._replace(kernels=Kernels(*2 * [np.zeros(20)]))},
-            "widths must be positive",
+            "widths within",
         ),
     ],
 )

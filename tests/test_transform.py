@@ -26,7 +26,9 @@ from metalr_optax import (
     memory_sgd,
     paper_adam,
     paper_sgd,
+    save_memory,
     scale_by_memory,
+    set_memory,
     sign_agreement,
 )
 
@@ -387,7 +389,7 @@ def test_aliases_clip_to_the_kernels():
         ),
         ({"initial": [MEMORY]}, "initial must be a rate"),
         ({"initial": tuple(MEMORY)}, "initial must be a rate"),
-        ({"initial": 0.1j}, "initial must have real numbers"),
+        ({"initial": 0.1j}, "initial must be a rate, .* got 0.1j"),
         ({"initial": np.float16(0)}, "initial must have rates within"),
         ({"initial": {"a": 0.1}}, r"initial\['a'\] must be .*Memory, got 0.1"),
         ({"initial": MEMORY, "kernels": KERNELS}, "kernels must be None"),
@@ -397,7 +399,7 @@ def test_aliases_clip_to_the_kernels():
         ),
         (
             {"initial": MEMORY._replace(rates=np.full(4, 0.1))},
-            "initial must have one rate per kernel",
+            r"initial must have rates within .* of shape \(5,\)",
         ),
         (
             {"initial": MEMORY._replace(rates=np.full(5, np.inf))},
@@ -405,7 +407,7 @@ def test_aliases_clip_to_the_kernels():
         ),
         (
             {"initial": MEMORY._replace(kernels=Kernels(np.zeros(5), np.ones(5)))},
-            "centers must be finite and increasing",
+            "centers that increase",
         ),
         ({"kernels": np.zeros(3)}, "kernels must be metalr_optax.Kernels"),
         (
@@ -440,10 +442,13 @@ def test_bad_arguments_fail_at_construction(arguments, match):
             r"got an array \(ArrayImpl\) of float32 and shape \(2, 1\)$",
         ),
         (np.ones(1), "got 1.0$"),
-        ("x" * 1000, "got a str of 1000$"),
-        (dict.fromkeys("ab", 99 * [0.1]), r"initial\['a'\] must .* got a list of 99$"),
+        ("x" * 1000, r"got \'x+\.\.\.x+\'$"),
+        (
+            dict.fromkeys("ab", 99 * [0.1]),
+            r"initial\['a'\] must .* got \[0.1, 0.1, \.\.\.\]$",
+        ),
         ({"a": MEMORY._replace(rates=np.full(5, 7.0))}, r"float64 and shape \(5,\)$"),
-        ([MEMORY, MEMORY], "got a list of 2$"),
+        ([MEMORY, MEMORY], r"got \[Memory\(.*, Memory\(.*\]$"),
     ],
 )
 def test_a_refusal_is_one_line_whatever_was_given(initial, match):
@@ -451,6 +456,33 @@ def test_a_refusal_is_one_line_whatever_was_given(initial, match):
         scale_by_memory(initial)
     assert len(str(refused.value).splitlines()) == 1
     assert len(str(refused.value)) < 250
+
+
+def test_a_refusal_is_short_for_large_models(tmp_path):
+    """It names a few layers, shows no array and the call that would be right."""
+    layers: Any = {f"params/Encoder/block_{i}/M_{i}": jnp.ones(3) for i in range(40)}
+    other = {f"params/Decoder/block_{i}/M_{i}": jnp.ones(3) for i in range(40)}
+    make: Any = scale_by_memory
+    optimizer, path, first = make(group_by="tensor"), tmp_path / "file", min(layers)
+    state, memory = optimizer.init(layers), get_memory(optimizer.init(other))
+    to_adapt = r"set_memory\(state, adapt_memory\(memory, state\)\)"
+    for call, match in (
+        (lambda: save_memory(path, state), r"get_memory\(opt_state\)"),
+        (lambda: save_memory(path, layers), r"memory\[.* must be .*Memory"),
+        (lambda: get_memory(memory), "must contain a state of scale_by_memory"),
+        (lambda: set_memory(state, memory), to_adapt),
+        (lambda: make(memory, group_by="tensor").init(layers), to_adapt),
+        (lambda: optimizer.update(other, state), "labels that init saw"),
+        (lambda: optimizer.update({**layers, **other}, state), "labels that init saw"),
+        (lambda: optimizer.update(layers | {first: None}, state), f"None at .*{first}"),
+        (lambda: optimizer.update(layers, state, grad=other), f"grad must .*{first}"),
+        (lambda: make(kernels=layers), "kernels must be metalr_optax.Kernels"),
+        (lambda: make(rate_bounds=layers), "rate_bounds must be two"),
+    ):
+        with pytest.raises(ValueError, match=match) as refused:
+            call()
+        assert len(str(refused.value)) <= 400
+        assert len(str(refused.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -501,9 +533,9 @@ RESHAPED = {"a": {"w": jnp.ones(()), "b": jnp.ones(3)}}
 @pytest.mark.parametrize(
     ("updates", "match"),
     [
-        (LACKING, r"2 parameters .* got 1, \['a/b'\], and None at \['a/w'\]"),
+        (LACKING, r"2 leaves .* got 1 and None at \['a/w'\]"),
         (LACKING, r"and None at \['a/w'\]; .* optax.set_to_zero"),
-        (MORE, r"got 3, \['a/b', 'a/c', 'a/w'\]"),
+        (MORE, r"2 leaves .* got 3 and None at \[\]"),
         (RESHAPED, r"at a/w the shape .* \(2,\), got \(\)"),
     ],
 )
@@ -526,13 +558,10 @@ def test_updates_unlike_a_whole_last_direction_are_refused(make, updates, match)
 @pytest.mark.parametrize(
     ("updates", "match"),
     [
-        (LACKING, r"5 samples, got 3 of {'a/b': \(3,\)}, and None at \['a/w'\]"),
+        (LACKING, r"5 leaves or samples .* got 3 and None at \['a/w'\]"),
         (LACKING, r"and None at \['a/w'\]; .* optax.set_to_zero"),
-        (
-            MORE,
-            r"got 6 of {'a/b': \(3,\), 'a/c': \(1,\), 'a/w': \(2,\)}, and None at \[\]",
-        ),
-        (RESHAPED, r"got 4 of {'a/b': \(3,\), 'a/w': \(\)}, and None at \[\]"),
+        (MORE, r"5 leaves or samples .* got 6 and None at \[\]"),
+        (RESHAPED, r"5 leaves or samples .* got 4 and None at \[\]"),
     ],
 )
 def test_updates_with_another_number_of_samples_are_refused(make, updates, match):
@@ -546,14 +575,16 @@ def test_complex_updates_are_refused():
     for make in (memory_adam, memory_sgd, scale_by_memory):
         optimizer: Any = make()
         state = optimizer.init(params)
-        with pytest.raises(ValueError, match="be real, got complex64 at a"):
+        with pytest.raises(ValueError, match=r"be real at a, got .* complex64"):
             optimizer.update({"a": jnp.ones(2, jnp.complex64)}, state, params)
 
 
 def test_parameters_that_lack_a_leaf_are_refused():
     optimizer, params = memory_adam(weight_decay=0.1), {"a": jnp.ones(2), "b": 1.0}
     state = optimizer.init(params)
-    with pytest.raises(ValueError, match=r"params must .*, got \"none at \['b'\]\""):
+    with pytest.raises(
+        ValueError, match=r"params must have leaves .* at \['b'\], got None"
+    ):
         optimizer.update(params, state, {"a": jnp.ones(2)})
     with pytest.raises(ValueError, match="not passing `params`"):
         optimizer.update(params, state)
@@ -562,7 +593,9 @@ def test_parameters_that_lack_a_leaf_are_refused():
 def test_updates_of_another_model_are_refused():
     optimizer: Any = scale_by_memory(0.1)
     state = optimizer.init({"one": jnp.ones(2)})
-    with pytest.raises(ValueError, match=r"labels \['two'\].* memories for \['one'\]"):
+    with pytest.raises(
+        ValueError, match=r"labels that init saw, .*\['one'\], got \['two'\]"
+    ):
         optimizer.update({"two": jnp.ones(2)}, state)
 
 
@@ -584,10 +617,10 @@ def test_a_raw_gradient_of_another_shape_is_refused_and_none_is_no_gradient():
 
 def test_kernels_that_float32_cannot_hold_fail_at_init():
     narrow = scale_by_memory(kernels=logspace_kernels(1.0, 4, smallest=1e-38))
-    with pytest.raises(ValueError, match=r"widths must be positive .* as float32"):
+    with pytest.raises(ValueError, match=r"widths within \[1\.17"):
         narrow.init(jnp.zeros(2))
     close = Kernels(np.array([1.0, 1.0 + 1e-12]), np.ones(2))
-    with pytest.raises(ValueError, match=r"centers must be .* increasing as float32"):
+    with pytest.raises(ValueError, match=r"centers that increase, .* as float32"):
         scale_by_memory(kernels=close).init(jnp.zeros(2))
 
 
