@@ -201,15 +201,20 @@ def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
 def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) -> None:
     """Raise ValueError unless a state of a kind has memories for real updates."""
     check_state(state, kind)
-    hint = "optax.contrib.split_real_and_imaginary splits them"
-    for name, leaf in _named_leaves(updates):
-        fits = not jnp.iscomplexobj(leaf)
-        require(fits, "updates", f"be real at {name}", leaf, hint)
+    check_real(updates)
     unknown = sorted(set(jax.tree.leaves(labels)) - set(state.rows))
     allowed = f"have labels that init saw, such as {describe(sorted(state.rows))}"
     require(not unknown, "updates", allowed, unknown)
     if gradient is not None:
         check_gradient(gradient, updates)
+
+
+def check_real(updates: optax.Updates) -> None:
+    """Raise ValueError, naming the leaf, if updates are complex."""
+    hint = "optax.contrib.split_real_and_imaginary splits them"
+    for name, leaf in _named_leaves(updates):
+        fits = not jnp.iscomplexobj(leaf)
+        require(fits, "updates", f"be real at {name}", leaf, hint)
 
 
 def check_like_init(updates: Any, shapes: Sequence[tuple[int, ...]]) -> None:
