@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.checks import is_concrete, require
@@ -200,11 +201,12 @@ def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:
         weight, slopes = np.full(num, weight.sum() / num), np.zeros(num)
     elif not is_same or (slopes.any() and target.slopes is None):
         centers, widths = new
-        z = np.stack([centers - widths / 2, centers, centers + widths / 2])
+        z = jnp.stack([centers - widths / 2, centers, centers + widths / 2])
         left, rates, right = np.asarray(read(old, rates, z, slopes))
         slopes = np.clip((right - left) / rates, -LARGEST_SLOPE, LARGEST_SLOPE)
         # What a memory of one 1 among 0s reads is the share of that local model.
-        shares = jax.vmap(read, (None, 0, None))(new, np.eye(num), old.centers)
+        z, one_each = jnp.asarray(old.centers), np.eye(num)
+        shares = jax.vmap(read, (None, 0, None))(new, one_each, z)
         weight = np.asarray(shares) @ weight
     return target._replace(
         kernels=new,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from metalr_optax.checks import require
-from metalr_optax.memory import MARKS, Memory, mean_rate, read
+from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate, read
 from metalr_optax.memory_checks import check_memory, in_use
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
@@ -295,7 +295,7 @@ def _prepare(ax: Any, axis_name: str, **memories: Memory) -> tuple[Any, np.ndarr
     uneven = len(gaps) > 0 and gaps.max() >= _UNEVEN * gaps.min()
     if uneven:
         getattr(ax, f"set_{axis_name}scale")("symlog", linthresh=gaps.min())
-    z = np.unique(np.concatenate([_grid(axis, *pair) for pair in kernels]))
+    z = np.unique(np.concatenate([_grid(axis, pair) for pair in kernels]))
     if uneven:
         _set_decades(axis, gaps.min(), np.abs(z).max())
     getattr(ax, f"set_{axis_name}lim")(z[0], z[-1])
@@ -303,16 +303,17 @@ def _prepare(ax: Any, axis_name: str, **memories: Memory) -> tuple[Any, np.ndarr
 
 
 def _set_decades(axis: Any, smallest: float, largest: float) -> None:
-    """Set ticks at 0 and at three powers of ten at most on each side, with room."""
+    """Set ticks at 0 and at two powers of ten on each side, with room for labels."""
     low, high = np.ceil(np.log10(smallest)), np.floor(np.log10(largest))
-    step = max(1, np.ceil((high - low) / 3))
-    powers = 10.0 ** np.arange(high, low if high - low > 2 else low - 1, -step)
+    middle = high - max(1, np.ceil((high - low) / 2))
+    powers = 10.0 ** np.array([middle, high])
     axis.set_ticks([*-powers, 0, *powers])
     axis.set_ticks([], minor=True)
 
 
-def _grid(axis: Any, centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def _grid(axis: Any, kernels: Kernels) -> np.ndarray:
     """Return kernel inputs between neighbours, however unequal, and along the axis."""
+    centers, widths = np.asarray(kernels, np.float64)
     margins = widths[[0, -1]] if len(centers) > 1 else np.full(2, 3.0)
     ends = centers[[0, -1]] + [-1, 1] * margins
     between = np.linspace(centers[:-1], centers[1:], 12)
@@ -322,8 +323,8 @@ def _grid(axis: Any, centers: np.ndarray, widths: np.ndarray) -> np.ndarray:
 def _even(axis: Any, ends: np.ndarray, number: int) -> np.ndarray:
     """Return kernel inputs that are evenly spaced on the axis they are drawn on."""
     scale = axis.get_transform()
-    places = np.linspace(*scale.transform(ends), number)
-    even = scale.inverted().transform(places)
+    first, last = scale.transform(ends)
+    even = scale.inverted().transform(np.linspace(first, last, number))
     # Not off by a rounding: what lies at the ends is counted.
     even[[0, -1]] = ends
     return even
