@@ -10,7 +10,7 @@ import numpy as np
 
 from metalr_optax.checks import is_concrete, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
-from metalr_optax.memory import MARKS, Memory, read
+from metalr_optax.memory import MARKS, Kernels, Memory, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
 from metalr_optax.transfer import get_memory, memory_states
 
@@ -139,7 +139,8 @@ def adapt_memory(
             new = _pooled([_resampled(other, target) for other in memory.values()])
         else:
             new = _resampled(memory[source], target, label in growing)
-        new = padded(new, len(target.rates))
+        if len(new.rates) < len(target.rates):
+            new = padded(new, len(target.rates))
         adapted[label] = jax.tree.map(
             lambda array, old: np.asarray(array, old.dtype), new, target
         )
@@ -147,7 +148,7 @@ def adapt_memory(
 
 
 def _match(label: str, targets: Sequence[str], sources: Sequence[str]) -> str | None:
-    """Return the label that a label of the state starts from."""
+    """Return the source of a label, by the rules of match_labels in their order."""
     around = [x for x in sources if f"{label}/".startswith(f"{x}/")]
     inside = [x for x in sources if f"/{label}".endswith(f"/{x}")]
     behind = [x for x in sources if f"/{x}".endswith(f"/{label}")]
@@ -172,6 +173,7 @@ def _by_number(label: str) -> list[Any]:
 
 
 def _role(label: str) -> str:
+    """Return what a label is a memory of: kernel, bias, norm or embedding."""
     # Numbers count layers in a list; the list has the name.
     parts = label.lower().split("/")
     name = "/".join(part for part in parts if not part.isdecimal())
@@ -179,24 +181,25 @@ def _role(label: str) -> str:
 
 
 def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:
-    """Return a memory in NumPy with those kernels of a target that are in use.
+    """Return a memory in NumPy with the kernels of a target that are in use.
 
     Where the target grows, the memory keeps its own kernels if there is room for them.
     """
-    old, new = in_use(memory.kernels), in_use(target.kernels)
-    rates = np.asarray(memory.rates, np.float64)[: len(old.centers)]
-    weight, slopes = (
-        np.zeros(rates.shape) if array is None else np.asarray(array)[: len(rates)]
-        for array in (memory.evidence_weight, memory.slopes)
-    )
     is_comparable = memory.rms_normalized in (None, target.rms_normalized)
     is_comparable &= (memory.history is None) == (target.history is None)
-    if grows and is_comparable and 1 < len(rates) <= len(target.rates):
-        new = old
-    num = len(new.centers)
+    used, room = len(in_use(memory.kernels).centers), len(target.rates)
+    keeps_kernels = grows and is_comparable and 1 < used <= room
+    size = min(len(memory.rates), room) if keeps_kernels else used
+    old = Kernels(*(np.asarray(array)[:size] for array in memory.kernels))
+    new = old if keeps_kernels else in_use(target.kernels)
+    rates, num = np.asarray(memory.rates, np.float64)[:size], len(new.centers)
+    weight, slopes = (
+        np.zeros(size) if array is None else np.asarray(array)[:size]
+        for array in (memory.evidence_weight, memory.slopes)
+    )
     # Those of files and states may be of different precision.
     is_same = np.array_equal(np.asarray(old, np.float32), np.asarray(new, np.float32))
-    if not is_comparable or 1 in (len(rates), num):
+    if not is_comparable or 1 in (size, num):
         rates = np.full(num, np.exp(_average(np.log(rates), weight)))
         weight, slopes = np.full(num, weight.sum() / num), np.zeros(num)
     elif not is_same or (slopes.any() and target.slopes is None):

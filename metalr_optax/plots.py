@@ -277,7 +277,7 @@ def _range(rates: np.ndarray) -> tuple[float, float]:
 
 
 def _prepare(ax: Any, axis_name: str, **memories: Memory) -> tuple[Any, np.ndarray]:
-    """Prepare an axis of kernel inputs, and return those to draw the memories at.
+    """Return the Axes with an axis of kernel inputs, and inputs to draw memories at.
 
     Log-spaced kernels, which is what has very unequal gaps, crowd around 0: a
     logarithmic axis tells their local models apart.

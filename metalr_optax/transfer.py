@@ -205,15 +205,15 @@ def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
 def _check_kernels(kernels: list[Kernels], old: stack.StackedMemory) -> None:
     """Raise ValueError unless kernels can stand where others were; traced ones pass.
 
-    A table serves kernels that all labels share, laid out when an optimizer is built.
-    There is none for kernels that move or see histories.
+    Kernels that all labels share may be read from a table, whose size is fixed when an
+    optimizer is built. There is none for kernels that move or see histories.
     """
     moves = old.disagreement is not None or old.slopes is not None
     is_traced = not all(map(checks.is_concrete, jax.tree.leaves((kernels, old))))
     if moves or is_traced or isinstance(old.inputs, stack.ByHistory):
         return
     new = np.stack([np.stack(pair, axis=-2) for pair in kernels], axis=-3)
-    arrays = (np.asarray(old.kernels), new)
+    arrays = (np.asarray(old.kernels), np.asarray(new, old.kernels.dtype))
     was_shared, is_shared = ((x == x[..., :1, :, :]).all() for x in arrays)
     tables = [
         [make_grid(Kernels(*pair)) for pair in array.reshape(-1, *array.shape[-2:])]
