@@ -10,21 +10,19 @@ import numpy as np
 
 from metalr_optax.checks import is_concrete, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
-from metalr_optax.memory import Kernels, Memory, read
+from metalr_optax.memory import MARKS, Kernels, Memory, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
 from metalr_optax.transfer import get_memory, memory_states
 
-# The last part of a label that names a tensor; the part before it names the layer.
-_ROLE_OF_TENSOR = {
-    **dict.fromkeys(("kernel", "weight", "w"), "kernel"),
-    **dict.fromkeys(("bias", "b"), "bias"),
-    **dict.fromkeys(("scale", "offset"), "norm"),
-    "embedding": "embedding",
-}
-_LAYERS = {
-    "norm": re.compile(r"norm(?!al)|(^|[^a-z])(ln|bn)([^a-z]|$)"),
-    "embedding": re.compile(r"embed|(^|[^a-z])(wte|wpe|pos|position)([^a-z]|$)"),
-}
+# The first pattern that is found in a label gives its role; without any it is a kernel.
+# Names of layers are the last part of a label, or stand before the name of a tensor.
+_LAYER_END = r"[^/]*(/(kernel|weight|w|bias|b|scale|offset|embedding))?$"
+_ROLES = (
+    ("norm", rf"(norm(?!al)|(?<![a-z])(ln|bn)(?![a-z])){_LAYER_END}"),
+    ("embedding", rf"(embed|(?<![a-z])(wte|wpe|pos|position)(?![a-z])){_LAYER_END}"),
+    ("norm", r"(^|/)(scale|offset)$"),
+    ("bias", r"(^|/)(bias|b)$"),
+)
 
 
 def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | None]:
@@ -60,8 +58,8 @@ def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | N
     .. seealso:: :func:`adapt_memory`.
     """
     check_memories(memory)
-    new, old = list(get_memory(opt_state)), list(memory)
-    return {label: _match(label, new, old) for label in new}
+    targets = list(get_memory(opt_state))
+    return {label: _match(label, targets, list(memory)) for label in targets}
 
 
 def adapt_memory(
@@ -108,175 +106,133 @@ def adapt_memory(
       >>> learned = get_memory(memory_sgd(initial=0.25).init(small))
       >>> state = memory_sgd().init(large)
       >>> state = set_memory(state, adapt_memory(learned, state))
-      >>> [float(one.rates[0]) for one in get_memory(state).values()]
+      >>> [float(x.rates[0]) for x in get_memory(state).values()]
       [0.25, 0.25, 0.25, 0.25, 0.25]
 
     .. seealso:: :func:`match_labels`, :func:`set_memory`.
     """
     check_memories(memory)
-    likes = get_memory(opt_state)
-    for name, memories in (("memory", memory), ("opt_state", likes)):
-        known = all(map(is_concrete, jax.tree.leaves(dict(memories))))
-        require(known, name, "have values: adapt it outside of jit", memories)
-    for label, one in memory.items():
-        check_memory(f"memory[{label!r}]", one)
-    shapes = {like.rates.shape for like in likes.values() if like.rates.ndim != 1}
+    targets, growing = get_memory(opt_state), set()
+    for state, labels in memory_states(opt_state):
+        if state.memory.disagreement is not None:
+            growing.update(labels)
+    has_values = all(map(is_concrete, jax.tree.leaves((dict(memory), targets))))
+    allowed = "have values: adapt it outside of jit"
+    require(has_values, "memory and opt_state", allowed, memory)
+    for label, source in memory.items():
+        check_memory(f"memory[{label!r}]", source)
+    shapes = {target.rates.shape for target in targets.values()}
+    fits = all(len(shape) == 1 for shape in shapes)
     hint = "adapt to one member of a vmapped state and stack"
-    require(not shapes, "opt_state", "have rates of shape [M]", shapes, hint)
+    require(fits, "opt_state", "have rates of shape [M]", shapes, hint)
     mapping = match_labels(memory, opt_state) if mapping is None else mapping
-    fits = isinstance(mapping, Mapping) and set(mapping) == set(likes)
-    allowed = f"have the labels of opt_state, {sorted(likes)}"
+    fits = isinstance(mapping, Mapping) and set(mapping) == set(targets)
+    allowed = f"have the labels of opt_state, {sorted(targets)}"
     require(fits, "mapping", allowed, mapping)
     unknown = sorted(map(str, set(mapping.values()) - {*memory, None}))
     allowed = f"lead to labels of memory, {sorted(memory)}, or None"
     require(not unknown, "mapping", allowed, unknown)
-    growing = _growing_labels(opt_state)
     adapted = {}
-    for label, like in likes.items():
+    for label, target in targets.items():
         source = mapping[label]
         if source is None:
-            adapted[label] = _pool([_resample(one, like) for one in memory.values()])
-        elif label in growing:
-            adapted[label] = _resample(*_with_its_kernels(memory[source], like))
+            new = _pooled([_resampled(other, target) for other in memory.values()])
         else:
-            adapted[label] = _resample(memory[source], like)
+            new = _resampled(memory[source], target, label in growing)
+        if len(new.rates) < len(target.rates):
+            new = padded(new, len(target.rates))
+        adapted[label] = jax.tree.map(
+            lambda array, old: np.asarray(array, old.dtype), new, target
+        )
     return adapted
 
 
-def _growing_labels(opt_state: Any) -> set[str]:
-    """Return the labels of memories with room for more local models."""
-    states = memory_states(opt_state)
-    growing = [x for x in states if x[0].memory.disagreement is not None]
-    return {label for _, labels in growing for label in labels}
-
-
-def _with_its_kernels(memory: Memory, like: Memory) -> tuple[Memory, Memory]:
-    """Return memories that both have the kernels of the first, if there is room."""
-    num, kernels = len(like.rates), in_use(memory.kernels)
-    elsewhere = _sees_else(memory, like)
-    if elsewhere or not 1 < len(kernels.centers) <= num:
-        return memory, like
-    memory = padded(_only_used(memory), num)
-    return memory, like._replace(kernels=memory.kernels)
-
-
-def _sees_else(memory: Memory, like: Memory) -> bool:
-    """Return whether the kernels of two memories are known to see different things."""
-    is_other = memory.rms_normalized not in (None, like.rms_normalized)
-    return is_other or (memory.history is None) != (like.history is None)
-
-
-def _only_used(memory: Memory) -> Memory:
-    """Return a memory without the local models that are not in use."""
-    kernels = in_use(memory.kernels)
-    num = len(kernels.centers)
-    weight, slopes = (
-        None if one is None else np.asarray(one)[:num]
-        for one in (memory.evidence_weight, memory.slopes)
-    )
-    return memory._replace(
-        kernels=kernels,
-        rates=np.asarray(memory.rates)[:num],
-        evidence_weight=weight,
-        slopes=slopes,
-    )
-
-
-def _match(label: str, new: Sequence[str], old: Sequence[str]) -> str | None:
-    if label in old:
-        return label
-    pairs = [(f"/{label}", f"/{one}", one) for one in old]
-    inside = [name for here, there, name in pairs if here.endswith(there)]
-    behind = [name for here, there, name in pairs if there.endswith(here)]
-    # The layer that the tensor is in.
-    around = [one for one in old if f"{label}/".startswith(f"{one}/")]
-    for some in (around, inside):
-        if some:
-            return max(some, key=len)
+def _match(label: str, targets: Sequence[str], sources: Sequence[str]) -> str | None:
+    """Return the source of a label, by the rules of match_labels in their order."""
+    around = [x for x in sources if f"{label}/".startswith(f"{x}/")]
+    inside = [x for x in sources if f"/{label}".endswith(f"/{x}")]
+    behind = [x for x in sources if f"/{x}".endswith(f"/{label}")]
+    if around or inside:
+        return max(around or inside, key=len)
     if len(behind) == 1:
         return behind[0]
-    # What stands between numbers, then the role.
     for trait in (re.compile(r"\d+").split, _role):
-        found = sorted((one for one in old if trait(one) == trait(label)), key=_natural)
-        alike = sorted((one for one in new if trait(one) == trait(label)), key=_natural)
+        found, alike = (
+            sorted((x for x in labels if trait(x) == trait(label)), key=_by_number)
+            for labels in (sources, targets)
+        )
         if found:
             depth = alike.index(label) / max(len(alike) - 1, 1)
             return found[round(depth * (len(found) - 1))]
     return None
 
 
-def _natural(label: str) -> list[Any]:
+def _by_number(label: str) -> list[Any]:
+    """Return a key for sorting with which 10 comes after 9."""
     return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", label)]
 
 
 def _role(label: str) -> str:
+    """Return what a label is a memory of: kernel, bias, norm or embedding."""
     # Numbers count layers in a list; the list has the name.
-    parts = [part for part in label.lower().split("/") if not part.isdecimal()]
-    *_, layer, tensor = ["", "", *parts]
-    if tensor not in _ROLE_OF_TENSOR:
-        layer, tensor = tensor, "kernel"
-    roles = (role for role, names in _LAYERS.items() if names.search(layer))
-    return next(roles, _ROLE_OF_TENSOR[tensor])
+    parts = label.lower().split("/")
+    name = "/".join(part for part in parts if not part.isdecimal())
+    return next((role for role, text in _ROLES if re.search(text, name)), "kernel")
 
 
-def _resample(memory: Memory, like: Memory) -> Memory:
-    """Return the memory with the kernels of another, in NumPy."""
-    like = jax.tree.map(np.asarray, like)
-    old, new = np.asarray(memory.kernels), np.asarray(like.kernels)
-    slopes = memory.slopes
-    rates, weight = np.asarray(memory.rates), memory.evidence_weight
-    weight = np.zeros(rates.shape) if weight is None else np.asarray(weight)
-    elsewhere = _sees_else(memory, like)
-    # Equal in the less precise of their dtypes are equal kernels.
-    dtype = min(old.dtype, new.dtype, key=lambda dtype: dtype.itemsize)
-    is_same = np.array_equal(old.astype(dtype), new.astype(dtype))
-    if elsewhere or 1 in (rates.size, like.rates.size):
-        used = old[1] > 0
-        rates = np.full(like.rates.shape, _mean(rates[used], weight[used]))
-        weight = np.full(like.rates.shape, weight.sum() / like.rates.size)
-        slopes = None
-    elif not is_same or (slopes is not None and like.slopes is None):
-        left, rates, right = (
-            np.asarray(read(Kernels(*old), rates, jnp.asarray(z), slopes))
-            for z in (new[0] - new[1] / 2, new[0], new[0] + new[1] / 2)
-        )
+def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:
+    """Return a memory in NumPy with the kernels of a target that are in use.
+
+    Where the target grows, the memory keeps its own kernels if there is room for them.
+    """
+    is_comparable = memory.rms_normalized in (None, target.rms_normalized)
+    is_comparable &= (memory.history is None) == (target.history is None)
+    used, room = len(in_use(memory.kernels).centers), len(target.rates)
+    keeps_kernels = grows and is_comparable and 1 < used <= room
+    size = min(len(memory.rates), room) if keeps_kernels else used
+    old = Kernels(*(np.asarray(array)[:size] for array in memory.kernels))
+    new = old if keeps_kernels else in_use(target.kernels)
+    rates, num = np.asarray(memory.rates, np.float64)[:size], len(new.centers)
+    weight, slopes = (
+        np.zeros(size) if array is None else np.asarray(array)[:size]
+        for array in (memory.evidence_weight, memory.slopes)
+    )
+    # Those of files and states may be of different precision.
+    is_same = np.array_equal(np.asarray(old, np.float32), np.asarray(new, np.float32))
+    if not is_comparable or 1 in (size, num):
+        rates = np.full(num, np.exp(_average(np.log(rates), weight)))
+        weight, slopes = np.full(num, weight.sum() / num), np.zeros(num)
+    elif not is_same or (slopes.any() and target.slopes is None):
+        centers, widths = new
+        z = jnp.stack([centers - widths / 2, centers, centers + widths / 2])
+        left, rates, right = np.asarray(read(old, rates, z, slopes))
         slopes = np.clip((right - left) / rates, -LARGEST_SLOPE, LARGEST_SLOPE)
         # What a memory of one 1 among 0s reads is the share of that local model.
-        ones, centers = jnp.eye(like.rates.size), jnp.asarray(old[0])
-        share = jax.vmap(read, (None, 0, None))(Kernels(*new), ones, centers)
-        weight = np.asarray(share) @ weight
-    schedule = memory.schedule
-    schedule = np.zeros_like(like.schedule) if schedule is None else schedule
-    slopes = np.zeros(like.rates.shape) if slopes is None else slopes
-    rates, weight, schedule, slopes = (
-        np.asarray(one, like.rates.dtype) for one in (rates, weight, schedule, slopes)
-    )
-    return like._replace(
+        z, one_each = jnp.asarray(old.centers), np.eye(num)
+        shares = jax.vmap(read, (None, 0, None))(new, one_each, z)
+        weight = np.asarray(shares) @ weight
+    return target._replace(
+        kernels=new,
         rates=rates,
         evidence_weight=weight,
-        schedule=schedule,
-        slopes=None if like.slopes is None else slopes,
+        schedule=np.zeros(MARKS.shape) if memory.schedule is None else memory.schedule,
+        slopes=None if target.slopes is None else slopes,
     )
 
 
-def _pool(memories: Sequence[Memory]) -> Memory:
-    """Return the mean of memories with equal kernels."""
-    evidence = np.array([one.evidence_weight.sum() for one in memories])
-    rates = _mean(np.stack([one.rates for one in memories]), evidence)
-    schedules = np.stack([one.schedule for one in memories])
-    first, dtype = memories[0], memories[0].rates.dtype
-    return first._replace(
-        rates=np.asarray(rates, dtype),
-        evidence_weight=np.zeros_like(first.evidence_weight),
-        schedule=np.asarray(_average(schedules, evidence), dtype),
+def _pooled(memories: Sequence[Memory]) -> Memory:
+    """Return the mean of memories with equal kernels, as one without evidence."""
+    evidence = np.array([memory.evidence_weight.sum() for memory in memories])
+    logs = [memory._replace(rates=np.log(memory.rates)) for memory in memories]
+    mean = jax.tree.map(lambda *arrays: _average(arrays, evidence), *logs)
+    return mean._replace(
+        kernels=memories[0].kernels,
+        rates=np.exp(mean.rates),
+        evidence_weight=np.zeros(mean.rates.shape),
     )
 
 
-def _mean(rates: np.ndarray, weights: np.ndarray) -> Any:
-    """Return the geometric mean over the first axis, by weight if there is any."""
-    return np.exp(_average(np.log(rates, dtype=np.float64), weights))
-
-
-def _average(values: np.ndarray, weights: np.ndarray) -> Any:
-    weights = weights if weights.sum() > 0 else np.ones_like(weights)
+def _average(values: Any, evidence: np.ndarray) -> np.ndarray:
+    """Return the mean over the first axis, by evidence if there is any."""
+    weights = evidence if evidence.sum() > 0 else np.ones(evidence.shape)
     return np.average(values, axis=0, weights=weights)

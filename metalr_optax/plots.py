@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from metalr_optax.checks import require
-from metalr_optax.memory import MARKS, Memory, mean_rate, read
+from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate, read
 from metalr_optax.memory_checks import check_memory, in_use
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
@@ -64,18 +64,12 @@ def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) ->
 
     .. seealso:: :func:`plot_transfer` for two of them.
     """
-    check_memory("memory", memory, (0.0, np.inf))
-    ax = _axes(ax)
-    z = _finish_inputs(ax.xaxis, memory)
+    ax, z = _prepare(ax, "x", memory=memory)
     ax.plot(z, _landscape(memory, z), color=_BLUE, label="landscape")
-    centers = in_use(memory.kernels).centers
-    rates = np.asarray(memory.rates, np.float64)[: len(centers)]
-    weight = memory.evidence_weight
-    weight = np.ones(1) if weight is None else np.asarray(weight)[: len(centers)]
+    centers, rates, weight = _local_models(memory)
     sizes = 6 + 60 * weight / max(float(weight.max()), 1e-30)
-    ax.scatter(
-        centers, rates, sizes, _BLUE, label="local models, by evidence", zorder=3
-    )
+    label = "local models, by evidence"
+    ax.scatter(centers, rates, sizes, _BLUE, label=label, zorder=3)
     _finish_rates(ax, rates)
     if kernel_inputs is not None:
         _draw_histogram(ax, kernel_inputs, _even(ax.xaxis, z[[0, -1]], _BARS + 1))
@@ -119,23 +113,22 @@ def plot_memory_history(
     for step in steps:
         check_memory(f"memories[{step}]", memories[step], (0.0, np.inf))
         # The same but for the precision they are held in.
-        one, near = memories[step].kernels, 1e-3 * np.asarray(first.kernels.widths)
-        alike = len(one[0]) == len(near) and np.allclose(one, first.kernels, 0, near)
-        if not alike:
-            raise ValueError(f"memories must have equal kernels, got others at {step}")
-    ax = _axes(ax)
-    ax.set_xlabel("step")
+        kernels, near = memories[step].kernels, 1e-3 * np.asarray(first.kernels.widths)
+        alike = len(kernels.centers) == len(near)
+        alike = alike and np.allclose(kernels, first.kernels, 0, near)
+        require(alike, "memories", "have equal kernels", f"others at {step}")
     if len(first.rates) == 1:
-        rates = np.array([float(memories[step].rates[0]) for step in steps])
+        ax, rates = _axes(ax), np.array([memories[step].rates[0] for step in steps])
         ax.plot(steps, rates, color=_BLUE)
         _finish_rates(ax, rates)
-        return ax
-    z = _finish_inputs(ax.yaxis, first)
-    columns = np.stack([_landscape(memories[step], z) for step in steps], axis=1)
-    low, high = _range(columns)
-    image = ax.pcolormesh(steps, z, columns, vmin=low, vmax=high, **_IMAGE)
-    if colorbar:
-        ax.figure.colorbar(image, ax=ax, label=_RATE)
+    else:
+        ax, z = _prepare(ax, "y", memories=first)
+        columns = np.stack([_landscape(memories[step], z) for step in steps], axis=1)
+        low, high = _range(columns)
+        image = ax.pcolormesh(steps, z, columns, vmin=low, vmax=high, **_IMAGE)
+        if colorbar:
+            ax.figure.colorbar(image, ax=ax, label=_RATE)
+    ax.set_xlabel("step")
     return ax
 
 
@@ -164,13 +157,7 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
       >>> [line.get_label() for line in ax.lines]
       ['before', 'after']
     """
-    check_memory("before", before, (0.0, np.inf))
-    check_memory("after", after, (0.0, np.inf))
-    ax = _axes(ax)
-    labels = _input_label(before), _input_label(after)
-    alike = labels[0] == labels[1]
-    require(alike, "before and after", "have the same normalize", labels)
-    z = _finish_inputs(ax.xaxis, before, after)
+    ax, z = _prepare(ax, "x", before=before, after=after)
     curves = _landscape(before, z), _landscape(after, z)
     ax.plot(z, curves[0], "--", color=_GREY, label="before")
     ax.plot(z, curves[1], color=_BLUE, label="after")
@@ -253,12 +240,10 @@ def plot_schedule(memories: Mapping[str, Memory], ax: Any = None) -> Any:
     """
     require(memories, "memories", "hold at least one label", memories)
     curves = {}
-    for label, one in memories.items():
-        check_memory(f"memories[{label!r}]", one, (0.0, np.inf))
-        rates = np.asarray(one.rates, np.float64)
-        weight = one.evidence_weight
-        weight = np.zeros_like(rates) if weight is None else np.asarray(weight)
-        logs = np.zeros(len(MARKS)) if one.schedule is None else one.schedule
+    for label, memory in memories.items():
+        check_memory(f"memories[{label!r}]", memory, (0.0, np.inf))
+        _, rates, weight = _local_models(memory)
+        logs = np.zeros(len(MARKS)) if memory.schedule is None else memory.schedule
         curves[label] = float(mean_rate(rates, weight)) * np.exp(logs)
     moved = np.any([np.diff(curve) != 0 for curve in curves.values()], axis=0)
     num = 2 + int(np.flatnonzero(moved).max(initial=0))
@@ -291,38 +276,46 @@ def _range(rates: np.ndarray) -> tuple[float, float]:
     return shown.min() / wider, shown.max() * wider
 
 
-def _finish_inputs(axis: Any, *memories: Memory) -> np.ndarray:
-    """Label an axis of kernel inputs, and return those to draw the memories at.
+def _prepare(ax: Any, axis_name: str, **memories: Memory) -> tuple[Any, np.ndarray]:
+    """Return the Axes with an axis of kernel inputs, and inputs to draw memories at.
 
     Log-spaced kernels, which is what has very unequal gaps, crowd around 0: a
     logarithmic axis tells their local models apart.
     """
-    axis.set_label_text(_input_label(memories[-1]))
-    kernels = in_use(memories[-1].kernels)
-    gaps = np.diff(np.asarray(kernels.centers, np.float64))
+    for name, memory in memories.items():
+        check_memory(name, memory, (0.0, np.inf))
+    labels = [_input_label(memory) for memory in memories.values()]
+    alike = len(set(labels)) == 1
+    require(alike, " and ".join(memories), "have the same normalize", labels)
+    ax = _axes(ax)
+    axis = getattr(ax, f"{axis_name}axis")
+    axis.set_label_text(labels[-1])
+    kernels = [in_use(memory.kernels) for memory in memories.values()]
+    gaps = np.diff(np.asarray(kernels[-1].centers, np.float64))
     uneven = len(gaps) > 0 and gaps.max() >= _UNEVEN * gaps.min()
     if uneven:
-        getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=gaps.min())
-    z = np.unique(np.concatenate([_grid(axis, memory) for memory in memories]))
+        getattr(ax, f"set_{axis_name}scale")("symlog", linthresh=gaps.min())
+    z = np.unique(np.concatenate([_grid(axis, pair) for pair in kernels]))
     if uneven:
-        # At most three on each side and none next to 0, so that labels have room.
-        exponents = np.arange(np.ceil(np.log10(gaps.min())), np.log10(np.abs(z).max()))
-        exponents = exponents[len(exponents) > 3 :]
-        ticks = {0.0: "0"}
-        for power in exponents[:: -max(1, -(-len(exponents) // 3))]:
-            text = f"{10.0**power:g}" if abs(power) < 3 else f"$10^{{{power:g}}}$"
-            ticks |= {10.0**power: text, -(10.0**power): f"-{text}"}
-        axis.set_ticks(list(ticks), list(ticks.values()))
-        axis.set_ticks([], minor=True)
-    getattr(axis.axes, f"set_{axis.axis_name}lim")(z[0], z[-1])
-    return z
+        _set_decades(axis, gaps.min(), np.abs(z).max())
+    getattr(ax, f"set_{axis_name}lim")(z[0], z[-1])
+    return ax, z
 
 
-def _grid(axis: Any, memory: Memory) -> np.ndarray:
+def _set_decades(axis: Any, smallest: float, largest: float) -> None:
+    """Set ticks at 0 and at two powers of ten on each side, with room for labels."""
+    low, high = np.ceil(np.log10(smallest)), np.floor(np.log10(largest))
+    middle = high - max(1, np.ceil((high - low) / 2))
+    powers = 10.0 ** np.array([middle, high])
+    axis.set_ticks([*-powers, 0, *powers])
+    axis.set_ticks([], minor=True)
+
+
+def _grid(axis: Any, kernels: Kernels) -> np.ndarray:
     """Return kernel inputs between neighbours, however unequal, and along the axis."""
-    centers, widths = np.asarray(in_use(memory.kernels), np.float64)
-    margin = widths if len(centers) > 1 else np.array([3.0])
-    ends = np.array([centers[0] - margin[0], centers[-1] + margin[-1]])
+    centers, widths = np.asarray(kernels, np.float64)
+    margins = widths[[0, -1]] if len(centers) > 1 else np.full(2, 3.0)
+    ends = centers[[0, -1]] + [-1, 1] * margins
     between = np.linspace(centers[:-1], centers[1:], 12)
     return np.append(between, _even(axis, ends, 301))
 
@@ -338,8 +331,15 @@ def _even(axis: Any, ends: np.ndarray, number: int) -> np.ndarray:
 
 
 def _landscape(memory: Memory, z: np.ndarray) -> np.ndarray:
-    rates = np.asarray(memory.rates, np.float64)
-    return np.asarray(_read(memory.kernels, rates, z, memory.slopes))
+    return np.asarray(_read(memory.kernels, memory.rates, z, memory.slopes))
+
+
+def _local_models(memory: Memory) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return centres, rates and evidence of the local models in use."""
+    centers = np.asarray(in_use(memory.kernels).centers)
+    rates, weight = np.asarray(memory.rates, np.float64), memory.evidence_weight
+    weight = np.ones(rates.shape) if weight is None else np.asarray(weight)
+    return centers, rates[: len(centers)], weight[: len(centers)]
 
 
 def _input_label(memory: Memory) -> str:

@@ -1,20 +1,21 @@
 """What a state knows of its memories: numbers to log, rates and kernel inputs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import describe, require
+from metalr_optax.checks import require
 from metalr_optax.evidence import Samples, replicated
 from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
 from metalr_optax.guards import GuardState
 from metalr_optax.learner import ScaleByMemoryState
 from metalr_optax.local_models import kernel_inputs
-from metalr_optax.memory import Memory, mean_rate, read
+from metalr_optax.memory import Kernels, mean_rate, read
 from metalr_optax.rules import AgreementStepsState, inconsistent_evidence
-from metalr_optax.stack import ByHistory, StackedMemory, memory_at, unpack_info
+from metalr_optax.stack import ByHistory, StackedMemory, unpack_info
 from metalr_optax.transfer import memory_states
 
 # A local model that has had less than this of the evidence of another is not in use.
@@ -90,19 +91,22 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       and ``metalr_optax.plots`` for pictures.
     """
     logs: dict[str, jax.Array] = {}
-    counts = _skipped(opt_state)
-    for (state, labels), skipped in zip(memory_states(opt_state), counts, strict=True):
+    guards = _guards(opt_state)
+    for (state, labels), guard in zip(memory_states(opt_state), guards, strict=True):
         _check_run(state)
         quantities = _quantities(state.memory, state.info)
         for rule_state in _nodes(state.rule_state, AgreementStepsState):
             inconsistent = inconsistent_evidence(rule_state)
             mean = mean_rate(inconsistent, state.memory.evidence_weight)
             quantities["inconsistent_evidence"] = mean
+        # Without a guard there are no counts.
+        for counts in jax.tree.leaves(getattr(guard, "skipped", None)):
+            total, in_a_row = counts.astype(jnp.float32)
+            quantities["skipped"] = [total] * len(labels)
+            quantities["skipped_in_a_row"] = [in_a_row] * len(labels)
         for name, values in quantities.items():
             for label, value in zip(labels, values, strict=True):
                 logs[f"{name}/{label}"] = value
-        for name, value in zip(("skipped", "skipped_in_a_row"), skipped, strict=False):
-            logs |= {f"{name}/{label}": value for label in labels}
     return logs
 
 
@@ -149,13 +153,8 @@ def get_rates(
       >>> [round(float(rate), 3) for rate in get_rates(state)["w"]]
       [0.1, 0.1, 0.2]
     """
-    state, direction, labels = _read_at(opt_state, direction, group_by)
-    leaves, structure = jax.tree.flatten(direction)
-    rates = []
-    for label, leaf in zip(labels, leaves, strict=True):
-        slices = [_read(memory, z) for _, memory, z in _slices(state, label, leaf)]
-        rates.append(slices[0] if isinstance(label, str) else jnp.stack(slices))
-    return jax.tree.unflatten(structure, rates)
+    tree, _, rates = _map_leaves(_rates, opt_state, direction, group_by)
+    return jax.tree.unflatten(jax.tree.structure(tree), rates)
 
 
 def get_kernel_inputs(
@@ -188,17 +187,18 @@ def get_kernel_inputs(
 
     .. seealso:: :func:`metalr_optax.plot_memory`, which shows them as a histogram.
     """
-    state, direction, labels = _read_at(opt_state, direction, group_by)
+    _, labels, inputs = _map_leaves(_inputs, opt_state, direction, group_by)
     parts: dict[str, list[jax.Array]] = {}
-    for label, leaf in zip(labels, jax.tree.leaves(direction), strict=True):
-        for name, _, z in _slices(state, label, leaf):
+    for label, leaf in zip(labels, inputs, strict=True):
+        slices = [leaf] if isinstance(label, str) else leaf
+        for name, z in zip(names_in(label), slices, strict=True):
             parts.setdefault(name, []).append(replicated(jnp.ravel, z)(z))
-    return {name: jnp.concatenate(inputs) for name, inputs in parts.items()}
+    return {name: jnp.concatenate(arrays) for name, arrays in parts.items()}
 
 
 # Compiled once for every kind of state, also where nothing around it is.
 @jax.jit
-def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, jax.Array]:
+def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, Any]:
     """Return name -> [L]."""
     rates, weights, logs = memory.rates, memory.evidence_weight, unpack_info(info)
     in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
@@ -218,14 +218,13 @@ def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def _skipped(opt_state: Any) -> list[list[jax.Array]]:
-    """Return the counts of the guard around each memory state, none without a guard."""
-    counts = []
-    for node in _nodes(opt_state, GuardState | ScaleByMemoryState):
-        inside = _nodes(node, ScaleByMemoryState)
-        (array,) = jax.tree.leaves(getattr(node, "skipped", None)) or [jnp.zeros(0)]
-        counts += [list(array.astype(jnp.float32))] * len(inside)
-    return counts
+def _guards(opt_state: Any) -> list[Any]:
+    """Return the guard around each memory state, or the state itself without one."""
+    return [
+        node
+        for node in _nodes(opt_state, GuardState | ScaleByMemoryState)
+        for _ in _nodes(node, ScaleByMemoryState)
+    ]
 
 
 def _nodes(tree: Any, kind: Any) -> list[Any]:
@@ -234,75 +233,72 @@ def _nodes(tree: Any, kind: Any) -> list[Any]:
     return [node for node in leaves if isinstance(node, kind)]
 
 
-@jax.jit
-def _read(memory: Memory, inputs: jax.Array) -> jax.Array:
-    return read(memory.kernels, memory.rates, inputs, memory.slopes)
+def _map_leaves(
+    function: Callable[..., Any], opt_state: Any, direction: Any, group_by: Any
+) -> tuple[Any, list[Label], list[jax.Array]]:
+    """Apply a function (memory, row, array) to all that memories are read at.
 
-
-@jax.jit
-def _inputs(memory: StackedMemory, direction: jax.Array) -> jax.Array:
-    direction = direction.astype(memory.rates.dtype)
-    is_history = isinstance(memory.inputs, ByHistory)
-    history = direction if is_history else None
-    return kernel_inputs(memory.inputs, direction, history)
-
-
-def _slices(
-    state: ScaleByMemoryState, label: Label, leaf: jax.Array
-) -> list[tuple[str, Memory, jax.Array]]:
-    """Return name, memory and kernel inputs of each slice of a tensor."""
-    names = sorted(state.rows)
-    slices = [leaf] if isinstance(label, str) else list(leaf)
-    return [
-        (name, memory_at(state.memory, names.index(name)), _inputs(state.memory, part))
-        for name, part in zip(names_in(label), slices, strict=True)
-    ]
-
-
-def _read_at(
-    opt_state: Any, direction: Any, group_by: GroupBy | None
-) -> tuple[ScaleByMemoryState, Any, list[Label]]:
-    """Return the state, what its memories were read at, and the label of each leaf."""
+    Returns:
+      The direction, the label of each of its leaves, and the result for each of them.
+    """
     states = memory_states(opt_state)
-    allowed, number = "contain one state of a memory", len(states)
     hint = "pass the part that is meant, such as state.inner_states['kernels']"
-    require(number == 1, "opt_state", allowed, number, hint)
-    state = states[0][0]
+    allowed = "contain one state of a memory"
+    require(len(states) == 1, "opt_state", allowed, len(states), hint)
+    state, names = states[0]
     _check_run(state)
+    direction = _direction(state, direction)
+    rules = ("layer", "tensor", "all") if group_by is None else (group_by,)
+    candidates = [labels_of(direction, rule) for rule in rules]
+    fitting = [labels for labels in candidates if unique(labels) == names]
+    allowed = f"be that of the optimizer, which gave {names}"
+    require(fitting, "group_by", allowed, group_by)
+    results = []
+    for label, leaf in zip(fitting[0], jax.tree.leaves(direction), strict=True):
+        rows, is_whole = map(names.index, names_in(label)), isinstance(label, str)
+        slices = zip(rows, [leaf] if is_whole else leaf, strict=True)
+        read_at = [function(state.memory, row, array) for row, array in slices]
+        results.append(read_at[0] if is_whole else jnp.stack(read_at))
+    return direction, fitting[0], results
+
+
+def _direction(state: ScaleByMemoryState, direction: Any) -> Any:
+    """Return what memories are read at: a direction, the last by default, or history.
+
+    For a single rate any tree like the parameters will do.
+    """
     if isinstance(state.memory.inputs, ByHistory):
-        fits, allowed = direction is None, "be None with kernel_input='history'"
-        require(fits, "direction", allowed, direction)
-        direction = state.base_state.history
-    direction = _direction_in(state) if direction is None else direction
-    return state, direction, _labels(state, direction, group_by)
-
-
-def _direction_in(state: ScaleByMemoryState) -> Any:
-    """Return the last direction, or for a single rate any tree like the parameters."""
+        allowed = "be None with kernel_input='history'"
+        require(direction is None, "direction", allowed, direction)
+        return state.base_state.history
+    if direction is not None:
+        return direction
     if not isinstance(state.last_direction, Samples):
         return state.last_direction
+    get_all, base_state = optax.tree.get_all_with_path, state.base_state
+    momenta = [*get_all(base_state, "mu"), *get_all(base_state, "trace")]
     is_single = state.memory.rates.shape[-1] == 1
-    likes = [
-        tree
-        for name in ("mu", "trace")
-        for _, tree in optax.tree.get_all_with_path(state.base_state, name)
-    ]
     allowed = "be given, a tree like the parameters: this state keeps samples of it"
-    require(is_single and likes, "direction", allowed, None)
-    return likes[0]
+    require(is_single and momenta, "direction", allowed, None)
+    return momenta[0][1]
 
 
-def _labels(
-    state: ScaleByMemoryState, direction: Any, group_by: GroupBy | None
-) -> list[Label]:
-    """Return the label of every leaf; that of several states may differ."""
-    names = () if isinstance(group_by, str) else ("layer", "tensor", "all")
-    for rule in (*([] if group_by is None else [group_by]), *names):
-        labels = labels_of(direction, rule)
-        if unique(labels) == sorted(state.rows):
-            return labels
-    allowed = f"be that of the optimizer, which gave {sorted(state.rows)}"
-    raise ValueError(f"group_by must {allowed}, got {describe(group_by)}")
+@jax.jit
+def _rates(memory: StackedMemory, row: Any, direction: jax.Array) -> jax.Array:
+    """Return the rates that a memory has for a direction."""
+    kernels, rates, slopes = jax.tree.map(
+        lambda array: array[row], (memory.kernels, memory.rates, memory.slopes)
+    )
+    return read(Kernels(*kernels), rates, _inputs(memory, row, direction), slopes)
+
+
+@jax.jit
+def _inputs(memory: StackedMemory, row: Any, direction: jax.Array) -> jax.Array:
+    """Return the kernel inputs of a direction, or of what kernels see instead."""
+    del row
+    direction = direction.astype(memory.rates.dtype)
+    is_history = isinstance(memory.inputs, ByHistory)
+    return kernel_inputs(memory.inputs, direction, direction if is_history else None)
 
 
 def _check_run(state: ScaleByMemoryState) -> None:

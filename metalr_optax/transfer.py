@@ -1,6 +1,5 @@
 """What comes after: take the memories out of a state, put them into another."""
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,22 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax import checks, memory_checks
+from metalr_optax import checks, memory_checks, stack
 from metalr_optax.grid import make_grid
 from metalr_optax.growing import padded, with_slopes
-from metalr_optax.initial import same_kernels
 from metalr_optax.learner import ScaleByMemoryState
-from metalr_optax.memory import Memory
+from metalr_optax.memory import Kernels, Memory
 from metalr_optax.progress import FollowState
-from metalr_optax.stack import (
-    ByHistory,
-    StackedMemory,
-    first_info,
-    memory_at,
-    stack_memories,
-)
-
-_START = "to start from others, build the optimizer with initial=memory"
 
 
 def get_memory(opt_state: Any) -> dict[str, Memory]:
@@ -53,11 +42,11 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       >>> list(memory), memory["dense"].rates.shape, float(memory["dense"].rates[0])
       (['dense'], (1,), 0.25)
     """
-    memories: dict[str, Memory] = {}
-    for state, labels in memory_states(opt_state):
-        for row, label in enumerate(labels):
-            memories[label] = memory_at(state.memory, row)
-    return memories
+    return {
+        label: stack.memory_at(state.memory, row)
+        for state, labels in memory_states(opt_state)
+        for row, label in enumerate(labels)
+    }
 
 
 def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
@@ -94,168 +83,144 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     allowed = "be a mapping from label to metalr_optax.Memory"
     checks.require(isinstance(memory, Mapping), "memory", allowed, memory)
     states = memory_states(opt_state)
-    memory_checks.check_labels(
-        "memory", memory, [label for _, labels in states for label in labels]
+    names = [label for _, labels in states for label in labels]
+    memory_checks.check_labels("memory", memory, names)
+    filled = iter([_fill(state, labels, memory) for state, labels in states])
+    new_state = jax.tree.map(
+        lambda node: next(filled) if _is_memory_state(node) else node,
+        opt_state,
+        is_leaf=_is_memory_state,
     )
-    in_turn = iter(states)
-
-    def replace(node: Any) -> Any:
-        if not _is_memory_state(node):
-            return node
-        _, labels = next(in_turn)
-        return _fill(node, {label: memory[label] for label in labels})
-
-    return jax.tree.map(replace, opt_state, is_leaf=_is_memory_state)
+    # Flax NNX has its variables around these arrays, in the same order.
+    structure = jax.tree.structure(opt_state)
+    return jax.tree.unflatten(structure, jax.tree.leaves(new_state))
 
 
 def memory_states(opt_state: Any) -> list[tuple[ScaleByMemoryState, list[str]]]:
     """Return all states of memories inside, each with the labels of its rows.
 
+    Their memories consist of arrays, also where Flax NNX has variables around them.
+
     Raises:
-      ValueError: there are none.
+      ValueError: there are none, or they have no values.
     """
-    nodes = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_memory_state)
-    states = [_without_variables(node) for _, node in nodes if _is_memory_state(node)]
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_memory_state)
+    nodes = [(path, node) for path, node in leaves if _is_memory_state(node)]
     allowed = "contain a state of scale_by_memory"
-    checks.require(states, "opt_state", allowed, opt_state, checks.MOVE)
-    labels = [labels_in(state) for state in states]
-    if sum(map(len, labels)) > len(set(itertools.chain(*labels))):
-        paths = [path for path, node in nodes if _is_memory_state(node)]
-        labels = [
-            [f"{prefix}/{label}" for label in names]
-            for prefix, names in zip(_prefixes(paths), labels, strict=True)
-        ]
+    checks.require(nodes, "opt_state", allowed, opt_state, checks.MOVE)
+    states = [_without_variables(node) for _, node in nodes]
+    # Without parameters the rows are no mapping.
+    rows = [state.rows if isinstance(state.rows, Mapping) else {} for state in states]
+    labels = [sorted(names) for names in rows]
+    if len(set().union(*labels)) < sum(map(len, labels)):
+        prefixes = _prefixes([path for path, _ in nodes])
+        pairs = zip(prefixes, labels, strict=True)
+        labels = [[f"{prefix}/{name}" for name in names] for prefix, names in pairs]
     return list(zip(states, labels, strict=True))
-
-
-def labels_in(state: ScaleByMemoryState) -> list[str]:
-    """Return the names of memories in the order of rows; none without leaves."""
-    return sorted(state.rows) if isinstance(state.rows, Mapping) else []
-
-
-def _without_variables(state: ScaleByMemoryState) -> ScaleByMemoryState:
-    """Return a state of arrays; Flax NNX keeps each in a variable of its own."""
-    is_array = {"is_leaf": lambda x: hasattr(x, "shape")}
-
-    def array(x: Any) -> Any:
-        (leaf,) = jax.tree.leaves(x) or [x]
-        known = not isinstance(leaf, jax.ShapeDtypeStruct)
-        checks.require(known, "opt_state", "have values, not only shapes", leaf)
-        return leaf
-
-    memory, info = jax.tree.map(array, (state.memory, state.info), **is_array)
-    return state._replace(memory=memory, info=info)
-
-
-def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
-    """Return what tells paths apart: the keys of dicts, if those do, or all that is."""
-    keys = [
-        tuple(key for key in path if isinstance(key, jax.tree_util.DictKey))
-        for path in paths
-    ]
-    for some in (keys, paths):
-        named = [
-            [jax.tree_util.keystr((key,), simple=True) for key in path] for path in some
-        ]
-        first = _number_alike(named)
-        last = _number_alike([path[:first:-1] for path in named])
-        prefixes = ["/".join(path[first : len(path) - last]) for path in named]
-        if len(set(prefixes)) == len(prefixes) and all(prefixes):
-            return prefixes
-    return [jax.tree_util.keystr(path) for path in paths]
-
-
-def _number_alike(paths: list[list[str]]) -> int:
-    """Return how many names all paths begin with."""
-    alike = (len(set(names)) == 1 for names in zip(*paths, strict=False))
-    return sum(itertools.takewhile(bool, alike))
 
 
 def _is_memory_state(node: Any) -> bool:
     return isinstance(node, ScaleByMemoryState)
 
 
+def _without_variables(state: ScaleByMemoryState) -> ScaleByMemoryState:
+    """Return a state whose memories consist of arrays, not of variables of Flax NNX."""
+    parts = (state.memory, state.info)
+    leaves = jax.tree.leaves(parts)
+    is_abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    allowed = "have values, not only shapes"
+    checks.require(not is_abstract, "opt_state", allowed, state.memory.rates)
+    structure = jax.tree.structure(parts, is_leaf=lambda x: hasattr(x, "shape"))
+    memory, info = jax.tree.unflatten(structure, leaves)
+    return state._replace(memory=memory, info=info)
+
+
+def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
+    """Return what tells paths apart: the keys of dicts, if those do, or all keys."""
+    for kind in (jax.tree_util.DictKey, object):
+        names = [
+            [checks.name_of((key,)) for key in path if isinstance(key, kind)]
+            for path in paths
+        ]
+        prefixes = ["/".join(path) for path in _without_ends(names)]
+        if all(prefixes) and len(set(prefixes)) == len(paths):
+            return prefixes
+    return [jax.tree_util.keystr(path) for path in paths]
+
+
+def _without_ends(paths: list[list[str]]) -> list[list[str]]:
+    """Return paths without what all of them begin with, then end with."""
+    while all(paths) and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    while min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    return paths
+
+
 def _fill(
-    state: ScaleByMemoryState, memory: Mapping[str, Memory]
+    state: ScaleByMemoryState, labels: list[str], memory: Mapping[str, Memory]
 ) -> ScaleByMemoryState:
     """Return a state with other memories, in the order of rows and in its dtypes."""
-    if not memory:
+    if not labels:
         return state
-    plain = _without_variables(state)
-    stack = plain.memory
-    grows = stack.disagreement is not None
-    if grows:
-        memory = {label: _with_room(m, stack) for label, m in memory.items()}
-    for row, (label, new) in enumerate(memory.items()):
-        _check_fit(f"memory[{label!r}]", new, memory_at(stack, row), stack)
-    if not (grows or isinstance(stack.inputs, ByHistory)):
-        _check_shared(stack, memory)
-    memories, dtype = list(memory.values()), stack.rates.dtype
-    new = stack_memories(stack.inputs, memories, dtype, stack.schedule is not None)
-    new = with_slopes(new, memories, stack)
-    filled = plain._replace(memory=new, info=first_info(new))
-    # Of Flax NNX the variables are filled, which have the structure of the state.
-    leaves, structure = jax.tree.flatten(state)
-    leaves = jax.tree.leaves(filled._replace(rule_state=_restarted(filled.rule_state)))
-    return jax.tree.unflatten(structure, leaves)
+    old, rule_state = state.memory, state.rule_state
+    memories = [_fitting(label, memory[label], old) for label in labels]
+    _check_kernels([memory.kernels for memory in memories], old)
+    progress, dtype = old.schedule is not None, old.rates.dtype
+    new = stack.stack_memories(old.inputs, memories, dtype, progress)
+    new = with_slopes(new, memories, old)
+    if isinstance(rule_state, FollowState):
+        restarted = jax.tree.map(jnp.zeros_like, rule_state.progress)
+        rule_state = rule_state._replace(progress=restarted)
+    info = stack.first_info(new)
+    return state._replace(memory=new, rule_state=rule_state, info=info)
 
 
-def _restarted(rule_state: Any) -> Any:
-    """Return the state of a rule whose progress begins anew."""
+def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
+    """Return a memory that can stand in a state, with as many local models.
 
-    def restart(node: Any) -> Any:
-        if not isinstance(node, FollowState):
-            return node
-        return node._replace(progress=jax.tree.map(jnp.zeros_like, node.progress))
-
-    return jax.tree.map(
-        restart, rule_state, is_leaf=lambda node: isinstance(node, FollowState)
-    )
-
-
-def _with_room(memory: Any, stack: StackedMemory) -> Any:
-    is_memory = isinstance(memory, Memory) and np.ndim(memory.rates) > 0
-    return padded(memory, stack.rates.shape[-1]) if is_memory else memory
-
-
-def _check_shared(stack: StackedMemory, memory: Mapping[str, Memory]) -> None:
-    """Raise ValueError if memories would no longer share the kernels they shared."""
-    old = [memory_at(stack, row).kernels for row in range(len(memory))]
-    new = [m.kernels for m in memory.values()]
-    labels = list(memory)
-    for row, label in enumerate(labels):
-        known = all(map(checks.is_concrete, (*new[0], *new[row])))
-        differ = known and not same_kernels(new[0], new[row])
-        allowed = f"have the same kernels for {labels[0]!r} and {label!r}, as the state"
-        fits = not (differ and same_kernels(old[0], old[row]))
-        checks.require(fits, "memory", allowed, new[row], _START)
-
-
-def _check_fit(name: str, memory: Memory, like: Memory, stack: StackedMemory) -> None:
-    """Raise ValueError unless a memory can stand in the place of another."""
-    is_memory = isinstance(memory, Memory)
+    Raises:
+      ValueError: it cannot.
+    """
+    name, is_memory = f"memory[{label!r}]", isinstance(memory, Memory)
     checks.require(is_memory, name, "be a metalr_optax.Memory", memory)
-    stacked = like.rates.ndim > 1
-    hint = "a memory per member" if stacked else "adapt_memory resamples it"
-    allowed = f"have arrays of shape {like.rates.shape} for this state"
-    for array in jax.tree.leaves(memory[:2]):
-        fits = np.shape(array) == like.rates.shape
-        checks.require(fits, name, allowed, np.shape(array), hint)
-    memory_checks.check_inputs(name, memory, stack.inputs)
-    memory_checks.check_slopes(name, memory, stack.slopes is not None)
-    moves = stack.disagreement is not None or stack.slopes is not None
-    moves |= isinstance(stack.inputs, ByHistory)
-    # A vmapped state has one memory per member.
-    for member in np.ndindex(like.rates.shape[:-1]):
-        new, old = (
-            jax.tree.map(
-                lambda array, i=member: array[i],
-                both._replace(rms_normalized=None, history=None),
-            )
-            for both in (memory, like)
-        )
-        memory_checks.check_memory(name, new)
-        grids = make_grid(old.kernels), make_grid(new.kernels)
-        fits = moves or grids[0] is None or grids[0] == grids[1]
-        allowed = "have kernels on the grid of the state, for large tensors"
-        checks.require(fits, name, allowed, new.kernels, _START)
+    batch, num = old.rates.shape[:-2], old.rates.shape[-1]
+    if old.disagreement is not None and np.ndim(memory.rates) > 0:
+        memory = padded(memory, num)
+    hint = "a memory per member" if batch else "adapt_memory resamples it"
+    allowed = f"have arrays of shape {(*batch, num)} for this state"
+    for array in (*memory.kernels, memory.rates):
+        shape = np.shape(array)
+        checks.require(shape == (*batch, num), name, allowed, shape, hint)
+    memory_checks.check_inputs(name, memory, old.inputs)
+    memory_checks.check_slopes(name, memory, old.slopes is not None)
+    # A vmapped state has a memory per member; flags may be the same for all of them.
+    arrays = memory._replace(rms_normalized=None, history=None)
+    for place in np.ndindex(*batch):
+        member = jax.tree.map(lambda array, place=place: array[place], arrays)
+        memory_checks.check_memory(name, member)
+    return memory
+
+
+def _check_kernels(kernels: list[Kernels], old: stack.StackedMemory) -> None:
+    """Raise ValueError unless kernels can stand where others were; traced ones pass.
+
+    Kernels that all labels share may be read from a table, whose size is fixed when an
+    optimizer is built. There is none for kernels that move or see histories.
+    """
+    moves = old.disagreement is not None or old.slopes is not None
+    is_traced = not all(map(checks.is_concrete, jax.tree.leaves((kernels, old))))
+    if moves or is_traced or isinstance(old.inputs, stack.ByHistory):
+        return
+    new = np.stack([np.stack(pair, axis=-2) for pair in kernels], axis=-3)
+    arrays = (np.asarray(old.kernels), np.asarray(new, old.kernels.dtype))
+    was_shared, is_shared = ((x == x[..., :1, :, :]).all() for x in arrays)
+    tables = [
+        [make_grid(Kernels(*pair)) for pair in array.reshape(-1, *array.shape[-2:])]
+        for array in arrays
+    ]
+    same_table = all(now in (None, then) for now, then in zip(*tables, strict=True))
+    allowed = "have the same kernels for all labels, on the grid of those of the state"
+    hint = "to start from others, build the optimizer with initial=memory"
+    fits = not was_shared or (is_shared and same_table)
+    checks.require(fits, "memory", allowed, new, hint)
