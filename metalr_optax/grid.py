@@ -85,8 +85,9 @@ def make_grid(kernels: Kernels) -> Grid | None:
     if len(kernels.centers) < _MANY or not all(map(is_concrete, kernels)):
         return None
     # Of the same values whatever their precision: a state has them in its own.
-    centers, widths = (np.float64(np.float32(array)) for array in kernels)
-    kernels = Kernels(centers, widths)
+    single = (np.asarray(array, np.float32) for array in kernels)
+    kernels = Kernels(*(array.astype(np.float64) for array in single))
+    centers, widths = map(np.asarray, kernels)
     if not (np.isfinite(centers).all() and (widths > 0).all()):
         return None
     left, right, gaps = widths[:-1], widths[1:], np.diff(centers)
@@ -132,7 +133,8 @@ def read_large(
     def interpolated(kernels: Kernels, rates: Any, inputs: Any) -> jax.Array:
         kernels = _single(kernels)
         activations, index = _activations(kernels, grid)
-        near = jnp.stack([rates.astype(jnp.float32), jnp.ones(rates.shape)], 1)[index]
+        single = rates.astype(jnp.float32)
+        near = jnp.stack([single, jnp.ones_like(single)], axis=1)[index]
         sums = _product("bnj,bjk->bnk", activations, near)
         nodes = (sums[..., 0] / sums[..., 1]).ravel()
         place = _place(kernels, grid, inputs)
@@ -244,9 +246,9 @@ def _count(
     mean over coordinates is that of linear weights, for half their price.
     """
 
-    def count(g: jax.Array, d: jax.Array, start: int | jax.Array) -> list[jax.Array]:
-        inputs, values = compare(g, d, *more)
-        index = jax.lax.iota(jnp.uint32, g.size).reshape(g.shape)
+    def count(pair: Any, start: Any) -> list[jax.Array]:
+        inputs, values = compare(*pair, *more)
+        index = jax.lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
         index += jnp.asarray(start, jnp.uint32)
         turn = index * jnp.uint32(_GOLDEN) >> (32 - grid.shift)
         place = _place(kernels, grid, inputs) + turn.astype(jnp.int32)
@@ -256,19 +258,19 @@ def _count(
             for v in values
         ]
 
-    g, d = pair
+    size = pair[0].size
     # A piece of a sharded tensor, or another shape of it, would have to be gathered.
-    if g.size <= _PIECE or not by_coordinate or _on_mesh(g):
-        return count(g, d, 0)
-    pieces, rest = divmod(g.size, _PIECE)
-    flat = [g.ravel(), d.ravel()]
+    if size <= _PIECE or not by_coordinate or _on_mesh(pair[0]):
+        return count(pair, 0)
+    pieces, rest = divmod(size, _PIECE)
+    flat = [x.ravel() for x in pair]
 
     def add(i: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         start = i * _PIECE
         piece = [jax.lax.dynamic_slice_in_dim(x, start, _PIECE) for x in flat]
-        return jax.tree.map(jnp.add, sums, count(*piece, start))
+        return jax.tree.map(jnp.add, sums, count(piece, start))
 
-    total = count(*(x[g.size - rest :] for x in flat), g.size - rest)
+    total = count([x[size - rest :] for x in flat], size - rest)
     return jax.lax.fori_loop(0, pieces, add, total)
 
 
