@@ -16,7 +16,7 @@ import numpy as np
 from metalr_optax.evidence import Evidence, sample
 from metalr_optax.grid import LARGE, accumulate_large, make_grid, read_large
 from metalr_optax.memory import Kernels, accumulate, outermost, read, root_mean_square
-from metalr_optax.signals import Signal, is_coordinatewise
+from metalr_optax.signals import Signal, is_coordinatewise, raw_product
 from metalr_optax.stack import (
     ByHistory,
     ByRelativeDirection,
@@ -133,6 +133,10 @@ def agreement(
     last_direction = last_direction.astype(gradient.dtype)
     if turn is not None:
         last_direction = last_direction * turn.astype(gradient.dtype)
+    if signal is raw_product:
+        # What is zero or not finite shows in the product: less to compile and to do.
+        values = gradient * last_direction
+        return jnp.where(jnp.isfinite(values), values, 0)
     usable = jnp.isfinite(gradient) & jnp.isfinite(last_direction)
     # Zeros first, so that a signal that looks at the whole tensor stays finite.
     gradient = jnp.where(usable, gradient, 0)
