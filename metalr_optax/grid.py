@@ -3,9 +3,12 @@
 The rate is a smooth function of a single number, so it is evaluated at the nodes of a
 grid and interpolated linearly for every coordinate. Evidence takes the same way back:
 every coordinate is counted at one of its two nearest nodes, and only nodes meet the
-kernels. Nodes are even for evenly spaced kernels, and even in the logarithm for
-log-spaced ones; other kernels, those that a grid would blur and those whose values are
-not known when an optimizer is built are evaluated one by one.
+kernels.
+
+Nodes are even in the bits of the float32 number ``1 + |z - middle| / unit``, which are
+linear within an octave and logarithmic from octave to octave. One octave suits evenly
+spaced kernels, twenty suit log-spaced ones. Kernels that need too many nodes, and those
+whose values are not known when an optimizer is built, are evaluated one by one.
 """
 
 import math
@@ -23,20 +26,28 @@ from metalr_optax.memory import REACH, Kernels, accumulate
 # From this size and number of local models on a grid pays.
 LARGE = 2**14
 _MANY = 4
-# Nodes at least, 32 KiB; at most, indices of 16 bits; and products of log-spaced
-# kernels and nodes.
-_FEWEST = 2**13
-_NODES = 2**16
-_PRODUCTS = 2**21
+# Nodes at most, so that they stay in the cache; in an octave at least, a block, which
+# meets the same kernels; and octaves.
+_NODES = 2**15
+_BLOCK = 2**7
+_OCTAVES = 60
 # An activation bends within its width, and a rate turns from one neighbour to the next
 # like a logistic function: with nodes h widths apart, linear interpolation is off by
 # h^2 / 8 for an activation, and by a tenth of that for a rate, in its slopes.
 _BEND, _TURN = 0.06, 0.065
+# With neighbours so many widths from where they meet, both vanish in float32.
+_FURTHEST = 12.0
+# Kernels that are weaker than the strongest by more than exp(-16) do not count.
+_FAINT = 16.0
+# The outermost input is so far inside the outermost node, relative to the middle.
+_MARGIN = 1.02
 # Coordinates that are counted at a time where nothing is sharded: what is computed on
-# the way stays in the cache, and counts stay exact in float32.
-_PIECE = 2**20
-# XLA vectorises and shares out a loop over a multiple of this, an odd one it may not.
-_ALIGNED = 8
+# the way is 3 MB and stays in the cache, and counts stay exact in float32. XLA takes
+# twice as long for sizes that are no multiple of 8, which so are rests alone.
+_PIECE = 2**18
+# Bits of the mantissa of float32, and those of 1.0.
+_MANTISSA = 23
+_ONE = 127 << _MANTISSA
 # 2^32 divided by the golden ratio: multiples of it, modulo 2^32, are evenly spread.
 _GOLDEN = 2654435769
 
@@ -45,21 +56,29 @@ Compare = Callable[..., tuple[jax.Array, Sequence[jax.Array]]]
 
 
 class Grid(NamedTuple):
-    """Nodes over the reach of M kernels of one spacing: numbers, no arrays.
+    """Nodes over the reach of M kernels: numbers, no arrays.
 
     Attributes:
-      is_log: whether nodes are even in log(1 + |z| / smallest centre), not in z.
-      cells: C, between neighbouring kernels; 1 for log-spaced ones.
-      nodes: Q, in a cell.
-      near: kernels that answer beyond a cell, on either side; 0 for all of them.
-      density: nodes per unit of the logarithm.
+      octaves: on either side of the middle.
+      bits: log2 of the nodes in an octave.
+      near: J, kernels that a block of nodes meets.
+      first: the first of these kernels for each block.
     """
 
-    is_log: bool
-    cells: int
-    nodes: int
-    near: int
-    density: int
+    octaves: int
+    bits: int
+    near: int = 0
+    first: tuple[int, ...] = ()
+
+    @property
+    def half(self) -> int:
+        """Nodes on either side of the middle."""
+        return self.octaves << self.bits
+
+    @property
+    def shift(self) -> int:
+        """log2 of the float32 numbers between neighbouring nodes."""
+        return _MANTISSA - self.bits
 
 
 def make_grid(kernels: Kernels) -> Grid | None:
@@ -67,41 +86,40 @@ def make_grid(kernels: Kernels) -> Grid | None:
     if len(kernels.centers) < _MANY or not all(map(is_concrete, kernels)):
         return None
     # Of the same values whatever their precision: a state has them in its own.
-    centers, widths = (
-        np.asarray(np.asarray(one, np.float32), np.float64) for one in kernels
-    )
+    single = (np.asarray(array, np.float32) for array in kernels)
+    kernels = Kernels(*(array.astype(np.float64) for array in single))
+    centers, widths = map(np.asarray, kernels)
     if not (np.isfinite(centers).all() and (widths > 0).all()):
         return None
-    gaps, half = np.diff(centers), len(centers) // 2
-    crossing = centers[:-1] + gaps * widths[:-1] / (widths[:-1] + widths[1:])
+    left, right, gaps = widths[:-1], widths[1:], np.diff(centers)
+    # Where two neighbours weigh the same, and how steeply the log of their ratio falls.
+    crossings = centers[:-1] + gaps * left / (left + right)
+    steepness = np.hypot(gaps / (left * right), np.sqrt(2 * abs(np.diff(widths**-2))))
+    places = np.concatenate([centers, crossings])
+    reaches = np.concatenate([widths, 1 / steepness])
+    finest = np.concatenate([_BEND * widths, _TURN / steepness])
 
-    def needed(unit: Callable[[np.ndarray], Any]) -> float:
-        """Return the nodes per unit of a coordinate, from its length in inputs."""
-        bend = np.max(unit(centers) / widths)
-        turn = np.max(gaps / widths[:-1] * unit(crossing) / widths[1:])
-        return max(bend / _BEND, turn / _TURN)
+    def resolving(octaves: int) -> Grid:
+        *_, middle, unit = _frame(kernels, octaves)
+        away = np.abs(places - middle) + reaches
+        lengths = unit * np.exp2(np.floor(np.log2(1 + away / unit)))
+        nodes = max(_BLOCK, *(lengths / finest))
+        return Grid(octaves, math.ceil(math.log2(nodes)))
 
-    even = np.linspace(centers[0], centers[-1], len(centers))
-    if _same(centers, even, widths[0]) and _same(widths, widths[0], widths[0]):
-        # Also from far outside, all kernels that are a millionth as strong as another.
-        near = math.ceil((REACH + 2) * widths[0] / gaps[0]) + 1
-        cells = len(centers) + 2 * near
-        nodes = math.ceil(max(needed(lambda _: gaps[0]), _FEWEST / cells))
-        fits = cells * nodes <= _NODES
-        return Grid(False, cells, nodes, near, 0) if fits else None
-    smallest, largest = centers[half + 1], centers[-1]
-    if len(centers) % 2 == 0 or len(centers) < 5 or smallest <= 0:
+    grid = min(map(resolving, range(1, _OCTAVES + 1)), key=lambda grid: grid.half)
+    if 2 * grid.half > _NODES or np.max(gaps / (left + right)) > _FURTHEST:
         return None
-    positive = np.geomspace(smallest, largest, half)
-    mirrored = np.concatenate([-positive[::-1], [0.0], positive])
-    if not (_same(centers, mirrored, widths) and _same(widths, widths[::-1], widths)):
-        return None
-    reach = np.log1p((largest + REACH * widths[-1]) / smallest)
-    density = needed(lambda z: np.abs(z) + smallest)
-    density = math.ceil(max(density, _FEWEST / 2 / reach))
-    nodes = 2 * math.ceil(density * reach) + 4
-    fits = nodes <= _NODES and nodes * len(centers) <= _PRODUCTS
-    return Grid(True, 1, nodes, 0, density) if fits else None
+    place = np.arange(-grid.half, grid.half + 1, _BLOCK, dtype=np.int32)
+    edges = _inputs_at(kernels, grid, place)
+    log = -0.5 * np.square((edges[:, None] - centers) / widths)
+    is_near = log > np.max(log, axis=1, keepdims=True) - _FAINT
+    first = np.argmax(is_near, axis=1)
+    last = len(centers) - np.argmax(is_near[:, ::-1], axis=1)
+    # What lies between the edges of a block is nearest to what lies between these.
+    first, last = np.minimum(first[:-1], first[1:]), np.maximum(last[:-1], last[1:])
+    near = int(np.max(last - first))
+    first = np.minimum(first, len(centers) - near).tolist()
+    return grid._replace(near=near, first=tuple(first))
 
 
 def read_large(
@@ -114,20 +132,15 @@ def read_large(
     """
 
     def interpolated(kernels: Kernels, rates: Any, inputs: Any) -> jax.Array:
-        weights, index = _stencil(kernels, grid)
-        width = index[-1, -1] + 1
-
-        def on_nodes(values: jax.Array) -> jax.Array:
-            left = 2 * grid.near
-            padded = jnp.pad(values, (left, width - left - values.size))
-            return _product(padded[index], weights.T).ravel()
-
-        norm = on_nodes(jnp.ones_like(rates, jnp.float32))
-        nodes = on_nodes(rates.astype(jnp.float32)) / jnp.where(norm > 0, norm, 1)
+        kernels = _single(kernels)
+        activations, index = _activations(kernels, grid)
+        single = rates.astype(jnp.float32)
+        near = jnp.stack([single, jnp.ones_like(single)], axis=1)[index]
+        sums = _product("bnj,bjk->bnk", activations, near)
+        nodes = (sums[..., 0] / sums[..., 1]).ravel()
         place = _place(kernels, grid, inputs)
-        cell = place.astype(jnp.int32)
-        fraction = place - cell.astype(place.dtype)
-        cell = cell.astype(jnp.uint32)  # avoids the select for negative indices
+        cell = (place >> grid.shift).astype(jnp.uint32)
+        fraction = (place & ((1 << grid.shift) - 1)) * jnp.float32(2.0**-grid.shift)
         low = nodes.at[cell].get(mode="promise_in_bounds")
         high = nodes.at[cell + 1].get(mode="promise_in_bounds")
         rate = (low + fraction * (high - low)).astype(rates.dtype)
@@ -164,14 +177,13 @@ def accumulate_large(
         return accumulate(kernels, *compare(*pair, *more))
 
     def on_grid(kernels: Kernels, pair: Any, more: Any) -> list[jax.Array]:
-        weights, index = _stencil(kernels, grid)
+        single = _single(kernels)
+        activations, index = _activations(single, grid)
         totals = []
-        for counts in _count(kernels, grid, compare, by_coordinate, pair, more):
-            counts = counts.reshape(grid.cells, -1).astype(jnp.float32)
-            near = _product(counts, weights)
-            total = jnp.zeros(index[-1, -1] + 1, jnp.float32).at[index].add(near)
-            start = 2 * grid.near
-            total = total[start : start + len(kernels.centers)]
+        for counts in _count(single, grid, compare, by_coordinate, pair, more):
+            counts = counts.astype(jnp.float32).reshape(-1, _BLOCK)
+            near = _product("bn,bnj->bj", counts, activations)
+            total = jnp.zeros_like(single.centers).at[index].add(near)
             totals.append(total.astype(kernels.centers.dtype))
         return totals
 
@@ -182,48 +194,42 @@ def accumulate_large(
     return replicated(both, pair[0])(kernels, pair, more)
 
 
-def _same(one: np.ndarray, other: Any, widths: Any) -> bool:
-    """Return whether numbers are the same, to the rounding of float32 and less."""
-    return bool(np.all(np.abs(one - other) <= 1e-4 * widths))
+def _single(kernels: Kernels) -> Kernels:
+    return Kernels(*(jnp.asarray(array, jnp.float32) for array in kernels))
 
 
-def _stencil(kernels: Kernels, grid: Grid) -> tuple[jax.Array, np.ndarray]:
-    """Return activations [Q, J] at the nodes of a cell, of the kernels [C, J] near it.
+def _frame(kernels: Kernels, octaves: int) -> tuple[Any, Any, Any, Any]:
+    """Return the lowest and highest input, the middle, and what the first octave is."""
+    centers, widths = kernels
+    low, high = centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
+    middle = (low + high) / 2
+    return low, high, middle, (high - middle) * (_MARGIN / (2.0**octaves - 1))
 
-    Those are indices into the kernels with ``2 * near`` zeros in front of them. Evenly
-    spaced kernels look the same from every cell.
-    """
-    centers, widths = (jnp.asarray(array, jnp.float32) for array in kernels)
-    node = jnp.arange(grid.nodes, dtype=jnp.float32)
-    if grid.is_log:
-        octaves = (node - grid.nodes // 2) / grid.density
-        inputs = jnp.sign(octaves) * jnp.expm1(jnp.abs(octaves)) * _smallest(centers)
-        distance = (inputs[:, None] - centers[None]) / widths[None]
-    else:
-        offset = jnp.arange(2 * grid.near + 2, dtype=jnp.float32) - grid.near
-        spacing = (centers[-1] - centers[0]) / (len(centers) - 1)
-        distance = (node[:, None] / grid.nodes - offset[None]) * (spacing / widths[0])
-    index = np.arange(grid.cells)[:, None] + np.arange(distance.shape[1])[None]
-    return jnp.exp(-0.5 * jnp.square(distance)), index
+
+def _inputs_at(kernels: Kernels, grid: Grid, place: Any) -> Any:
+    """Return the kernel inputs of nodes, which are counted from the middle."""
+    *_, middle, unit = _frame(kernels, grid.octaves)
+    away = ((abs(place) << grid.shift) + _ONE).view(np.float32) - 1
+    return middle + unit * away * (2 * (place > 0) - 1)
 
 
 def _place(kernels: Kernels, grid: Grid, inputs: jax.Array) -> jax.Array:
-    """Return where inputs [...] lie between nodes, which are at whole numbers."""
-    centers, widths = (jnp.asarray(array, jnp.float32) for array in kernels)
+    """Return where inputs [...] lie: 2^shift times the number of a node."""
+    low, high, middle, unit = _frame(kernels, grid.octaves)
     inputs = inputs.astype(jnp.float32)
-    low, high = centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
     # Not a clip, which a NaN passes that is no index.
-    inputs = jnp.minimum(jnp.where(inputs > low, inputs, low), high)
-    if grid.is_log:
-        octaves = jnp.log1p(jnp.abs(inputs) / _smallest(centers))
-        octaves = jnp.where(inputs < 0, -octaves, octaves)
-        return octaves * grid.density + grid.nodes // 2
-    spacing = (centers[-1] - centers[0]) / (len(centers) - 1)
-    return ((inputs - centers[0]) / spacing + grid.near) * grid.nodes
+    away = jnp.minimum(jnp.where(inputs > low, inputs, low), high) - middle
+    bits = (1 + jnp.abs(away) / unit).view(np.int32) - _ONE
+    return jnp.where(away < 0, -bits, bits) + (grid.half << grid.shift)
 
 
-def _smallest(centers: jax.Array) -> jax.Array:
-    return centers[len(centers) // 2 + 1]
+def _activations(kernels: Kernels, grid: Grid) -> tuple[jax.Array, np.ndarray]:
+    """Return activations [B, n, J] at nodes, of the kernels [B, J] near each block."""
+    place = jnp.arange(-grid.half, grid.half, dtype=np.int32)
+    inputs = _inputs_at(kernels, grid, place).reshape(-1, _BLOCK, 1)
+    index = np.asarray(grid.first)[:, None] + np.arange(grid.near)
+    centers, widths = (array[index][:, None] for array in kernels)
+    return jnp.exp(-0.5 * jnp.square((inputs - centers) / widths)), index
 
 
 def _count(
@@ -234,62 +240,43 @@ def _count(
     pair: tuple[jax.Array, jax.Array],
     more: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Return V arrays [C Q]: values of a large tensor, added up at the nodes.
+    """Return V arrays [B n]: values of a large tensor, added up at the nodes.
 
     A coordinate between two nodes is counted at one of them, the nearer the likelier:
     which one is set by a fixed, evenly spread pattern over the coordinates. So the
     mean over coordinates is that of linear weights, for half their price.
     """
 
-    def count(g: jax.Array, d: jax.Array, start: int | jax.Array) -> list[jax.Array]:
-        inputs, values = compare(g, d, *more)
-        place = _place(kernels, grid, inputs) + _spread(inputs.shape, start)
-        node = place.astype(jnp.int32).astype(jnp.uint16)
+    def count(pair: Any, start: Any) -> list[jax.Array]:
+        inputs, values = compare(*pair, *more)
+        index = jax.lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
+        index += jnp.asarray(start, jnp.uint32)
+        turn = index * jnp.uint32(_GOLDEN) >> (32 - grid.shift)
+        place = _place(kernels, grid, inputs) + turn.astype(jnp.int32)
+        node = (place >> grid.shift).astype(jnp.uint16)
         return [
-            jnp.zeros(grid.cells * grid.nodes, one.dtype)
-            .at[node]
-            .add(one, mode="promise_in_bounds")
-            for one in values
+            jnp.zeros(2 * grid.half, v.dtype).at[node].add(v, mode="promise_in_bounds")
+            for v in values
         ]
 
     size = pair[0].size
-    # Any other shape, or a piece, of a sharded tensor would have to be gathered.
-    whole = size % _ALIGNED == 0 and size <= _PIECE
-    if whole or not by_coordinate or _on_mesh(pair[0]):
-        return count(pair[0], pair[1], 0)
-    flat = [one.ravel() for one in pair]
-
-    def count_piece(start: int | jax.Array, length: int) -> list[jax.Array]:
-        g, d = (jax.lax.dynamic_slice_in_dim(one, start, length) for one in flat)
-        return count(g, d, start)
-
-    def add(sums: list[jax.Array], start: Any, length: int) -> list[jax.Array]:
-        return jax.tree.map(jnp.add, sums, count_piece(start, length))
-
+    # A piece of a sharded tensor, or another shape of it, would have to be gathered.
+    if size <= _PIECE or not by_coordinate or _on_mesh(pair[0]):
+        return count(pair, 0)
     pieces, rest = divmod(size, _PIECE)
-    odd = rest % _ALIGNED
-    total = add(count_piece(size - rest, rest - odd), size - odd, odd)
-    if not pieces:
-        return total
-    return jax.lax.fori_loop(
-        0, pieces, lambda i, sums: add(sums, i * _PIECE, _PIECE), total
-    )
+    flat = [x.ravel() for x in pair]
+
+    def add(i: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        start = i * _PIECE
+        piece = [jax.lax.dynamic_slice_in_dim(x, start, _PIECE) for x in flat]
+        return jax.tree.map(jnp.add, sums, count(piece, start))
+
+    total = count([x[size - rest :] for x in flat], size - rest)
+    return jax.lax.fori_loop(0, pieces, add, total)
 
 
-def _spread(shape: Sequence[int], start: int | jax.Array = 0) -> jax.Array:
-    """Return numbers in [0, 1) that are even over any run of coordinates."""
-    index = jnp.asarray(start).astype(jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        steps = jax.lax.broadcasted_iota(jnp.uint32, tuple(shape), axis)
-        index = index + steps * jnp.uint32(stride % 2**32)
-        stride *= shape[axis]
-    bits = (index * jnp.uint32(_GOLDEN)) >> 8
-    return bits.astype(jnp.int32).astype(jnp.float32) * jnp.float32(2.0**-24)
-
-
-def _product(one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)
+def _product(terms: str, *arrays: jax.Array) -> jax.Array:
+    return jnp.einsum(terms, *arrays, precision=jax.lax.Precision.HIGHEST)
 
 
 def _on_mesh(tensor: jax.Array) -> bool:

@@ -66,14 +66,7 @@ import jax
 import jax.numpy as jnp
 
 from metalr_optax.evidence import Evidence
-from metalr_optax.local_models import (
-    LocalModels,
-    at,
-    compare_by,
-    gaussian,
-    input_unit,
-    kernel_inputs,
-)
+from metalr_optax.local_models import LocalModels, at, compare, gaussian, input_unit
 from metalr_optax.memory import (
     LINEAR,
     REACH,
@@ -82,7 +75,6 @@ from metalr_optax.memory import (
     distance,
     log_activation,
     outermost,
-    read,
     weigh,
 )
 from metalr_optax.rules import Rule
@@ -129,16 +121,8 @@ def growing(learned: Learned, inputs: Any) -> LocalModels:
         stack = fixed.init(memories, dtype, progress)
         slopes = stack.rates if learned.slopes else None
         disagreement = None if learned.capacity is None else stack.rates
-        like = stack._replace(slopes=slopes, disagreement=disagreement)
-        return with_slopes(stack, memories, like)
-
-    def scale(stack: Any, row: Any, direction: jax.Array, history: Any) -> jax.Array:
-        if stack.slopes is None:
-            return fixed.scale(stack, row, direction, history)
-        direction = direction.astype(stack.rates.dtype)
-        kernels, slopes = Kernels(*at(stack.kernels, row)), at(stack.slopes, row)
-        z = kernel_inputs(inputs, direction, history)
-        return read(kernels, at(stack.rates, row), z, slopes) * direction
+        wanted = stack._replace(slopes=slopes, disagreement=disagreement)
+        return with_slopes(stack, memories, wanted)
 
     def gather(signal: Signal, shared: Any, row: Any, *tensors: Any) -> Evidence:
         evidence = fixed.gather(signal, shared, row, *tensors)
@@ -146,14 +130,14 @@ def growing(learned: Learned, inputs: Any) -> LocalModels:
         kernels, rates = Kernels(*at(stack.kernels, row)), at(stack.rates, row)
         zeros = jnp.zeros_like(stack.rates)
         slopes = at(zeros if stack.slopes is None else stack.slopes, row)
-        unit = input_unit(inputs, last.astype(rates.dtype))
-        compare = compare_by(signal, rates.dtype)
-        z, (values, _) = compare(gradient, last, unit, turn, history)
-        sums = sums_of(kernels, rates, slopes, z, values)
+        dtype = rates.dtype
+        unit = input_unit(inputs, last.astype(dtype))
+        z, (values, _) = compare(signal, dtype, gradient, last, unit, turn, history)
+        sums = sums_of((kernels, rates, slopes), z, values)
         sums = jax.tree.map(lambda total: total / max(last.size, 1), sums)
         return evidence._replace(sums=sums)
 
-    return LocalModels(init, scale, gather)
+    return LocalModels(init, fixed.scale, gather)
 
 
 def grow(rule: Rule, learned: Learned) -> Rule:
@@ -163,7 +147,7 @@ def grow(rule: Rule, learned: Learned) -> Rule:
         memory, state = rule.update(evidence, state, memory)
         sums = evidence.sums
         if learned.slopes:
-            slopes = memory.slopes + _STEP * relative(sums.slope, sums.spread)
+            slopes = memory.slopes + _STEP * relative(*sums.slope)
             bounds = rule.bounds(state, slopes.dtype)
             memory = memory._replace(slopes=_bounded(slopes, memory.rates, bounds))
         if learned.widths:
@@ -192,49 +176,35 @@ def with_slopes(
 
 def padded(memory: Memory, num: int) -> Memory:
     """Return a memory of num local models; those not in use have the mean rate."""
-    kernels, rates = memory.kernels, jnp.asarray(memory.rates)
-    widths = jnp.asarray(kernels.widths)
+    (centers, widths), rates = memory.kernels, jnp.asarray(memory.rates)
+    in_use = jnp.asarray(widths) > 0
+    pads = [(0, 0)] * (rates.ndim - 1) + [(0, num - rates.shape[-1])]
 
-    def longer(array: Any) -> Any:
-        more = num - jnp.shape(array)[-1]
-        pads = [(0, 0)] * (jnp.ndim(array) - 1) + [(0, more)]
-        return jnp.pad(jnp.asarray(array), pads)
+    def longer(array: Any, fill: Any) -> Any:
+        if array is None:
+            return None
+        return jnp.where(jnp.pad(in_use, pads), jnp.pad(jnp.asarray(array), pads), fill)
 
-    used = longer(widths) > 0
-    mean = jnp.mean(rates, axis=-1, where=widths > 0, keepdims=True)
+    mean = jnp.mean(rates, axis=-1, where=in_use, keepdims=True)
     lowest = jnp.finfo(rates.dtype).min
-    last = jnp.max(
-        kernels.centers, axis=-1, where=widths > 0, initial=lowest, keepdims=True
-    )
-    weight, slopes = (
-        None if array is None else jnp.where(used, longer(array), 0)
-        for array in (memory.evidence_weight, memory.slopes)
-    )
-    centers = jnp.where(used, longer(kernels.centers), last)
+    last = jnp.max(centers, axis=-1, where=in_use, initial=lowest, keepdims=True)
     return memory._replace(
-        kernels=Kernels(centers, longer(widths)),
-        rates=jnp.where(used, longer(rates), mean),
-        evidence_weight=weight,
-        slopes=slopes,
+        kernels=Kernels(longer(centers, last), longer(widths, 0)),
+        rates=longer(rates, mean),
+        evidence_weight=longer(memory.evidence_weight, 0),
+        slopes=longer(memory.slopes, 0),
     )
 
 
-def sums_of(
-    kernels: Kernels,
-    rates: jax.Array,
-    slopes: jax.Array,
-    inputs: jax.Array,
-    values: jax.Array,
-) -> Sums:
+def sums_of(models: Any, inputs: jax.Array, values: jax.Array) -> Sums:
     """Return what the evidence of a tensor says about its local models.
 
     Args:
-      kernels: M kernels.
-      rates: [M].
-      slopes: [M].
+      models: M kernels, rates [M] and slopes [M].
       inputs: [...], the kernel input each coordinate read its last rate from, finite.
       values: [...], the evidence :math:`a_i` about that rate, finite.
     """
+    kernels, rates, slopes = models
     nearest, weighted, weights = weigh(kernels, rates, inputs, slopes)
     eta, size, has_evidence = weighted / weights, jnp.abs(values), values != 0
     ends = outermost(kernels)
@@ -251,23 +221,20 @@ def sums_of(
         away = jnp.abs(inputs - kernel.centers)
         away = away / jnp.where(kernel.widths > 0, kernel.widths, 1)
         far = own & (log < _UNANSWERED) & (away < _OUTLIER)
+        far = far & (t < 0), far & (t > 0)
         away = jnp.minimum(away, REACH)
+        signed, unsigned = values * psi, size * psi
         sums = Sums(
-            side=values * psi * jnp.sign(t),
-            lean=size * psi * jnp.sign(t),
-            slope=values * psi * tilt,
-            spread=size * psi * jnp.abs(tilt),
-            width=width,
-            width_size=jnp.abs(width),
+            side=(signed * jnp.sign(t), unsigned * jnp.sign(t)),
+            slope=(signed * tilt, unsigned * jnp.abs(tilt)),
+            width=(width, jnp.abs(width)),
             owned=own,
-            far_left=far & (t < 0),
-            far_right=far & (t > 0),
-            left=jnp.where(far & (t < 0), away, 0),
-            right=jnp.where(far & (t > 0), away, 0),
+            far=far,
+            away=(jnp.where(far[0], away, 0), jnp.where(far[1], away, 0)),
         )
         return None, jax.tree.map(lambda x: jnp.sum(x, dtype=values.dtype), sums)
 
-    return jax.lax.scan(of_model, None, (kernels, rates, slopes))[1]
+    return jax.lax.scan(of_model, None, models)[1]
 
 
 def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
@@ -286,7 +253,7 @@ def _widened(kernels: jax.Array, sums: Sums) -> jax.Array:
     others = used[:, None, :] & ~jnp.eye(centers.shape[1], dtype=bool)[None]
     largest = jnp.finfo(gaps.dtype).max
     nearest = jnp.min(jnp.where(others, gaps, largest), axis=-1)
-    new = widths * jnp.exp(_STEP * relative(sums.width, sums.width_size))
+    new = widths * jnp.exp(_STEP * relative(*sums.width))
     low = jnp.minimum(widths, _NARROWEST * nearest)
     high = jnp.maximum(widths, _WIDEST * nearest)
     return kernels.at[:, 1].set(jnp.where(used, jnp.clip(new, low, high), 0))

@@ -16,13 +16,7 @@ import numpy as np
 
 from metalr_optax.evidence import Evidence, sample
 from metalr_optax.grid import LARGE, accumulate_large, make_grid, read_large
-from metalr_optax.memory import (
-    Kernels,
-    accumulate,
-    outermost,
-    read,
-    root_mean_square,
-)
+from metalr_optax.memory import Kernels, accumulate, outermost, read, root_mean_square
 from metalr_optax.signals import Signal, is_coordinatewise, raw_product
 from metalr_optax.stack import (
     ByHistory,
@@ -94,24 +88,25 @@ def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
     def scale(stack: Any, row: Any, direction: jax.Array, history: Any) -> jax.Array:
         direction, rates = direction.astype(stack.rates.dtype), at(stack.rates, row)
         own, z = kernels_at(stack, row), kernel_inputs(inputs, direction, history)
-        if grid is None or z.size < LARGE:
-            return read(own, rates, z) * direction
-        return read_large(own, grid, rates, z) * direction
+        if grid is not None and z.size >= LARGE:
+            return read_large(own, grid, rates, z) * direction
+        slopes = None if stack.slopes is None else at(stack.slopes, row)
+        return read(own, rates, z, slopes) * direction
 
     def gather(
         signal: Signal, shared: Any, row: Any, gradient: Any, last: Any, history: Any
     ) -> Evidence:
         stack, turn = shared
         own, dtype = kernels_at(stack, row), stack.rates.dtype
-        compare = compare_by(signal, dtype)
+        by_signal = functools.partial(compare, signal, dtype)
         unit = input_unit(inputs, last.astype(dtype))
-        if grid is None or last.size < LARGE:
-            sums = accumulate(own, *compare(gradient, last, unit, turn, history))
-        else:
+        if grid is not None and last.size >= LARGE:
             pair, alone = (gradient, last), is_coordinatewise(signal)
-            sums = accumulate_large(own, grid, compare, alone, pair, [unit, turn])
+            sums = accumulate_large(own, grid, by_signal, alone, pair, [unit, turn])
+        else:
+            sums = accumulate(own, *by_signal(gradient, last, unit, turn, history))
         u, activity = (total / max(last.size, 1) for total in sums)
-        logs = logged(own, compare, gradient, last, unit, turn, history)
+        logs = _logged(own, by_signal, gradient, last, unit, turn, history)
         # Never true, which XLA does not know: so it has read the last direction before
         # it has u, and need not copy it before it is overwritten.
         u = jnp.where(logs[1] + logs[2] < 0, 0, u)
@@ -143,9 +138,7 @@ def agreement(
     if signal is raw_product:
         # What is zero or not finite shows in the product: less to compile and to do.
         values = gradient * last_direction
-        return jax.lax.select(
-            jax.lax.is_finite(values), values, jax.lax.full_like(values, 0)
-        )
+        return jnp.where(jnp.isfinite(values), values, 0)
     usable = jnp.isfinite(gradient) & jnp.isfinite(last_direction)
     # Zeros first, so that a signal that looks at the whole tensor stays finite.
     gradient = jnp.where(usable, gradient, 0)
@@ -196,38 +189,39 @@ def input_unit(kind: Any, direction: jax.Array) -> jax.Array:
     return jnp.ones([], direction.dtype)
 
 
-def compare_by(signal: Signal, dtype: Any) -> Callable[..., Any]:
-    """Return what compares a gradient with a last direction.
-
-    It gives kernel inputs, and the agreement of coordinates with and without its sign.
-    """
-
-    def compare(
-        gradient: Any, last: Any, unit: Any, turn: Any, history: Any = None
-    ) -> Any:
-        gradient, last = gradient.astype(dtype), last.astype(dtype)
-        values = agreement(signal, gradient, last, turn)
+def compare(
+    signal: Signal,
+    dtype: Any,
+    gradient: jax.Array,
+    last_direction: jax.Array,
+    unit: jax.Array,
+    turn: Any,
+    history: Any = None,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Return kernel inputs, and agreement with and without its sign, [...] each."""
+    gradient, last = gradient.astype(dtype), last_direction.astype(dtype)
+    values = agreement(signal, gradient, last, turn)
+    if history is None:
         z = jnp.where(jnp.isfinite(last), last, 0) / unit
-        z = z if history is None else history.astype(dtype)
-        return z, [values, jax.lax.abs(values)]
+    else:
+        z = history.astype(dtype)
+    return z, [values, jax.lax.abs(values)]
 
-    return compare
 
-
-def logged(
-    kernels: Kernels, compare: Callable[..., Any], *tensors: Any
+def _logged(
+    kernels: Kernels, by_signal: Callable[..., Any], *tensors: Any
 ) -> list[jax.Array]:
     """Return agreement, the same without signs, and what was out of range, [] each.
 
     Args:
       kernels: M kernels.
-      compare: as :func:`compare_by` returns it.
-      *tensors: its arguments; what is no number is sampled.
+      by_signal: :func:`compare` with a signal.
+      *tensors: its other arguments; what is no number is sampled.
     """
     few: list[Any] = [
         x if x is None or x.ndim == 0 else sample(x, _LOGGED) for x in tensors
     ]
-    z, values = compare(*few)
+    z, values = by_signal(*few)
     low, high = outermost(kernels)
     # What is not finite is out of range, too.
     inside = (z > low.centers) & (z < high.centers)

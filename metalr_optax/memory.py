@@ -210,10 +210,8 @@ def distance(
     kernel: Kernels, ends: tuple[Kernels, Kernels], inputs: jax.Array
 ) -> jax.Array:
     """Return how many widths [...] clamped inputs are to the right of a centre."""
-    low, high = (
-        end.centers + sign * REACH * end.widths
-        for sign, end in zip((-1, 1), ends, strict=True)
-    )
+    low, high = ends
+    low, high = low.centers - REACH * low.widths, high.centers + REACH * high.widths
     used = kernel.widths > 0
     away = jnp.clip(inputs, low, high) - kernel.centers
     return jnp.where(used, away / jnp.where(used, kernel.widths, 1), _FAR)

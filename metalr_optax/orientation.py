@@ -11,20 +11,18 @@ class AlongGradient(optax.GradientTransformationExtraArgs):
     """A base that is known to point along the gradient: nothing is to be found."""
 
 
-def find_orientation(known: jax.Array, gradient: Any, direction: Any) -> jax.Array:
+def find_orientation(turn: jax.Array, gradient: Any, direction: Any) -> jax.Array:
     """Return the sign of <gradient, direction> over a whole tree, once it is not 0.
 
     Args:
-      known: [], the orientation so far, 0 as long as nothing is known.
+      turn: [], the orientation so far, 0 as long as that is unknown.
       gradient: a tree.
       direction: a tree like it; the gradient itself points along itself.
     """
     if direction is gradient:
-        return jnp.ones_like(known)
+        return jnp.ones_like(turn)
     return jax.lax.cond(
-        known == 0,
-        lambda: _sign(gradient, direction).astype(known.dtype),
-        lambda: known,
+        turn == 0, lambda: _sign(gradient, direction).astype(turn.dtype), lambda: turn
     )
 
 

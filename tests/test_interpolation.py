@@ -64,12 +64,15 @@ RESOLVED = {
     "log of small gradients": logspace_kernels(1e-4, 20),
     "log of unequal inputs": logspace_kernels(8.0, 20, smallest=0.02),
     "very wide 100": linspace_kernels(2.0, 100, width=8.0),
+    "uneven": Kernels(np.array([-2.0, -0.5, 0.1, 1.0, 2.0]), np.full(5, 0.5)),
+    "uneven widths": Kernels(np.linspace(-2.0, 2.0, 5), np.linspace(0.4, 0.6, 5)),
+    "uneven 40": Kernels(
+        np.sort(np.random.default_rng(0).uniform(-2.0, 2.0, 40)), np.full(40, 0.1)
+    ),
 }
 UNRESOLVED = {
     "steps": linspace_kernels(2.0, 20, width=0.02),
     "log 500": logspace_kernels(2.0, 500),
-    "uneven": Kernels(np.array([-2.0, -0.5, 0.1, 1.0, 2.0]), np.full(5, 0.5)),
-    "uneven widths": Kernels(np.linspace(-2.0, 2.0, 5), np.linspace(0.4, 0.6, 5)),
     "three": linspace_kernels(2.0, 3),
 }
 
@@ -161,7 +164,7 @@ def test_places_grow_and_stay_within_the_nodes(name):
     assert np.all(np.diff(place(kernels, grid, inputs)) > 0)
     hostile = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0], np.float32)
     places = np.asarray(place(kernels, grid, hostile))
-    assert np.all((places >= 0) & (places + 1 < grid.cells * grid.nodes))
+    assert np.all((places >= 0) & ((places >> grid.shift) + 1 < 2 * grid.half))
 
 
 @pytest.mark.parametrize("name", ["even 20", "even 500", "log 20"])
@@ -216,7 +219,7 @@ def test_counting_is_unbiased():
     """Coordinates of one input are shared out between its two nodes, by distance."""
     kernels = to_float32(RESOLVED["even 20"])
     grid: Any = make_grid(kernels)
-    nodes = np.arange(grid.cells * grid.nodes)
+    nodes = np.arange(2 * grid.half)
     places = []
     for address in np.linspace(0.0, 0.01, 7, dtype=np.float32):
         pair = jnp.ones(SIZE), jnp.full(SIZE, address)

@@ -411,8 +411,8 @@ def test_a_memory_without_room_stays_as_it_is():
     stack = growing(learned, ByDirection()).init(start, jnp.float32, False)
     stack = stack._replace(disagreement=jnp.full((1, 2), 0.9))
     zeros, ones = jnp.zeros((1, 2)), jnp.ones((1, 2))
-    sums = Sums(*[zeros] * len(Sums._fields))
-    sums = sums._replace(owned=ones, far_right=ones, right=6 * ones)
+    none = zeros, zeros
+    sums = Sums(none, none, none, ones, far=(zeros, ones), away=(zeros, 6 * ones))
     nothing = jnp.zeros(1)
     evidence = Evidence(zeros, ones, nothing, nothing, nothing, sums)
     rule = grow(from_optax(STILL, (1e-9, 1.0)), learned)
