@@ -95,7 +95,8 @@ def learn_rates(
 
     A step whose gradient is not finite, or more than 1e18 times as large as usual, is
     skipped whole: its update is zero, and weights, memory and schedule are as before.
-    (Inside ``optax.MultiSteps`` such a batch skips the step of all.)
+    Inside ``optax.MultiSteps`` the sum of gradients would keep such a batch for ever:
+    pass it ``should_skip_update_fn=optax.skip_not_finite``.
 
     Args:
       base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or

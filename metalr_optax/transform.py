@@ -212,10 +212,10 @@ def scale_by_memory(
       functions in ``static_args=("signal", "group_by")``: it takes a function for a
       schedule; ``evidence_sample`` and ``capacity`` belong there too. Of tensors of at
       least 16,384 coordinates rates are interpolated, within 1e-4 of the largest, and
-      evidence within 1e-3 of the mean absolute agreement. Kernels that are traced, that
-      are neither even nor log-spaced or much narrower than their distance are evaluated
-      individually, exactly and slowly, and so are all with ``capacity``,
-      ``learned_widths`` or ``linear``, where a step also takes some ten sums more.
+      evidence within 1e-3 of the mean absolute agreement. Kernels that are traced, or
+      fewer than four, or much narrower than their distance are evaluated individually,
+      exactly and slowly, and so are all with ``capacity``, ``learned_widths`` or
+      ``linear``, where a step also takes some ten sums more.
 
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate

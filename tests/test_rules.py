@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 
 from metalr_optax import (
     agreement_steps,
@@ -17,6 +18,7 @@ from metalr_optax import (
     raw_product,
     scale_by_memory,
 )
+from metalr_optax.rules import inconsistent_evidence
 
 SCALAR = linspace_kernels(2.0, num=1)
 
@@ -156,6 +158,32 @@ def test_a_local_model_settles_on_what_is_its_own():
         activity = jnp.array([[1e-9, 1.0]])
         changes, state = step(-activity, state, rates, activity=activity)
     np.testing.assert_allclose(changes[0, 1], rates[0, 1] * np.expm1(1.0), rtol=0.02)
+
+
+def test_steps_are_those_of_the_reference_and_rows_know_nothing_of_each_other():
+    """Also of a single memory [M], and with sums that overflow in one row only."""
+    rng = np.random.default_rng(0)
+    activity = rng.uniform(0.1, 1.0, (12, 2, 3)) * [1.0, 1e-3, 1.0]
+    evidence = rng.uniform(-0.2, 1.0, activity.shape) * activity
+    steps: Any = agreement_steps(0.5, gain=2.0)
+    step, rates = jax.jit(steps.update), jnp.full([2, 3], 1e-3)
+    state, alone = steps.init(rates), steps.init(rates[1])
+    expected, (kept, ascend) = np.full(3, 1e-3), reference.agreement_steps(0.5, 2.0)
+    vector = rates[1]
+    for turn, (u, b) in enumerate(zip(evidence, activity, strict=True)):
+        expected, kept = ascend(expected, u[1], kept, b[1])
+        weight = jnp.asarray(b).at[0].set(jnp.inf if turn == 5 else b[0])
+        changes, state = step(-jnp.asarray(u), state, rates, activity=weight)
+        rates += changes
+        changes, alone = step(-jnp.asarray(u[1]), alone, vector, activity=b[1])
+        vector += changes
+    np.testing.assert_allclose(rates[1], expected, rtol=1e-5)
+    np.testing.assert_allclose(vector, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        inconsistent_evidence(state)[1], kept["doubts"], rtol=1e-4
+    )
+    assert np.isfinite(rates[0]).all()
+    assert np.isfinite(state.history).all()
 
 
 def test_products_that_overflow_are_no_evidence():
