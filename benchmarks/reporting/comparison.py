@@ -330,7 +330,7 @@ def _draw_updates(axis: Any, rows: Frame) -> None:
             axis.plot(bounds[1], height, marker, color=color, mec="black", label=kind)
     axis.axvline(1.1 * horizon, color="black", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", ylim=(len(METHODS) - 0.4, -1.0))
-    axis.set_xlabel("updates to the target; right of the line: never")
+    axis.set(xlabel="updates to the target", title="right of the line: never")
     ticks = [digit * 10.0**power for power in range(5) for digit in (1, 3)]
     draw.use_numbers(axis.xaxis, ticks)
     axis.set_yticks(range(len(METHODS)), [plain(LABELS[name]) for name in METHODS])

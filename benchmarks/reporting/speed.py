@@ -48,7 +48,7 @@ def times(rows: Frame) -> dict[str, str]:
     )
     found = rows[is_one].drop_duplicates(["method", "kernels"], keep="last")
     ratios = found.set_index(["method", "kernels"])["clipped_ratio"]
-    return {one: f"{ratios[one, num]:.2f}" for one, num in USUAL.items()}
+    return {x: f"{ratios.get((x, num), np.nan):.2f}" for x, num in USUAL.items()}
 
 
 def in_one_tensor(rows: Frame) -> Frame:
