@@ -8,16 +8,18 @@ import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
 
-_FONT = {"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 12}
+# At least 10 points where a page shows a picture of three panels at its own width.
+matplotlib.rcParams.update(
+    {"font.size": 15, "axes.titlesize": 15, "figure.labelsize": 15}
+)
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **more: Any) -> Any:
     """Return a figure and its axes [rows, columns], each of the size in inches."""
-    with matplotlib.rc_context(_FONT):
-        figure = matplotlib.figure.Figure(
-            figsize=(columns * size[0], rows * size[1]), layout="constrained"
-        )
-        return figure, figure.subplots(rows, columns, squeeze=False, **more)
+    figure = matplotlib.figure.Figure(
+        figsize=(columns * size[0], rows * size[1]), layout="constrained"
+    )
+    return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
 def save(figure: Any, path: pathlib.Path, legend: int = 0) -> None:
@@ -26,16 +28,15 @@ def save(figure: Any, path: pathlib.Path, legend: int = 0) -> None:
     for axes in figure.axes if legend else ():
         found = zip(*axes.get_legend_handles_labels(), strict=True)
         handles |= {label: handle for handle, label in found}
-    with matplotlib.rc_context(_FONT):
-        if handles:
-            figure.legend(
-                handles.values(),
-                handles.keys(),
-                loc="outside upper center",
-                ncols=legend,
-                frameon=False,
-            )
-        figure.savefig(path, dpi=100, facecolor="white")
+    if handles:
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside upper center",
+            ncols=legend,
+            frameon=False,
+        )
+    figure.savefig(path, dpi=100, facecolor="white")
 
 
 def use_numbers(axis: Any, ticks: list[float]) -> None:

@@ -257,7 +257,7 @@ def draw_tasks(
     for axes in grid.ravel()[len(shown) :]:
         axes.axis("off")
     figure.supxlabel("updates")
-    figure.supylabel("test loss or error, lower is better")
+    figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
 
 

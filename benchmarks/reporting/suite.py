@@ -287,7 +287,7 @@ def profile(tasks: dict[str, Frame]) -> Frame:
 
 def draw_profile(tasks: dict[str, Frame], path: pathlib.Path) -> None:
     """Draw on which share of the tasks a method is within a factor of the best."""
-    figure, ((axes,),) = draw.panels(1, 1, (9.0, 4.5))
+    figure, ((axes,),) = draw.panels(1, 1, (11.0, 5.0))
     factors = np.geomspace(1.0, 8.0, 200)
     for name, over in profile(tasks).items():
         share = (over.to_numpy()[:, None] <= factors).mean(axis=0)
