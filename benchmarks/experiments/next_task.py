@@ -143,9 +143,11 @@ def run_baselines(move: Move, store: Store, seeds: int) -> None:
     adam, first, second = METHODS["adam"], move.first[-1], move.second
     jobs = [(one, TUNING_SEED) for one in sample_settings(adam, choose.TRIALS)]
     Trainer(first, adam, store, 1).run(jobs)
-    there = choose.lowest_trial(choose.judge(store.rows(first.name)), adam)
+    tried = choose.judge(store.rows(first.name))
+    there = choose.lowest_trial(tried, adam, choose.TRIALS)
     target = choose.load_targets()[second.name]
-    tune(second, adam, store, seeds, budgets=(choose.TRIALS,), target=target)
+    trials = choose.TRIALS
+    tune(second, adam, store, seeds, trials, budgets=(trials,), target=target)
     trainer = Trainer(second, adam, store, min(seeds, CHUNK))
     trainer.run(seeds_of(read_setting(there), seeds))
 

@@ -53,7 +53,7 @@ def load(folder: pathlib.Path, method: str) -> dict[str, Starts]:
         )
         runs["adam"] = tuned(some, "adam")
         before = rows[rows["problem"] == first]
-        rate = choose.lowest_trial(before, METHODS["adam"])
+        rate = choose.lowest_trial(before, METHODS["adam"], choose.TRIALS)
         runs["first rate"] = find(some, "adam", rate)
         if len(runs[SCHEDULE]):
             found[label] = runs
