@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optax
+from optax import contrib
 from scipy.stats import qmc
 
 from benchmarks import peers
@@ -19,6 +20,8 @@ from metalr_optax import (
 
 BOUND = 2.0
 MODELS = 20
+BASE_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+USUAL = {"rate": 1e-3}
 
 
 def own_parameters(state: Any, params: Any) -> Any:
@@ -38,74 +41,46 @@ class Method(NamedTuple):
     has_memory: bool = False
 
 
-def with_memory(
-    optimizer: Callable[..., optax.GradientTransformation], num: int
-) -> Callable[..., optax.GradientTransformation]:
-    """The paper's rule: `num` local models to a layer, rates stepped by Adam."""
-    return lambda rate, meta: optimizer(
-        initial=rate,
-        kernels=linspace_kernels(BOUND, num),
-        memory_optimizer=optax.adam(meta),
-    )
+def _tuned(
+    name: str,
+    make: Callable[..., optax.GradientTransformation],
+    low: float,
+    high: float,
+    rate: float,
+) -> Method:
+    return Method(name, make, {"rate": (low, high)}, {"rate": rate})
 
 
-_SGD_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-4, 1.0)}
-_ADAM_SPACE = {"rate": (1e-5, 1e-1), "meta": (1e-5, 1e-1)}
-_MEMORY_DEFAULT = {"rate": 1e-3, "meta": 1e-2}
+def _paper(
+    name: str, optimizer: Callable[..., Any], num: int, metas: tuple[float, float]
+) -> Method:
+    """Return the paper's rule: `num` local models a layer, rates stepped by Adam."""
+
+    def make(rate: Any, meta: Any) -> optax.GradientTransformation:
+        kernels, rule = linspace_kernels(BOUND, num), optax.adam(meta)
+        return optimizer(initial=rate, kernels=kernels, memory_optimizer=rule)
+
+    space, default = {"rate": (1e-5, 1e-1), "meta": metas}, {"rate": 1e-3, "meta": 1e-2}
+    return Method(name, make, space, default, has_memory=True)
+
 
 _ALL = (
-    Method("sgd", optax.sgd, {"rate": (1e-4, 10.0)}, {"rate": 1e-3}),
-    Method(
-        "momentum",
-        lambda rate: optax.sgd(rate, momentum=0.9),
-        {"rate": (1e-5, 1.0)},
-        {"rate": 1e-2},
+    _tuned("sgd", optax.sgd, 1e-4, 10.0, 1e-3),
+    _tuned("momentum", lambda rate: optax.sgd(rate, momentum=0.9), 1e-5, 1.0, 1e-2),
+    _tuned("adam", optax.adam, 1e-5, 1e-1, 1e-3),
+    _paper("paper_sgd", paper_sgd, MODELS, (1e-4, 1.0)),
+    _paper("paper_sgd_m1", paper_sgd, 1, (1e-4, 1.0)),
+    _paper("paper_adam", paper_adam, MODELS, (1e-5, 1e-1)),
+    _paper("paper_adam_m1", paper_adam, 1, (1e-5, 1e-1)),
+    _tuned("prodigy", contrib.prodigy, 1e-2, 1e2, 1.0),
+    _tuned("dowg", contrib.dowg, 1e-2, 1e2, 1.0),
+    _tuned(
+        "mechanize", lambda rate: contrib.mechanize(optax.adam(rate)), 1e-2, 1e2, 1.0
     ),
-    Method("adam", optax.adam, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
-    Method(
-        "paper_sgd",
-        with_memory(paper_sgd, MODELS),
-        _SGD_SPACE,
-        _MEMORY_DEFAULT,
-        has_memory=True,
-    ),
-    Method(
-        "paper_sgd_m1",
-        with_memory(paper_sgd, 1),
-        _SGD_SPACE,
-        _MEMORY_DEFAULT,
-        has_memory=True,
-    ),
-    Method(
-        "paper_adam",
-        with_memory(paper_adam, MODELS),
-        _ADAM_SPACE,
-        _MEMORY_DEFAULT,
-        has_memory=True,
-    ),
-    Method(
-        "paper_adam_m1",
-        with_memory(paper_adam, 1),
-        _ADAM_SPACE,
-        _MEMORY_DEFAULT,
-        has_memory=True,
-    ),
-    Method("prodigy", optax.contrib.prodigy, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
-    Method("dowg", optax.contrib.dowg, {"rate": (1e-2, 1e2)}, {"rate": 1.0}),
-    Method(
-        "mechanize",
-        lambda rate: optax.contrib.mechanize(optax.adam(rate)),
-        {"rate": (1e-2, 1e2)},
-        {"rate": 1.0},
-    ),
-    Method(
-        "schedule_free",
-        optax.contrib.schedule_free_adamw,
-        {"rate": (2.5e-5, 2.5e-1)},
-        {"rate": 2.5e-3},
-        judged=optax.contrib.schedule_free_eval_params,
-    ),
-    Method("rprop", peers.rprop, {"rate": (1e-5, 1e-1)}, {"rate": 1e-3}),
+    _tuned(
+        "schedule_free", contrib.schedule_free_adamw, 2.5e-5, 2.5e-1, 2.5e-3
+    )._replace(judged=contrib.schedule_free_eval_params),
+    _tuned("rprop", peers.rprop, 1e-5, 1e-1, 1e-3),
     Method(
         "hypergradient",
         peers.hypergradient_adam,
@@ -116,6 +91,33 @@ _ALL = (
 METHODS = {method.name: method for method in _ALL}
 BASELINES = ("sgd", "momentum", "adam")
 WITH_MEMORY = tuple(name for name, method in METHODS.items() if method.has_memory)
+# What runs in the suite as it comes.
+PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
+
+_MANY = logspace_kernels(8.0, 20, smallest=0.02)
+_SAMPLE = 256  # coordinates of a tensor that give evidence
+
+
+def _ours(name: str, make: Callable[..., Any], **arguments: Any) -> Method:
+    return Method(name, lambda rate: make(initial=rate, **arguments), {}, USUAL)
+
+
+# Defaults, run from every base rate that they take, then variants of them.
+OURS = {"memory_adam": BASE_RATES[:-1], "memory_sgd": BASE_RATES}
+LIBRARY = {
+    method.name: method
+    for method in (
+        _ours("memory_adam", memory_adam),
+        _ours("memory_sgd", memory_sgd),
+        _ours("memory_sgd_m21", memory_sgd, kernels=_MANY),
+        _ours("memory_adam_m21", memory_adam, kernels=_MANY),
+        _ours(
+            "memory_sgd_m21_sampled", memory_sgd, kernels=_MANY, evidence_sample=_SAMPLE
+        ),
+        _ours("memory_adam_sampled", memory_adam, evidence_sample=_SAMPLE),
+    )
+}
+VARIANTS = tuple(name for name in LIBRARY if name not in OURS)
 LABELS = {
     "sgd": "SGD",
     "momentum": "SGD, momentum .9",
@@ -130,68 +132,27 @@ LABELS = {
     "schedule_free": "Schedule-free AdamW",
     "rprop": "RPROP (corrected)",
     "hypergradient": "Adam, hypergradient",
+    "memory_adam": "**memory_adam**",
+    "memory_sgd": "**memory_sgd**",
+    "memory_sgd_m21": "memory_sgd, M=21",
+    "memory_adam_m21": "memory_adam, M=21",
+    "memory_sgd_m21_sampled": f"memory_sgd, M=21, {_SAMPLE} in the sample",
+    "memory_adam_sampled": f"memory_adam, {_SAMPLE} in the sample",
 }
-BASE_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_MANY = logspace_kernels(8.0, 20, smallest=0.02)
-_SAMPLE = 256  # coordinates of a tensor that give evidence
-
-
-class Variant(NamedTuple):
-    """One of our optimizers, and the base rates that it is tried from."""
-
-    method: Method
-    label: str
-    rates: tuple[float, ...]
-
-
-def _variant(
-    name: str,
-    label: str,
-    make: Callable[[float], optax.GradientTransformation],
-    rates: tuple[float, ...] = (1e-3,),
-) -> Variant:
-    return Variant(Method(name, make, {}, {"rate": 1e-3}), label, rates)
-
-
-OURS = (
-    _variant(
-        "memory_adam",
-        "**memory_adam**",
-        lambda rate: memory_adam(initial=rate),
-        BASE_RATES[:-1],
-    ),
-    _variant(
-        "memory_sgd",
-        "**memory_sgd**",
-        lambda rate: memory_sgd(initial=rate),
-        BASE_RATES,
-    ),
-)
-VARIANTS = (
-    _variant(
-        "memory_sgd_m21",
-        "memory_sgd, M=21",
-        lambda rate: memory_sgd(initial=rate, kernels=_MANY),
-    ),
-    _variant(
-        "memory_adam_m21",
-        "memory_adam, M=21",
-        lambda rate: memory_adam(initial=rate, kernels=_MANY),
-    ),
-    _variant(
-        "memory_sgd_m21_sampled",
-        f"memory_sgd, M=21, {_SAMPLE} in the sample",
-        lambda rate: memory_sgd(initial=rate, kernels=_MANY, evidence_sample=_SAMPLE),
-    ),
-    _variant(
-        "memory_adam_sampled",
-        f"memory_adam, {_SAMPLE} in the sample",
-        lambda rate: memory_adam(initial=rate, evidence_sample=_SAMPLE),
-    ),
-)
-
-
-OURS_BY_NAME = {one.method.name: one for one in (*OURS, *VARIANTS)}
+# Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
+COLORS = {
+    "adam": "#0072B2",
+    "momentum": "#000000",
+    "sgd": "#999999",
+    "memory_adam": "#E69F00",
+    "memory_sgd": "#009E73",
+    "paper_adam": "#D55E00",
+    "paper_sgd": "#117733",
+    "prodigy": "#CC79A7",
+    "mechanize": "#56B4E9",
+    "dowg": "#56B4E9",
+    "schedule_free_adamw": "#8C6D31",
+}
 
 
 def plain(label: str) -> str:
@@ -208,11 +169,8 @@ def sample_settings(method: Method, trials: int) -> list[dict[str, float]]:
     sequence.fast_forward(1)  # the point 0
     low, high = np.log(list(method.space.values())).T
     points = np.exp(low + sequence.random(trials) * (high - low))
+    # Four digits, so that the raw rows say exactly what was run.
     return [
-        # Four digits, so that the raw rows say exactly what was run.
-        {
-            name: float(f"{value:.4g}")
-            for name, value in zip(method.space, point, strict=True)
-        }
+        {name: float(f"{x:.4g}") for name, x in zip(method.space, point, strict=True)}
         for point in points
     ]

@@ -9,23 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 from flax import linen as nn
 
-from benchmarks import __main__ as command
 from benchmarks.__main__ import main
-from benchmarks.experiments import sequence, speed
-from benchmarks.experiments.sequence import TaskRun, make_task, train_run
+from benchmarks.experiments import mnist, speed
+from benchmarks.experiments.mnist import TaskRun, make_task, train_run
 from benchmarks.harness.sweep import averaged, shuffled
 from benchmarks.methods import BOUND, MODELS
 from benchmarks.problems.digits import SUBSET, batch_loss, load_digits
 from benchmarks.problems.networks import LeNet, apply_lenet
-from benchmarks.reporting import (
-    library_figures,
-    library_tables,
-    paper_figures,
-    paper_tables,
-)
+from benchmarks.reporting import mnist as mnist_tables
 from metalr_optax import get_memory, linspace_kernels, paper_sgd
 
 
@@ -175,48 +170,22 @@ RUNS = [
 ]
 
 
-def test_a_miss_counts_as_one_more_than_the_horizon():
-    assert paper_tables.updates_to_goal(RUNS[1]).tolist() == [5, 5]
-    assert paper_tables.updates_to_goal(RUNS[2]).tolist() == [2, 5]
+def test_the_table_shows_misses_and_the_papers_figure(tmp_path):
+    frame = mnist.frame_of([*RUNS, RUNS[-1]._replace(method="new, adam")])
+    frame.to_csv(tmp_path / "mnist.csv", index=False)
+    again = pd.read_csv(tmp_path / "mnist.csv")
+    assert mnist_tables.updates_to_goal(again).tolist() == [5, 5, 2, 5, 2, 5]
+    *_, sgd, new, adam = mnist_tables.methods_table(again).splitlines()
+    assert sgd == "| SGD at 0.001 | | 5.0 | 5.0 | 2 | 24.7 |"
+    assert new == "| new memory, equation 6 | 0.01 | 3.5 | 3.5 | 1 | 14.6 |"
+    assert adam.endswith("| 0.01 | 3.5 | 3.5 | 1 | 14.6 |")
 
 
-def test_the_table_shows_misses_and_the_papers_figure():
-    authors = RUNS[-1]._replace(method="new, adam")
-    *_, sgd, new, adam = paper_tables.format_sequence([*RUNS, authors]).splitlines()
-    assert sgd.split()[-4:] == ["5.0", "5.0", "2", "24.7"]
-    assert new.split()[-5:] == ["0.01", "3.5", "3.5", "1", "14.6"]
-    assert new.startswith("new memory, equation 6 ")
-    assert adam.split()[-5:] == new.split()[-5:]
-    assert adam.startswith("new memory, Adam (authors' code) ")
-
-
-def test_rows_hold_every_number(tmp_path):
-    path = tmp_path / "mnist.csv"
-    sequence.write_rows(RUNS, path)
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == sequence.COLUMNS
+def test_rows_hold_every_number():
+    rows = mnist.frame_of(RUNS)
+    assert list(rows) == mnist_tables.COLUMNS
     assert len(rows) == 3 * 2 * 4
-    assert rows[0]["meta_rate"] == ""
-    assert rows[-1] == {
-        "task": "1 vs 4",
-        "method": "new",
-        "meta_rate": "0.01",
-        "seed": "1",
-        "update": "4",
-        "test_accuracy": "0.97",
-        "train_loss": "7",
-    }
-    assert [file.name for file in tmp_path.iterdir()] == ["mnist.csv"]
-
-
-def test_rows_can_be_read_back(tmp_path):
-    path = tmp_path / "mnist.csv"
-    sequence.write_rows(RUNS, path)
-    for run, again in zip(RUNS, sequence.read_rows(path), strict=True):
-        assert again[:3] == run[:3]
-        np.testing.assert_allclose(again.accuracies, run.accuracies)
-        np.testing.assert_allclose(again.losses, run.losses)
+    assert rows.iloc[-1].tolist() == ["1 vs 4", "new", 0.01, 1, 4, "0.97", "7"]
 
 
 def test_updates_are_timed_beside_adam(tmp_path):
@@ -241,16 +210,11 @@ def test_updates_are_timed_beside_adam(tmp_path):
     assert dense.temporary_bytes > ours.temporary_bytes > 0
     assert all(0 < one.share < 1 for one in rows[6:])
 
-    path = tmp_path / "speed.csv"
-    speed.write_rows(rows, path)
-    for one, again in zip(rows, speed.read_rows(path), strict=True):
-        assert again[:6] == one[:6]
-        np.testing.assert_allclose(again[6:], one[6:], rtol=1e-3)
     (compiled, *_) = speed.compile_case(speed.Case("compile", params, methods[1:2], 0))
     assert compiled.compile_seconds > 0
     assert np.isnan(compiled.milliseconds)
-    assert "paper_sgd, one by one" in library_tables.format_speed([*rows, compiled])
-    library_figures.draw_speed(rows, tmp_path / "speed.png")
+    speed.frame_of([*rows, compiled]).to_csv(tmp_path / "speed.csv", index=False)
+    assert "paper_sgd, one by one" in speed.report(tmp_path)["sizes"]
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -274,7 +238,7 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
     settings = {(row["task"], row["method"], row["meta_rate"]) for row in rows}
     assert len(rows) == len(settings) * 2 * 2
     for meta_rate in ("0.1", "0.01", "0.001"):
-        for method in paper_tables.SEQUENCE_LABELS:
+        for method in mnist_tables.LABELS:
             rate = "" if method in ("sgd", "adam") else meta_rate
             assert ("1 vs 4", method, rate) in settings
         assert ("1 vs 2", "new", meta_rate) in settings
@@ -285,22 +249,16 @@ def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("asked", "trials"),
-    [
-        ([], None),
-        (["--compare", "--methods", "sgd", "--trials", "1"], 1),
-        (["--full"], 20),
-    ],
+    ("asked", "trials"), [([], []), (["--compare"], [5]), (["--full"], [20])]
 )
 def test_mnist_compares_when_it_is_asked_to(asked, trials, tmp_path, monkeypatch):
     """What is tuned and compared is tested elsewhere."""
-    run = RUNS[-1]
-    monkeypatch.setattr(sequence, "run_all", lambda *_: iter([run]))
-    monkeypatch.setattr(paper_figures, "draw_sequence", lambda *_: None)
+    monkeypatch.setattr(mnist, "run_all", lambda *_: iter([RUNS[-1]]))
+    monkeypatch.setattr(mnist, "report", lambda _: {})
     compared = []
-    monkeypatch.setattr(command, "compare", compared.append)
+    monkeypatch.setattr(mnist, "compare", lambda *some: compared.append(some[2].trials))
     main(["mnist", *asked, "--out", str(tmp_path)])
-    assert [one.trials for one in compared] == ([] if trials is None else [trials])
+    assert compared == trials
 
 
 @pytest.mark.parametrize(

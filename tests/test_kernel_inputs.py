@@ -9,8 +9,6 @@ import optax
 import pytest
 
 from benchmarks.experiments import kernel_inputs
-from benchmarks.harness.store import Key, append_runs, write_setting
-from benchmarks.reporting.input_tables import format_inputs
 from metalr_optax import agreement_steps, raw_product, scale_by_memory
 
 PARAMS = {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.ones(5)}
@@ -68,18 +66,3 @@ def test_a_smoothed_rate_lags_behind():
         for seen in ("one rate", "smoothed")
     )
     assert jnp.all(slow.used[1] < fast.used[1])
-
-
-def test_the_table_has_what_is_there(tmp_path):
-    name, every = "classes", 10
-    for seen, end in (("one rate", 0.3), ("size", 0.2)):
-        method = kernel_inputs.method_of("Adam", seen)
-        setting = write_setting(method.default)
-        runs = {
-            Key(name, method.name, "fresh", setting, seed): np.full(300 // every, end)
-            for seed in range(8)
-        }
-        append_runs(tmp_path / "kernel_inputs.csv", runs)
-    table = format_inputs(tmp_path)
-    assert "never, ends at 0.3" in table
-    assert "10, **0.67** (8 : 0)" in table

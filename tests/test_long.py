@@ -7,25 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 
-from benchmarks import __main__ as command
+from benchmarks.__main__ import main
 from benchmarks.experiments import long, search
-from benchmarks.harness.costs import Cost
+from benchmarks.harness import choose
 from benchmarks.harness.runner import make_runner
-from benchmarks.harness.store import (
-    TUNING_SEED,
-    Key,
-    append_runs,
-    read_runs,
-    write_setting,
-)
-from benchmarks.methods import METHODS, sample_settings
+from benchmarks.harness.store import KEY, Key, Store, append_runs
+from benchmarks.methods import METHODS
 from benchmarks.problems.agent import fallen, push
 from benchmarks.problems.long_tasks import LONG, solution
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE, digits, source_bytes
-from benchmarks.reporting import long_runs
+from benchmarks.reporting import long as tables
+from benchmarks.reporting import search as search_tables
+from benchmarks.reporting.rows import RESULTS
 from metalr_optax import memory_adam
 
 NEW = (
@@ -201,23 +198,20 @@ def bowl(monkeypatch):
         40,
         5,
     )
-    monkeypatch.setattr(long, "LONG", {"bowl": lambda: problem})
+    for module in (long, tables):
+        monkeypatch.setattr(module, "LONG", {"bowl": lambda: problem})
     return problem
 
 
-def test_baselines_that_were_stopped_go_on_where_they_were(bowl, tmp_path):
-    said = []
-    long.run_baselines(tmp_path, ["bowl"], said.append)
-    assert said[0].startswith("bowl: 92 runs of ")
-    assert said[1].startswith("all baselines: about ")
-    path = tmp_path / "long.csv"
-    whole = path.read_text()
-    lines = whole.splitlines(keepends=True)
-    assert len(lines) == 1 + 4 * (20 + 3)
-    path.write_text("".join(lines[:-5]) + lines[-5][:9])  # killed in a line
-    long.run_baselines(tmp_path, ["bowl"], said.append)
-    assert path.read_text() == whole
-    assert said[-6] == "bowl: 5 runs of 0.0 s"
+def test_baselines_and_ours_run_and_go_on_where_they_were(bowl, tmp_path):
+    arguments = ["long", "--tasks", "bowl", "--out", str(tmp_path)]
+    path, sizes = tmp_path / "long.csv.gz", []
+    for more, runs in (["--baselines"], 92), ([], 92 + 9 + 3 * (4 + 2 * 3)):
+        main([*arguments, *more])
+        assert len(Store(path).runs) == runs
+        sizes.append(path.stat().st_size)
+        main([*arguments, *more])
+        assert path.stat().st_size == sizes[-1]
 
 
 def test_a_decay_ends_at_zero(bowl):
@@ -237,214 +231,50 @@ def test_a_decay_ends_at_zero(bowl):
         np.testing.assert_allclose(decayed, constant * share, rtol=1e-4)
 
 
-def test_targets_are_known_once_both_constant_rates_are_tuned(bowl, tmp_path):
-    """The rate of the third trial is best; momentum is better than Adam."""
-    path = tmp_path / "targets.csv"
-    for name, end in (("adam", 4.0), ("adam, decay", 3.0), ("momentum", 2.0)):
-        method = next(m for m in long.tuned_methods(bowl) if m.name == name)
-        settings = [write_setting(one) for one in sample_settings(method, 20)]
-        trials = {
-            Key("bowl", name, "fresh", text, TUNING_SEED): np.full(8, 9.0)
-            for text in settings
-        }
-        trials[Key("bowl", name, "fresh", settings[2], TUNING_SEED)] = np.full(8, end)
-        for seed in range(3):
-            curve = end + seed + np.array([8, 7, 6, 5, 4, 0.5, 0, 0])
-            trials[Key("bowl", name, "fresh", settings[2], seed)] = curve
-        append_runs(tmp_path / "long.csv", trials)
-        long.write_targets(tmp_path, ["bowl"], path)
-        known = long.load_targets(path)["bowl"]
-        assert ("target" in known) == (name == "momentum")
-    assert known == {
-        "target": 3.5,  # measure 6 of 8 of the middle seed
-        "adam_end": 5.5,
-        "adam_decay_end": 4.5,
-        "momentum_end": 3.5,
-    }
+FRAME = [*KEY, "curve", "every", "version"]
 
 
-def test_ours_and_what_runs_as_it_comes(bowl, tmp_path):
-    long.run(tmp_path, ["bowl"], 1, print, rates=(1e-4,))
-    keys = {key[1:] for key in read_runs(tmp_path / "long.csv")}
-    ours = ("memory_adam", "memory_adam, decay", "memory_sgd", "memory_sgd, decay")
-    peers = {"prodigy": 1.0, "prodigy, decay": 1.0, "schedule_free": 2.5e-3}
-    rates = dict.fromkeys(ours, 1e-4) | peers
-    assert keys == {
-        (name, "fresh", write_setting({"rate": rate}), 0)
-        for name, rate in rates.items()
-    }
-
-
-RATES = (*long.RATES, 1e-6, 1e-4)
-MISSING = "\N{EN DASH}"
-
-
-def fake_runs(ends):
-    """Return the rows of three seeds per start of methods that end at numbers."""
-    runs = {}
-    for (name, method), values in ends.items():
-        for number, value in enumerate(values):
-            start, seed = divmod(number, 3)
-            rate = RATES[start] if method.startswith("memory") else 1.0
-            text = write_setting({"rate": rate})
-            curve = np.array([9.0, *5 * [value]])
-            runs[Key(name, method, "fresh", text, seed)] = curve
-    # Trials are not compared.
-    trial = Key("agent", "adam", "fresh", "rate=1", TUNING_SEED)
-    return runs | {trial: np.full(6, 1e-9)}
-
-
-def rows_of(table):
-    """Return task -> cells of a table in Markdown; the heads are at "task"."""
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    return {task: cells for task, *cells in rows}
-
-
-def test_the_tables_of_long_runs_say_what_the_rows_say():
-    runs = fake_runs(
-        {
-            ("agent", "adam"): [0.1, 0.3, 0.2],
-            ("agent", "memory_adam"): [0.5, 0.1, 0.1, 0.1, 0.2, 0.5],
-            ("physics", "adam"): [1.0, 2.0, np.nan],
-            ("physics", "memory_adam"): [0.5, 0.6],  # a seed and a start are missing
-            ("characters", "adam"): [np.nan, np.nan, 1.0],
-            ("characters", "schedule_free"): [4.0, 5.0],  # a seed is missing
-            ("characters", "memory_adam"): [3.0] * 6,
-        }
-    )
-    table = rows_of(long_runs.format_ends(runs, long_runs.CONSTANT))
-    assert table["task"] == [
-        *("updates", "Adam, best", "schedule-free", "**memory_adam**"),
-        "memory_adam / Adam",
+def rows_of(ends, seeds=range(3)):
+    """Rows of runs (task, method, rate) that end there."""
+    rows = [
+        (task, method, "fresh", f"rate={rate:g}", seed, np.full(8, end), 10, "")
+        for (task, method, rate), end in ends.items()
+        for seed in seeds
     ]
-    assert table["agent"] == ["2400", "0.2", MISSING, "**0.15**", "0.75"]
-    assert table["physics"] == ["3000", "**2**", *3 * [MISSING]]
-    assert table["characters"] == ["2400", "diverged", MISSING, "**3**", MISSING]
-    assert table["autoencoder"] == ["3000", *4 * [MISSING]]
-    assert len(table) == 2 + len(LONG)
+    return choose.judge(pd.DataFrame(rows, columns=FRAME))
 
 
-def test_a_table_without_ours_has_no_ratio_and_one_without_rows_no_column():
-    runs = fake_runs({("mnist online, long", "adam, decay"): [0.0] * 3})
-    table = rows_of(long_runs.format_ends(runs, long_runs.DECAYED))
-    assert table["task"] == ["updates", "Adam, best"]
-    assert table["mnist online"] == ["8000", "**0**"]
-    assert rows_of(long_runs.format_ends({}, long_runs.DECAYED))["task"] == ["updates"]
-    assert long_runs.say_all(runs) == ""
+def test_ours_stand_over_the_best_adam_where_all_starts_are_there():
+    ends = {("physics", "adam", 0.1): 2.0, ("characters", "adam", 0.1): 1.0}
+    for task, found in {"physics": (1.0, 3.0), "characters": (2.0, np.inf)}.items():
+        for rate, end in zip(tables.RATES, found, strict=True):
+            ends[task, "memory_adam", rate] = end
+    ends["agent", "adam", 0.1] = ends["agent", "memory_adam", 1e-3] = 0.01
+    rows = rows_of(ends)
+    ratios = tables.find_ratios(rows, "memory_adam", "adam")
+    assert ratios.to_dict() == {"physics": 1.0, "characters": np.inf}
+    table = tables.ends_table(rows, tables.CONSTANT)
+    assert "| physics | 80 | **2** | **2** | 1 |" in table
+    assert f"| agent | 80 | **0.01** | {tables.MISSING} | {tables.MISSING} |" in table
+    assert "| characters | 80 | **1** | diverged |" in table
+    assert "| 1 of 2 | 1 of 2 |" in tables.counts(rows)
+    assert "| characters | diverged |" in tables.missed_table(rows)
 
 
-def test_a_ratio_to_an_end_of_0_is_left_out():
-    ends = {"adam, decay": [0.0] * 3, "memory_adam, decay": [0.1] * 6}
-    runs = fake_runs({("agent", name): values for name, values in ends.items()})
-    table = rows_of(long_runs.format_ends(runs, long_runs.DECAYED))
-    assert table["agent"] == ["2400", "**0**", "0.1", MISSING]
+def test_a_solved_task_is_level_but_not_by_the_bare_ends():
+    ends = {("physics", "adam", 0.1): 1e-6}
+    ends |= {("physics", "memory_adam", rate): 1e-4 for rate in tables.RATES}
+    assert "| 1 of 1 (0 by the bare ends) |" in tables.counts(rows_of(ends))
 
 
-def test_a_start_with_fewer_seeds_than_the_other_is_not_compared():
-    runs = fake_runs({("agent", "memory_adam"): [0.1] * 5})
-    assert long_runs.end_of(runs, "agent", "memory_adam") is None
-
-
-def test_every_start_stands_over_the_best_adam():
-    ends = [4.0] * 3 + [2.0] * 3 + [1.0] * 3 + [2.05, 2.1, 9.0]
-    ours = fake_runs({("gan, long", "memory_adam"): ends})
-    tuned = fake_runs({("gan, long", "adam"): [2.0] * 3})
-    table = rows_of(long_runs.format_starts(ours | tuned))
-    assert table["from"] == ["1e-06", "1e-05", "0.0001", "0.001"]
-    assert table["gan"] == ["0.5", "2", "1.05", "1"]
-    assert table["agent"] == [MISSING] * 4
-    assert table["*within 2 %, or lower*"] == ["1 of 1", "0 of 1", "0 of 1", "1 of 1"]
-    assert table["*within 10 %, or lower*"] == ["1 of 1", "0 of 1", "1 of 1", "1 of 1"]
-    # What starts elsewhere is in no other table.
-    assert long_runs.end_of(ours, "gan, long", "memory_adam") == 3.0
-
-
-def test_a_solved_task_is_level_and_a_lost_one_is_named():
-    runs = fake_runs(
-        {
-            ("agent", "adam"): [1e-8] * 3,
-            ("agent", "memory_adam"): [0.02] * 6,
-            ("physics", "adam"): [1e-9] * 3,
-            ("physics", "memory_adam"): [3e-3] * 6,
-            ("characters", "adam"): [1.0] * 3,
-            ("characters", "memory_adam"): [1.05] * 6,
-            ("autoencoder", "adam"): [100.0] * 3,
-            ("autoencoder", "memory_adam"): [np.nan] * 6,
-            ("gan, long", "adam"): [1.0] * 3,
-            ("gan, long", "memory_adam"): [0.5] * 6,
-            ("coordinates", "memory_adam"): [0.5] * 6,  # nothing to compare with
-        }
-    )
-    assert long_runs.say(runs, "memory_adam", "adam") == (
-        "`memory_adam` ends within 2 % of the best constant Adam, or lower, on 2 of 5 "
-        "tasks, within 10 % on 3 (by the bare ends, on 1 and 2). Behind it on: "
-        "physics (3.00 times its end), characters (1.05 times its end), "
-        "autoencoder (diverged)."
-    )
-
-
-def test_what_is_ahead_of_prodigy_is_counted_by_the_medians():
-    ends = {
-        "agent": ([1e-9] * 3, [0.01, 0.01, 0.01, 0.01, 0.9, 0.9]),  # both solved
-        "physics": ([0.5, 0.1, 9.0], [0.4] * 6),
-        "characters": ([1.0, 9.0, 9.0], [8.0, 8.0, 8.0, 8.0, 10.0, 10.0]),
-        "autoencoder": ([1.0] * 3, [1.001] * 6),
-        "gan, long": ([np.nan] * 3, [1.0] * 6),
-        "noisy labels": ([1.0] * 3, [np.nan] * 6),
-    }
-    runs = fake_runs(
-        {
-            (name, method): values
-            for name, both in ends.items()
-            for method, values in zip(("prodigy", "memory_adam"), both, strict=True)
-        }
-    )
-    assert long_runs.say_order(runs, "memory_adam", "prodigy") == (
-        "By the medians `memory_adam` ends ahead of Prodigy on 3 of 6 tasks, behind it "
-        "on 2, level on 1."
-    )
-
-
-def test_the_command_ends_with_the_tables_and_takes_baselines_from_those_published(
-    tmp_path, monkeypatch, capsys
-):
-    published, out = tmp_path / "published", tmp_path / "out"
-    published.mkdir()
-    ends = {"adam": [0.2] * 3, "memory_adam": [0.1] * 6, "prodigy": [0.1] * 3}
-    rows = fake_runs({("agent", name): values for name, values in ends.items()})
-    append_runs(published / "long.csv", rows)
-
-    def run(folder, names, seeds, say):
-        folder.mkdir()
-        mine = fake_runs({(names[0], "memory_adam"): [0.4] * 6})
-        append_runs(folder / "long.csv", mine)
-
-    monkeypatch.setattr(command.page, "RESULTS", published)
-    monkeypatch.setattr(long, "run", run)
-    command.main(["suite", "--long", "--tasks", "agent", "--out", str(out)])
-    said = capsys.readouterr().out
-    assert "| agent | 2400 | **0.2** | 0.4 | 2 |" in said
-    assert "Behind it on: agent (2.00 times its end)." in said
-
-
-def test_a_picture_of_long_runs_is_drawn_of_what_there_is(tmp_path):
-    """Runs that broke are there too."""
-    name = "unequal inputs, long"
-    measures = LONG[name]().horizon // LONG[name]().every
-    curve = np.linspace(1.0, 0.01, measures)
-    broken = np.where(np.arange(measures) < 9, curve, np.nan)
-    runs = {
-        Key(name, method, "fresh", f"rate={rate}", seed): one
-        for method, rates in {
-            "adam": [1],
-            "memory_adam": ["1e-05", "0.001"],
-            "prodigy": [1],
-        }.items()
-        for rate in rates
-        for seed, one in enumerate([curve, broken, broken])
-    }
-    long_runs.draw(runs, tmp_path / "long.png")
-    assert (tmp_path / "long.png").stat().st_size > 10_000
+def test_the_committed_ends_follow_from_the_rows():
+    committed = pd.read_csv(tables.__file__.split("reporting")[0] + "long_targets.csv")
+    ends = tables.ends_of(tables.load(RESULTS))
+    for column, method in (
+        ("adam_end", "adam"),
+        ("momentum_decay_end", "momentum, decay"),
+    ):
+        np.testing.assert_allclose(committed[column], ends[method], rtol=1e-3)
 
 
 def test_the_default_of_the_search_is_the_default_of_the_library():
@@ -469,35 +299,11 @@ def test_the_default_of_the_search_is_the_default_of_the_library():
 
 
 def test_variants_stand_over_the_default(tmp_path):
-    runs = {}
-    for name, ends in {"the default": (2.0, 4.0), "gain 1": (1.0, 5.0)}.items():
-        for rate, end in zip(search.RATES, ends, strict=True):
-            text = write_setting({"rate": rate})
-            for seed in range(3):
-                curve = np.array([9.0, *5 * [end + seed - 1]])
-                runs[Key("physics", name, "fresh", text, seed)] = curve
-                runs[Key("agent", name, "fresh", text, seed)] = curve
-    append_runs(tmp_path / "search.csv", runs)
-    table = rows_of(long_runs.format_search(tmp_path))
-    assert len(table) == 2 + len(search.VARIANTS)
-    nothing = f"{MISSING}, {MISSING}"
-    assert table["gain 1"] == [*[nothing] * 4, "0.5, 1.25", "1, 5"]
-    assert table["the default"] == [*[nothing] * 4, "1, 1", "2, 4"]
-    assert table["gain 4"] == [f"{MISSING}, {MISSING}"] * 6
-
-
-def test_costs_are_beside_those_of_adam():
-    costs = [
-        Cost("a, long", "adam", 2.0, 8.0),
-        Cost("a, long", "memory_adam", 3.0, 8.5),
-        Cost("b", "adam", 1.0, 8.0),
-        Cost("b", "memory_adam", 1.0, 9.5),
-    ]
-    lines = long_runs.format_costs(costs).splitlines()
-    assert lines[0] == "| task | Adam, ms | memory_adam |"
-    assert lines[2:] == [
-        "| a | 2 | 1.50 |",
-        "| b | 1 | 1.00 |",
-        "| *median* | | 1.25 |",
-        "| *bytes of state a parameter* | 8.0 | 9.0 |",
-    ]
+    runs = {
+        Key("physics", name, "fresh", f"rate={rate:g}", seed): np.full(6, end)
+        for name, end in {"the default": 2.0, "gain 1": 1.0}.items()
+        for rate in search_tables.RATES
+        for seed in range(3)
+    }
+    append_runs(tmp_path / "search.csv.gz", runs, 60)
+    assert " | 0.5, 0.5 |" in search.report(tmp_path)["search"]

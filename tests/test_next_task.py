@@ -1,21 +1,16 @@
 """A memory goes from task to task, controls are what they say, tables show the rows."""
 
-import csv
-import shutil
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.experiments import next_task
-from benchmarks.harness import sweep
-from benchmarks.harness.store import Key, Store, read_runs, write_setting
+from benchmarks.harness.store import Key, Store, write_setting
 from benchmarks.problems import next_tasks as problems
 from benchmarks.problems.digits import BATCHES
 from benchmarks.problems.tasks import digits, teacher
-from benchmarks.reporting import next_tasks, page
-from benchmarks.reporting.statistics import SignTest
+from benchmarks.reporting import next_task as tables
 from metalr_optax import get_memory, memory_adam, set_memory
 from metalr_optax.progress import MARKS
 
@@ -84,13 +79,15 @@ def _move():
 @pytest.mark.slow
 def test_it_runs_goes_on_and_prints_its_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(next_task, "MOVES", {"teacher": _move})
-    monkeypatch.setattr(next_task, "TRIALS", 1)
+    monkeypatch.setattr(next_task.choose, "TRIALS", 1)
     monkeypatch.setattr(next_task, "LEARNERS", (ADAM,))
+    tables.labels.cache_clear()
     main(["next-task", "--out", str(tmp_path)])
+    tables.labels.cache_clear()
     said = capsys.readouterr().out
-    for label in ("### memory_adam", "| all (1) |", "Of 1 moves"):
+    for label in ("### memory_adam", "| all (1) |", "| `memory_adam` |"):
         assert label in said
-    runs = read_runs(tmp_path / "next_task.csv")
+    runs = Store(tmp_path / "next_task.csv.gz").runs
     learned = len(next_task.FRESH) + len(next_task.STARTS)
     # Two trials of Adam, which choose the same rate; two seeds of all else.
     assert len(runs) == 2 + 2 * (1 + learned)
@@ -100,30 +97,7 @@ def test_it_runs_goes_on_and_prints_its_tables(tmp_path, monkeypatch, capsys):
         for start in ("fresh", *next_task.STARTS)
     ]
     assert len({tuple(curve) for curve in curves}) == len(curves)
-
-    def refuse(*_):
-        raise AssertionError("it was there already")
-
-    monkeypatch.setattr(sweep.Trainer, "call", refuse)
-    main(["next-task", "--out", str(tmp_path)])
-    assert capsys.readouterr().out.split("### ")[1:] == said.split("### ")[1:]
-    picture = tmp_path / "next_task.png"
-    next_tasks.draw(next_tasks.load(tmp_path), picture)
-    assert picture.stat().st_size > 10_000
-
-
-def test_without_rows_the_tables_are_empty(tmp_path, monkeypatch):
-    monkeypatch.setattr(next_task, "MOVES", {"teacher": _move})
-    steps = next_tasks.load(tmp_path)
-    assert "Of 0 moves" in next_tasks.format_all(steps)
-    next_tasks.draw(steps, tmp_path / "next_task.png")
-
-
-def test_seeds_are_pooled():
-    tests = [SignTest(4, 1, 0, 0.4), SignTest(5, 0, 2, 0.1)]
-    assert next_tasks.pool(tests)[:3] == (9, 1, 2)
-    assert next_tasks.pool(tests).p == pytest.approx(22 / 1024)
-    assert next_tasks.pool([SignTest(0, 0, 3, 1.0)]).p == 1.0
+    assert (tmp_path / "next_task.png").stat().st_size > 10_000
 
 
 def test_second_tasks_are_those_that_they_are_called():
@@ -141,17 +115,3 @@ def test_second_tasks_are_those_that_they_are_called():
     assert 0.05 < same < 0.15
     pairs = next_task.MOVES[BATCHES]()
     assert [one.data for one in pairs.first] == [pairs.second.related]
-
-
-def test_targets_follow_from_the_committed_rows(tmp_path):
-    assert set(next_task.MOVES) <= set(sweep.load_targets())
-    with open(sweep.TARGETS, newline="") as file:
-        rows = {row["problem"]: row for row in csv.DictReader(file)}
-    path = tmp_path / "next_task.csv"
-    shutil.copy(page.RESULTS / path.name, path)
-    size = path.stat().st_size
-    for problem in next_task.load_new():
-        target, source = sweep.baseline_target(problem, Store(path))
-        assert float(rows[problem.name]["target"]) == pytest.approx(target, rel=1e-3)
-        assert rows[problem.name]["source"] == source
-    assert path.stat().st_size == size, "something had to be run"

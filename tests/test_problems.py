@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.experiments.paper import descend
 from benchmarks.problems import digits, gan, networks, robot, tasks
 from benchmarks.problems.robot import AHEAD, WINDOW
 from benchmarks.problems.tasks import rosenbrock_height
+from benchmarks.reporting.rosenbrock import descend
 
 
 @pytest.fixture(scope="module")

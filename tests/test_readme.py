@@ -4,20 +4,15 @@ import pathlib
 import re
 import tomllib
 
+import pandas as pd
+
 import metalr_optax
-from benchmarks.experiments import next_task, sequence, speed
-from benchmarks.reporting import (
-    headlines,
-    library_tables,
-    long_runs,
-    next_tasks,
-    page,
-    paper_tables,
-)
+from benchmarks.reporting import long, mnist, next_task, rows, speed, suite, transfer
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
+STARTS = ("reloaded", "new")
 
 
 def find(pattern, text):
@@ -55,29 +50,46 @@ def test_the_changelog_begins_with_this_version():
 
 
 def test_the_results_are_what_the_raw_rows_say():
-    tasks = library_tables.load_suite(page.RESULTS)
-    speeds = speed.read_rows(page.RESULTS / "speed.csv")
-    transfers = library_tables.load_transfer(page.RESULTS)
-    counts = long_runs.format_counts(long_runs.load(page.RESULTS))
-    assert headlines.format_headlines(tasks) in RESULTS
-    assert headlines.format_facts(tasks, transfers, speeds) in RESULTS
+    tasks, networks = suite.load(rows.RESULTS), transfer.load(rows.RESULTS)
+    assert suite.headlines(tasks) in RESULTS
+    given = {
+        name: ", ".join(
+            f"{transfer.over_fresh(one, name, 'end')} on the {network}"
+            for network, one in networks.items()
+        )
+        for name in ("memory_sgd", "memory_adam")
+    }
+    times = speed.times(speed.load(rows.RESULTS))
+    facts = [
+        *suite.failures(tasks).items(),
+        ("(seeds better : worse)", join(given)),
+        ("a landscape instead of one rate per layer", suite.landscapes(tasks)),
+        ("that of the same base behind a clip", join(times)),
+    ]
+    for what, measured in facts:
+        assert f"{what} | {measured} |" in RESULTS
+    counts = long.counts(long.load(rows.RESULTS), tuple(long.COUNTED)[:3])
     assert counts in RESULTS
     assert counts in README
-    steps = next_tasks.load(page.RESULTS)
-    for learner in next_task.LEARNERS:
-        assert next_tasks.count(steps, learner) in " ".join(RESULTS.split())
+    moves = {name: next_task.load(rows.RESULTS, name) for name in next_task.LEARNERS}
+    assert next_task.counts(moves) in RESULTS
+
+
+def join(values):
+    return "; ".join(f"`{name}` {value}" for name, value in values.items())
 
 
 def test_the_first_result_of_the_paper_is_what_the_raw_rows_say():
-    runs = sequence.read_rows(page.RESULTS / "mnist.csv")
-    assert paper_tables.format_rules(runs) in RESULTS
-    table = paper_tables.format_sequence(runs)
-    assert re.search(r"^SGD at 0.001 +([\d.]+) .* 10 ", table, re.MULTILINE)
-    adam = find(r"^Adam at 0.001 +([\d.]+) ", table)
-    reloaded, new, reloaded_adam, new_adam = (
-        find(rf"^{start} memory, {rule} .*0.01 +([\d.]+)", table)
-        for rule in ("equation 6", "Adam")
-        for start in ("reloaded", "new")
+    found = pd.read_csv(rows.RESULTS / "mnist.csv")
+    assert mnist.rules_table(found) in RESULTS
+    updates = mnist.updates_to_goal(found).sort_index()
+    assert (updates["sgd", 0.0] == 26).all()
+    adam, reloaded, new, reloaded_adam, new_adam = (
+        f"{updates[key].mean():.1f}"
+        for key in (
+            ("adam", 0.0),
+            *((f"{start}{rule}", 0.01) for rule in ("", ", adam") for start in STARTS),
+        )
     )
     results = " ".join(RESULTS.split())
     assert f"Adam at 0.001, untuned, needs {adam} updates" in results
@@ -89,17 +101,13 @@ def test_the_first_result_of_the_paper_is_what_the_raw_rows_say():
 
 
 def test_the_page_judges_both_rules_as_the_raw_rows_do():
-    runs = sequence.read_rows(page.RESULTS / "mnist.csv")
-    last = {
-        (run.method, run.meta_rate): paper_tables.updates_to_goal(run)
-        for run in runs
-        if run.task == paper_tables.LAST_TASK
-    }
+    last = mnist.updates_to_goal(pd.read_csv(rows.RESULTS / "mnist.csv"))
+    last = last.sort_index()
     holds = {
         (method, rate): last[method, rate].mean()
-        <= 1.05 * paper_tables.PAPER_UPDATES["reloaded", rate]
+        <= 1.05 * mnist.of_paper("reloaded", rate)
         for method in ("reloaded", "reloaded, adam")
-        for rate in sequence.META_RATES
+        for rate in mnist.META_RATES
     }
     assert list(holds.values()) == [True, True, False, False, True, True]
     never = 26
@@ -112,8 +120,7 @@ def test_the_page_judges_both_rules_as_the_raw_rows_do():
 
 
 def test_the_page_on_logs_says_what_they_cost():
-    rows = speed.read_rows(page.RESULTS / "speed.csv")
-    shares = library_tables.logging_shares(rows)
+    shares = speed.logging_shares(speed.load(rows.RESULTS))
     assert set(shares) == {"memory_sgd", "memory_adam", "paper_sgd"}
     said = f"at most {100 * max(shares.values()):.1f} % of a training step"
     log = (ROOT / "docs" / "how_to" / "log.md").read_text()

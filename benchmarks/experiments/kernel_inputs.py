@@ -1,4 +1,4 @@
-r"""What a memory could see beside the value of a direction: tried, and left out.
+"""What a memory could see beside the value of a direction: tried, and left out.
 
 With the rule of the ready optimizers, a memory per tensor and 11 local models:
 
@@ -13,7 +13,7 @@ them: every layer has a memory of its own, and what moves between networks goes 
 depth and role already (`match_labels`).
 """
 
-import pathlib
+import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,24 +21,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks.harness.arguments import add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import run_methods
-from benchmarks.methods import Method
+from benchmarks.harness.sweep import run_methods, seeds_of
+from benchmarks.methods import USUAL, Method
 from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import kernel_inputs
 from metalr_optax import Kernels, agreement_steps, linspace_kernels
 from metalr_optax.memory import accumulate, read
 
-STEM = "kernel_inputs"
-PROBLEMS = (
-    *("classes", "residual", "teacher", "noisy teacher", "unequal inputs"),
-    *("quadratic", "rosenbrock"),
-)
+TIME = "half an hour; with --seeds 10 as published, 1 hour"
 BASES = {
     "momentum": optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9)),
     "Adam": optax.scale_by_adam(b2=0.99),
 }
-SEEN = ("one rate", "value", "size", "history", "smoothed")
 _NUM, _DECAY, _BOUNDS = 11, 0.9, (1e-9, 10.0)
 _SMALLEST, _LARGEST = 1e-3, 1e2
 
@@ -138,17 +135,29 @@ def method_of(base: str, seen: str) -> Method:
     def make(rate: Any) -> optax.GradientTransformation:
         return seeing(seen, BASES[base], rate)
 
-    return Method(f"{base}, {seen}", make, {}, {"rate": 1e-3})
+    return Method(f"{base}, {seen}", make, {}, USUAL)
 
 
-def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
-    """Run what is missing in `kernel_inputs.csv`."""
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / f"{STEM}.csv")
-    tell = counted(say, len(PROBLEMS))
-    for name in PROBLEMS:
-        methods = [method_of(base, seen) for base in BASES for seen in SEEN]
-        jobs = [(methods[0].default, seed) for seed in range(seeds)]
-        pairs = [(method, jobs) for method in methods]
-        run_methods(SUITE[name](), store, pairs, min(seeds, 5))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    add_seeds(parser)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run what is missing in `kernel_inputs.csv.gz`."""
+    store = Store(arguments.out / "kernel_inputs.csv.gz")
+    tell, jobs = (
+        counted(say, len(kernel_inputs.TASKS)),
+        seeds_of(USUAL, arguments.seeds),
+    )
+    for name in kernel_inputs.TASKS:
+        pairs = [
+            (method_of(base, seen), jobs)
+            for base in BASES
+            for seen in kernel_inputs.SEEN
+        ]
+        run_methods(SUITE[name](), store, pairs, min(arguments.seeds, 5))
         tell(f"{name}: all runs are done")
+
+
+report = kernel_inputs.report

@@ -14,8 +14,8 @@ schedule in a random order; *frozen*, the schedule without any evidence; *unrela
 memory of noise or of labels that belong to other inputs.
 """
 
-import pathlib
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,35 +23,21 @@ import numpy as np
 import optax
 
 from benchmarks.experiments.transfer import load_growths
+from benchmarks.harness import choose
+from benchmarks.harness.arguments import add_seeds, add_tasks
 from benchmarks.harness.progress import counted
-from benchmarks.harness.store import TUNING_SEED, Store
-from benchmarks.harness.sweep import (
-    BUDGETS,
-    Trainer,
-    best_trial,
-    change_each,
-    load_targets,
-    lowest_trial,
-)
-from benchmarks.methods import METHODS, OURS, Method, sample_settings
+from benchmarks.harness.store import TUNING_SEED, Store, read_setting
+from benchmarks.harness.sweep import CHUNK, Trainer, change_each, seeds_of, tune
+from benchmarks.methods import LIBRARY, METHODS, OURS, Method, sample_settings
 from benchmarks.problems.next_tasks import LARGER, Move, moves, unlearnable
 from benchmarks.problems.problem import Problem
-from metalr_optax import (
-    Memory,
-    adapt_memory,
-    memory_adam,
-    memory_sgd,
-)
+from benchmarks.reporting import next_task
+from benchmarks.reporting.next_task import FRESH, ONE_RATE, SCHEDULE, STARTS
+from metalr_optax import Memory, adapt_memory, memory_adam, memory_sgd
 from metalr_optax.progress import MARKS
 
-STEM = "next_task"
-FRESH = (1e-6, 1e-5, 1e-4, 1e-3)
-SCHEDULE, ONE_RATE = "schedule", "one rate"
-CONTROLS = (ONE_RATE, "mean", "shuffled", "frozen", "unrelated")
-STARTS = (SCHEDULE, *CONTROLS)
-LEARNERS = tuple(one.method._replace(has_memory=True) for one in OURS)
-TRIALS = max(BUDGETS)
-_CHUNK = 5
+TIME = "1 hour; with --seeds 10 as published, 3 hours"
+LEARNERS = [LIBRARY[name]._replace(has_memory=True) for name in OURS]
 _OPTIMIZERS = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}
 
 
@@ -133,16 +119,19 @@ def freeze(method: Method) -> Method:
     return method._replace(make=lambda rate: make(initial=rate, memory_optimizer=still))
 
 
-def run(
-    out: pathlib.Path, names: Sequence[str], seeds: int, say: Callable[[str], None]
-) -> None:
-    """Run what is missing in `next_task.csv`."""
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / f"{STEM}.csv")
-    tell = counted(say, len(names))
-    for name in names:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    add_seeds(parser)
+    add_tasks(parser, list(MOVES))
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run what is missing in `next_task.csv.gz`."""
+    store = Store(arguments.out / "next_task.csv.gz")
+    tell = counted(say, len(arguments.tasks))
+    for name in arguments.tasks:
         move = MOVES[name]()
-        some = min(seeds, move.seeds)
+        some = min(arguments.seeds, move.seeds)
         run_baselines(move, store, some)
         for method in LEARNERS:
             run_starts(move, method, store, some)
@@ -152,25 +141,24 @@ def run(
 def run_baselines(move: Move, store: Store, seeds: int) -> None:
     """Run Adam on the second task: the best of its trials there, and on the first."""
     adam, first, second = METHODS["adam"], move.first[-1], move.second
-    jobs = [(one, TUNING_SEED) for one in sample_settings(adam, TRIALS)]
-    for problem in (first, second):
-        Trainer(problem, adam, store, 1).run(jobs)
-    target = load_targets()[second.name]
-    chosen = (
-        best_trial(store.runs, second, adam, TRIALS, target),
-        lowest_trial(store.runs, first, adam, TRIALS),
-    )
-    trainer = Trainer(second, adam, store, min(seeds, _CHUNK))
-    for setting in chosen:
-        trainer.run([(setting, seed) for seed in range(seeds)])
+    jobs = [(one, TUNING_SEED) for one in sample_settings(adam, choose.TRIALS)]
+    Trainer(first, adam, store, 1).run(jobs)
+    tried = choose.judge(store.rows(first.name))
+    there = choose.lowest_trial(tried, adam, choose.TRIALS)
+    target = choose.load_targets()[second.name]
+    trials = choose.TRIALS
+    tune(second, adam, store, seeds, trials, budgets=(trials,), target=target)
+    trainer = Trainer(second, adam, store, min(seeds, CHUNK))
+    trainer.run(seeds_of(read_setting(there), seeds))
 
 
 def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
     """Run a memory on the second task: fresh ones, those from before, and controls."""
-    chunk = min(seeds, _CHUNK)
+    chunk = min(seeds, CHUNK)
     trainer = Trainer(move.second, method, store, chunk)
-    trainer.run([({"rate": rate}, seed) for rate in FRESH for seed in range(seeds)])
-    jobs = [(method.default, seed) for seed in range(seeds)]
+    for rate in FRESH:
+        trainer.run(seeds_of({"rate": rate}, seeds))
+    jobs = seeds_of(method.default, seeds)
     starts = starts_of(move)
     if all(trainer.is_done(jobs, start) for start in starts):
         return
@@ -193,7 +181,7 @@ def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
 
 def learn(move: Move, method: Method, store: Store, seeds: int) -> tuple[Any, Any]:
     """Return memories [seeds, ...] of the first tasks in turn, and of the unrelated."""
-    chunk, learned, unrelated = min(seeds, _CHUNK), None, None
+    chunk, learned, unrelated = min(seeds, CHUNK), None, None
     for problem in move.first:
         trainer = Trainer(problem, method, store, chunk)
         learned = trainer.learn(problem.data, seeds, learned)
@@ -206,3 +194,6 @@ def fresh_state(problem: Problem, method: Method) -> Any:
     """Return the state of an optimizer that has not been used."""
     params, _ = problem.start(problem.data, jax.random.key(0))
     return method.make(*method.default.values()).init(params)
+
+
+report = next_task.report

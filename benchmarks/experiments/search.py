@@ -1,33 +1,23 @@
 """Variants of the rule of `memory_adam`, each alone, on six tasks named beforehand."""
 
+import argparse
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import optax
 
+from benchmarks.harness.arguments import add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import run_methods
-from benchmarks.methods import Method
+from benchmarks.harness.sweep import run_methods, seeds_of
+from benchmarks.methods import USUAL, Method
 from benchmarks.problems.long_tasks import LONG
-from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import search
 from metalr_optax import agreement_steps, memory_adam
 
-STEM = "search"
-RATES = (1e-5, 1e-3)
-TASKS: dict[str, Callable[[], Problem]] = {
-    name: (SUITE | LONG)[name]
-    for name in (
-        "teacher",
-        "noisy teacher",
-        "classes",
-        "unequal inputs, long",
-        "physics",
-        "agent",
-    )
-}
+TIME = "3 hours"
 
 
 class Variant(NamedTuple):
@@ -67,18 +57,29 @@ def make(variant: Variant, rate: float) -> optax.GradientTransformationExtraArgs
     )
 
 
-def method_of(name: str) -> Method:
-    """Return a variant as what runs."""
-    return Method(name, lambda rate: make(VARIANTS[name], rate), {}, {"rate": 1e-3})
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    add_seeds(parser)
 
 
-def run(out: pathlib.Path, seeds: int, say: Callable[[str], None]) -> None:
-    """Run what is missing in `search.csv`."""
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / f"{STEM}.csv")
-    tell = counted(say, len(TASKS))
-    for task, load in TASKS.items():
-        jobs = [({"rate": rate}, seed) for rate in RATES for seed in range(seeds)]
-        pairs = [(method_of(name), jobs) for name in VARIANTS]
-        run_methods(load(), store, pairs, 1)
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run what is missing in `search.csv.gz`."""
+    store = Store(arguments.out / "search.csv.gz")
+    tell = counted(say, len(search.TASKS))
+    for task in search.TASKS:
+        jobs = [
+            job
+            for rate in search.RATES
+            for job in seeds_of({"rate": rate}, arguments.seeds)
+        ]
+        pairs = [
+            (Method(name, lambda rate, one=one: make(one, rate), {}, USUAL), jobs)
+            for name, one in VARIANTS.items()
+        ]
+        run_methods((SUITE | LONG)[task](), store, pairs, 1)
         tell(f"{task}: all runs are done")
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return the table."""
+    return search.report(folder, list(VARIANTS))

@@ -4,9 +4,8 @@ Every case alternates between all methods, round after round, so that a slow mom
 the machine falls on all of them; what counts are medians and ratios.
 """
 
-import csv
+import argparse
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,11 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 from optax import contrib
 
-from benchmarks.harness.store import write_csv
+import metalr_optax
+from benchmarks.harness.arguments import positive
+from benchmarks.harness.progress import counted
+from benchmarks.harness.store import Frame, write_frame
 from benchmarks.problems.networks import LeNet, Transformer
 from benchmarks.problems.problem import cross_entropy
+from benchmarks.reporting import speed
+from benchmarks.reporting.speed import clip_of
 from metalr_optax import (
     Kernels,
     agreement_steps,
@@ -35,6 +40,7 @@ from metalr_optax import (
 )
 
 SAMPLE, ALL = 2**16, 10**9
+TIME = "20 minutes, alone on the machine"
 Make = Callable[[int], optax.GradientTransformation]
 
 
@@ -292,21 +298,13 @@ def run_case(case: Case) -> Iterator[Measurement]:
             *method,
             1e3 * float(np.median(update)),
             float(np.median(update / adam)),
-            float(np.median(update / rounds[clip_of(method[0])])),
+            float(np.median(update / rounds[clip_of(method[0]), 0])),
             float(share),
             facts["state"] / size,
             int(facts["leaves"]),
             facts["temporary"] / size,
             facts["compile"],
         )
-
-
-def clip_of(method: str) -> tuple[str, int]:
-    """Return the baseline that clips and has the base of a method."""
-    adam, momentum, lion = CLIPPED
-    if "lion" in method:
-        return lion
-    return momentum if "sgd" in method or "momentum" in method else adam
 
 
 def compile_case(case: Case) -> Iterator[Measurement]:
@@ -389,23 +387,42 @@ def _time(function: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def write_rows(measurements: list[Measurement], path: pathlib.Path) -> None:
-    """Write one row per case and method."""
-    write_csv(
-        path,
-        Measurement._fields,
-        (
-            [f"{value:.4g}" if isinstance(value, float) else value for value in one]
-            for one in measurements
-        ),
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    parser.add_argument(
+        "--sizes",
+        type=positive,
+        nargs="+",
+        default=[10**4, 10**5, 10**6, 10**7, 10**8],
+        help="parameters of the model",
     )
 
 
-def read_rows(path: pathlib.Path) -> list[Measurement]:
-    """Read back what `write_rows` wrote."""
-    types = Measurement.__annotations__
-    with open(path, newline="") as file:
-        return [
-            Measurement(**{key: types[key](value) for key, value in row.items()})
-            for row in csv.DictReader(file)
-        ]
+def frame_of(measurements: list[Measurement]) -> Frame:
+    """Return a row a case and method, with the version that was timed."""
+    rows = [
+        [float(f"{one:.4g}") if isinstance(one, float) else one for one in row]
+        for row in measurements
+    ]
+    frame = pd.DataFrame(rows, columns=Measurement._fields)
+    return frame.assign(version=metalr_optax.__version__)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Time the updates of all cases, and write `speed.csv`."""
+    measured, cases = [], list(make_cases(arguments.sizes))
+    tell = counted(say, len(cases))
+    for case in cases:
+        new = list(run_case(case))
+        measured += new
+        for one in new:
+            say(
+                f"{one.method}, M={one.kernels}: {one.milliseconds:.2f} ms, "
+                f"{one.clipped_ratio:.2f} times a clip and its base; "
+                f"compiled in {one.compile_seconds:.2f} s"
+            )
+        tell(f"{case.name}, {new[0].size:,} parameters in {new[0].leaves}")
+    write_frame(frame_of(measured), arguments.out / "speed.csv")
+
+
+report = speed.report

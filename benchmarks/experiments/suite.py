@@ -1,46 +1,46 @@
 """One default from five base rates, beside tuned baselines, on eleven tasks."""
 
-import pathlib
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable
 
-from benchmarks.harness.costs import measure_costs, write_costs
+from benchmarks.harness.arguments import add_seeds, add_tasks, add_trials
+from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import Trainer, in_threads, run_sweep
-from benchmarks.methods import BASELINES, LABELS, METHODS, OURS, VARIANTS, Variant
+from benchmarks.harness.sweep import run_methods, run_sweep, seeds_of
+from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, PEERS
 from benchmarks.problems.tasks import SUITE
+from benchmarks.reporting import suite
 
-PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
-STEM = "suite"
+TIME = "1 hour; with --seeds 10 --trials 20 as published, 4 hours"
 
 
-def run(
-    out: pathlib.Path,
-    names: Sequence[str],
-    seeds: int,
-    trials: int,
-    say: Callable[[str], None],
-) -> None:
-    """Run what is missing in `suite.csv`, and time all optimizers."""
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / f"{STEM}.csv")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    add_seeds(parser)
+    add_trials(parser)
+    add_tasks(parser, list(SUITE))
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run what is missing in `suite.csv.gz`, and time all optimizers."""
+    seeds, out = arguments.seeds, arguments.out
+    store = Store(out / "suite.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
-    peers = [
-        Variant(METHODS[name], LABELS[name], tuple(METHODS[name].default.values())[:1])
-        for name in PEERS
-    ]
-    untuned = (*OURS, *VARIANTS, *peers)
-    costs, tell = [], counted(say, len(names))
-    for name in names:
+    untuned = [*LIBRARY.values(), *(METHODS[name] for name in PEERS)]
+    tell = counted(say, len(arguments.tasks))
+    for name in arguments.tasks:
         problem = SUITE[name]()
-        run_sweep(problem, store, tuned, seeds, trials, say)
-
-        def run_one(one: Variant, problem=problem) -> None:
-            settings = [{**one.method.default, "rate": rate} for rate in one.rates]
-            jobs = [(setting, seed) for setting in settings for seed in range(seeds)]
-            Trainer(problem, one.method, store, min(seeds, 5)).run(jobs)
-
-        in_threads(run_one, untuned, store)
-        costs += measure_costs(problem, [*tuned, *(one.method for one in untuned)])
+        run_sweep(problem, store, tuned, seeds, arguments.trials, say)
+        pairs = []
+        for method in untuned:
+            rates = OURS.get(method.name, (method.default["rate"],))
+            settings = [{**method.default, "rate": rate} for rate in rates]
+            jobs = [job for setting in settings for job in seeds_of(setting, seeds)]
+            pairs.append((method, jobs))
+        run_methods(problem, store, pairs, min(seeds, 5))
+        add_costs(out, "suite", problem, [*tuned, *untuned])
         tell(f"{name}: all base rates are done")
-    write_costs(costs, out / f"{STEM}_cost.csv")
+
+
+report = suite.report

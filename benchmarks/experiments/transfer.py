@@ -1,37 +1,35 @@
 """A memory of a small network starts a larger one that learns the same digits."""
 
-import pathlib
+import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
+from benchmarks.harness.arguments import add_seeds
+from benchmarks.harness.choose import TRIALS
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import (
+    CHUNK,
     Trainer,
     averaged,
     change_each,
     in_threads,
     run_sweep,
+    seeds_of,
 )
-from benchmarks.methods import BASELINES, METHODS, OURS, VARIANTS, Variant
+from benchmarks.methods import BASELINES, LIBRARY, METHODS, USUAL
 from benchmarks.problems.networks import Cnn, Mlp
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import digit_classes
+from benchmarks.reporting import transfer
 from metalr_optax import adapt_memory, match_labels
 
-STEM = "transfer"
-FRESH = (1e-5, 1e-3)
+TIME = "half an hour; with --seeds 10 as published, 1 hour"
 EARLY = 20  # updates
-MOMENTS = ("early", "end")
-STARTS = tuple(f"{when}{how}" for when in MOMENTS for how in ("", ", pooled", ", mean"))
-_SCALARS, _LANDSCAPES = (
-    tuple(one._replace(method=one.method._replace(has_memory=True)) for one in some)
-    for some in (OURS, [one for one in VARIANTS if one.method.name == "memory_sgd_m21"])
-)
-LEARNERS = (*_SCALARS, *_LANDSCAPES)
+_SCALARS = ("memory_adam", "memory_sgd")
 
 
 class Growth(NamedTuple):
@@ -39,12 +37,12 @@ class Growth(NamedTuple):
 
     small: Problem
     large: Problem
-    learners: tuple[Variant, ...]
+    learners: tuple[str, ...]
 
 
 def load_growths() -> list[Growth]:
     """Return the networks that grow; a landscape is too slow for the convolutional."""
-    dense = Mlp((32, 10), nn.relu), Mlp((128, 128, 128, 10), nn.relu), LEARNERS
+    dense = Mlp((32, 10), nn.relu), Mlp((128, 128, 128, 10), nn.relu), transfer.LEARNERS
     convolutional = Cnn((8,), 32), Cnn((16, 32), 64), _SCALARS
     networks = {"larger mlp": dense, "larger cnn": convolutional}
     return [
@@ -57,40 +55,46 @@ def load_growths() -> list[Growth]:
     ]
 
 
-def run(out: pathlib.Path, seeds: int, trials: int, say: Callable[[str], None]) -> None:
-    """Run what is missing in `transfer.csv`."""
-    out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / f"{STEM}.csv")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what may be asked."""
+    add_seeds(parser)
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Run what is missing in `transfer.csv.gz`."""
+    store = Store(arguments.out / "transfer.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
     growths = load_growths()
     tell = counted(say, len(growths))
     for growth in growths:
-        run_sweep(growth.large, store, tuned, seeds, trials, say)
+        run_sweep(growth.large, store, tuned, arguments.seeds, TRIALS, say)
 
-        def run_one(one: Variant, growth: Growth = growth) -> None:
-            _run_starts(growth, one, store, seeds)
+        def run_one(name: str, growth: Growth = growth) -> None:
+            run_starts(growth, name, store, arguments.seeds)
 
         in_threads(run_one, growth.learners, store)
         tell(f"{growth.large.name}: all starts are done")
 
 
-def _run_starts(growth: Growth, one: Variant, store: Store, seeds: int) -> None:
-    chunk = min(seeds, 5)
-    trainer = Trainer(growth.large, one.method, store, chunk)
-    trainer.run([({"rate": rate}, seed) for rate in FRESH for seed in range(seeds)])
+def run_starts(growth: Growth, name: str, store: Store, seeds: int) -> None:
+    """Run one optimizer on the larger network, fresh and from every memory."""
+    chunk, method = min(seeds, CHUNK), LIBRARY[name]._replace(has_memory=True)
+    trainer = Trainer(growth.large, method, store, chunk)
+    for rate in transfer.FRESH:
+        trainer.run(seeds_of({"rate": rate}, seeds))
     params, _ = growth.large.start(growth.large.data, jax.random.key(0))
-    state = one.method.make(*one.method.default.values()).init(params)
-    jobs = [(one.method.default, seed) for seed in range(seeds)]
-    for when, horizon in zip(MOMENTS, (EARLY, growth.small.horizon), strict=True):
+    state = method.make(*USUAL.values()).init(params)
+    horizons = EARLY, growth.small.horizon
+    for when, horizon in zip(transfer.MOMENTS, horizons, strict=True):
         source = growth.small._replace(horizon=horizon)
-        learned = Trainer(source, one.method, store, chunk).learn(source.data, seeds)
-        for start in STARTS:
+        learned = Trainer(source, method, store, chunk).learn(source.data, seeds)
+        for start in transfer.STARTS:
             # A single rate is its own mean.
-            if start.startswith(when) and not (one in _SCALARS and "mean" in start):
+            if start.startswith(when) and not (name in _SCALARS and "mean" in start):
                 fitted = change_each(
                     learned, lambda memory, start=start: _fit(start, memory, state)
                 )
-                trainer.run(jobs, start, fitted)
+                trainer.run(seeds_of(USUAL, seeds), start, fitted)
 
 
 def _fit(start: str, memory: Any, state: Any) -> Any:
@@ -100,3 +104,6 @@ def _fit(start: str, memory: Any, state: Any) -> Any:
     if "pooled" in start:
         mapping = dict.fromkeys(mapping)
     return adapt_memory(memory, state, mapping)
+
+
+report = transfer.report

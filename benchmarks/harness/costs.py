@@ -1,35 +1,31 @@
 """What an update of a problem costs with every method: time and bytes of state."""
 
-import csv
 import pathlib
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pandas as pd
 
+import metalr_optax
 from benchmarks.harness.runner import make_update
-from benchmarks.harness.store import write_csv
+from benchmarks.harness.store import Frame, write_frame
 from benchmarks.methods import Method
 from benchmarks.problems.problem import Problem
 
 _UPDATES = 20  # in one call, so that calling costs nothing
 _ROUNDS = 7
+_KEY = ["experiment", "problem", "method"]
+COLUMNS = [*_KEY, "milliseconds", "state_bytes", "version"]  # bytes a parameter
 
 
-class Cost(NamedTuple):
-    """Of one update: gradient, optimizer and all, without compiling."""
-
-    problem: str
-    method: str
-    milliseconds: float
-    state_bytes: float  # per parameter
-
-
-def measure_costs(problem: Problem, methods: Sequence[Method]) -> list[Cost]:
-    """Time all methods in turns; return medians."""
+def add_costs(
+    folder: pathlib.Path, experiment: str, problem: Problem, methods: Sequence[Method]
+) -> None:
+    """Time an update of all methods, without compiling; keep medians in `costs.csv`."""
     calls, sizes = {}, {}
     for method in methods:
         calls[method.name], sizes[method.name] = _prepare(problem, method)
@@ -39,10 +35,25 @@ def measure_costs(problem: Problem, methods: Sequence[Method]) -> list[Cost]:
             start = time.perf_counter()
             jax.block_until_ready(call())
             times[name].append((time.perf_counter() - start) / _UPDATES)
-    return [
-        Cost(problem.name, name, 1e3 * statistics.median(times[name]), sizes[name])
+    rows = [
+        (
+            *(experiment, problem.name, name),
+            float(f"{1e3 * statistics.median(times[name]):.4g}"),
+            float(f"{sizes[name]:.4g}"),
+            metalr_optax.__version__,
+        )
         for name in calls
     ]
+    new = pd.DataFrame(rows, columns=COLUMNS)
+    known = read_costs(folder)
+    both = pd.concat([known, new]) if len(known) else new
+    write_frame(both.drop_duplicates(_KEY, keep="last"), folder / "costs.csv")
+
+
+def read_costs(folder: pathlib.Path) -> Frame:
+    """Return a row an experiment, problem and method."""
+    path = folder / "costs.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float]:
@@ -61,34 +72,3 @@ def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
     jax.block_until_ready(call(problem.data, params, extra, state))
     return lambda: call(problem.data, params, extra, state), size
-
-
-def write_costs(costs: Sequence[Cost], path: pathlib.Path) -> None:
-    """Write one row per problem and method."""
-    write_csv(
-        path,
-        Cost._fields,
-        (
-            (
-                one.problem,
-                one.method,
-                f"{one.milliseconds:.4g}",
-                f"{one.state_bytes:.4g}",
-            )
-            for one in costs
-        ),
-    )
-
-
-def read_costs(path: pathlib.Path) -> list[Cost]:
-    """Read back what `write_costs` wrote."""
-    with open(path, newline="") as file:
-        return [
-            Cost(
-                row["problem"],
-                row["method"],
-                float(row["milliseconds"]),
-                float(row["state_bytes"]),
-            )
-            for row in csv.DictReader(file)
-        ]

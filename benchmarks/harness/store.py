@@ -1,18 +1,19 @@
-"""Raw rows on disk: one line a run, appended as soon as it is done."""
+"""Raw rows on disk: gzipped CSV in long form, a row a measure."""
 
 import concurrent.futures
-import csv
-import io
+import gzip
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Sequence
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+
+import metalr_optax
 
 TUNING_SEED = 1000  # no seed of a comparison
-COLUMNS = ("problem", "method", "start", "setting", "seed", "curve")
 
 
 class Key(NamedTuple):
@@ -25,7 +26,10 @@ class Key(NamedTuple):
     seed: int
 
 
+Frame = Any  # a pandas.DataFrame or Series, whose types no checker follows
 Runs = dict[Key, np.ndarray]  # measures [horizon / every], nan once not finite
+KEY = list(Key._fields)
+COLUMNS = [*KEY, "update", "value", "version"]  # of the package that made the row
 
 
 def write_setting(setting: dict[str, float]) -> str:
@@ -39,75 +43,92 @@ def read_setting(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def rounded(curve: np.ndarray) -> np.ndarray:
-    """Return a curve as it comes back from the disk."""
-    return np.array([float(f"{value:.4g}") for value in curve])
-
-
-def append_runs(path: pathlib.Path, runs: Runs) -> None:
+def append_runs(path: pathlib.Path, runs: Runs, every: int) -> None:
     """Append runs, and return only when they are on the disk."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if not path.exists() or path.stat().st_size == 0:
-        writer.writerow(COLUMNS)
-    for key, curve in runs.items():
-        writer.writerow([*key, " ".join(f"{value:.4g}" for value in curve)])
-    with open(path, "a", newline="") as file:
-        file.write(text.getvalue())
+    frames = [
+        pd.DataFrame(
+            {
+                **key._asdict(),
+                "update": every * np.arange(1, len(curve) + 1),
+                "value": [f"{value:.4g}" for value in curve],
+                "version": metalr_optax.__version__,
+            }
+        )
+        for key, curve in runs.items()
+    ]
+    is_new = not path.exists() or path.stat().st_size == 0
+    text = pd.concat(frames).to_csv(index=False, header=is_new)
+    with open(path, "ab") as file:
+        file.write(gzip.compress(text.encode(), mtime=0))
         file.flush()
         os.fsync(file.fileno())
 
 
 def mend(path: pathlib.Path) -> None:
-    """Cut off the part of a line that a stopped process may have left."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        os.truncate(path, len(whole))
+    """Cut off the part of an append that a stopped process may have left."""
+    content = path.read_bytes() if path.exists() else b""
+    rest = content
+    while rest:
+        member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        try:
+            member.decompress(rest)
+        except zlib.error as error:
+            raise ValueError(f"{path} does not hold rows: {error}") from error
+        if not member.eof:
+            os.truncate(path, len(content) - len(rest))
+            return
+        rest = member.unused_data
 
 
-def read_runs(path: pathlib.Path) -> Runs:
-    """Read runs back; a last line that was cut off is left out.
+def read_rows(path: pathlib.Path) -> Frame:
+    """Return a row a run: its key, its curve, updates between measures, the version.
 
     Raises:
-      ValueError: the file holds something else; names its path and line.
+      ValueError: the file holds something else; names its path.
     """
-    if not path.exists():
-        return {}
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        del lines[-1]
-    rows = csv.reader(lines)
-    if lines and tuple(next(rows)) != COLUMNS:
-        raise ValueError(f"{path} does not begin with the columns {', '.join(COLUMNS)}")
-    runs = {}
-    for row in rows:
-        try:
-            *key, seed, curve = row
-            runs[Key(*key, seed=int(seed))] = np.array(curve.split(), float)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
-    return runs
+    if not path.exists() or path.stat().st_size == 0:
+        return pd.DataFrame(columns=[*KEY, "curve", "every", "version"])
+    try:
+        rows = pd.read_csv(path, keep_default_na=False, na_values={"value": ["nan"]})
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} does not hold rows: {error}") from error
+    if list(rows) != COLUMNS:
+        raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)}")
+    updates = rows["update"].to_numpy()
+    begins = np.flatnonzero(np.r_[True, np.diff(updates) <= 0])
+    runs = rows.iloc[begins].rename(columns={"update": "every"})
+    values = rows["value"].to_numpy(float)
+    runs["curve"] = pd.Series(np.split(values, begins[1:]), runs.index, dtype=object)
+    return runs.drop(columns="value").drop_duplicates(KEY, keep="last")
 
 
 class Store:
     """Runs that are done, in memory and on the disk; safe to use from threads."""
 
     def __init__(self, path: pathlib.Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         mend(path)
-        self.path = path
-        self.runs = read_runs(path)
+        rows, self.path = read_rows(path), path
+        keys = rows[KEY].itertuples(index=False)
+        self.runs: Runs = dict(zip(map(Key._make, keys), rows["curve"], strict=True))
         self._lock = threading.Lock()
         self._closed = False
 
-    def add(self, runs: Runs) -> None:
+    def rows(self, problem: str) -> Frame:
+        """Return a row a run of one problem."""
+        with self._lock:
+            runs = [(*key, one) for key, one in self.runs.items() if key[0] == problem]
+        return pd.DataFrame(runs, columns=[*KEY, "curve"])
+
+    def add(self, runs: Runs, every: int) -> None:
         """Keep runs; raises CancelledError, when they are kept, once it is closed."""
         # What is chosen now must be what is chosen from the file later.
-        runs = {key: rounded(curve) for key, curve in runs.items()}
+        runs = {
+            key: np.array([float(f"{value:.4g}") for value in curve])
+            for key, curve in runs.items()
+        }
         with self._lock:
-            append_runs(self.path, runs)
+            append_runs(self.path, runs, every)
             self.runs.update(runs)
         if self._closed:
             raise concurrent.futures.CancelledError
@@ -117,35 +138,9 @@ class Store:
         self._closed = True
 
 
-def write_csv(
-    path: pathlib.Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]
-) -> None:
+def write_frame(frame: Frame, path: pathlib.Path) -> None:
     """Write rows of another kind, in a file that is only there once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    with open(unfinished, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    frame.to_csv(unfinished, index=False)
     unfinished.replace(path)
-
-
-def updates_to(curve: np.ndarray, target: float, every: int) -> float:
-    """Return the updates until a measure is at the target or below; inf for never."""
-    reached = np.flatnonzero(curve <= target)
-    return float((reached[0] + 1) * every) if len(reached) else np.inf
-
-
-def final(curve: np.ndarray) -> float:
-    """Return the median of the last five measures; inf if one is not finite."""
-    last = curve[-5:]
-    return float(np.median(last)) if np.isfinite(last).all() else np.inf
-
-
-def find(runs: Runs, problem: str, method: str, start: str, setting: str) -> Runs:
-    """Return the runs of one setting, paired seeds in order, without trials."""
-    chosen = {
-        key: curve
-        for key, curve in runs.items()
-        if key[:4] == (problem, method, start, setting) and key.seed < TUNING_SEED
-    }
-    return dict(sorted(chosen.items(), key=lambda item: item[0].seed))

@@ -1,16 +1,12 @@
 """Tune every method with one sampler, compare on paired seeds, then transfer.
 
 Three classes, never mixed: one fixed setting, tuned by trials, with a memory that was
-learned on another task. A trial is one run with a seed that no comparison uses; the
-best trial does not diverge, has the fewest updates to the target, then the lowest final
-measure. A sweep that was stopped goes on where it was: what is on the disk is not run
-again.
+learned on another task. A trial is one run with a seed that no comparison uses. A sweep
+that was stopped goes on where it was: what is on the disk is not run again.
 """
 
 import concurrent.futures
-import csv
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,87 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.harness import choose
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import (
     TUNING_SEED,
     Key,
-    Runs,
     Store,
-    final,
-    updates_to,
+    read_setting,
     write_setting,
 )
 from benchmarks.methods import BASELINES, METHODS, Method, sample_settings
 from benchmarks.problems.problem import Problem
 from metalr_optax import Memory
 
-TARGETS = pathlib.Path(__file__).parents[1] / "targets.csv"
-BUDGETS = (1, 5, 20)
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
-_CHUNK = 5  # most runs in one call: rows are on the disk after each
-
-
-def load_targets() -> dict[str, float]:
-    """Return what every problem's measure must come down to, fixed beforehand."""
-    with open(TARGETS, newline="") as file:
-        return {row["problem"]: float(row["target"]) for row in csv.DictReader(file)}
-
-
-def best_trial(
-    runs: Runs, problem: Problem, method: Method, budget: int, target: float
-) -> dict[str, float]:
-    """Return the best of the first `budget` settings of the sampler.
-
-    What diverges comes last, even if it was at the target before.
-    """
-
-    def rank(setting: dict[str, float]) -> tuple[bool, float, float]:
-        text = write_setting(setting)
-        curve = runs[Key(problem.name, method.name, "fresh", text, TUNING_SEED)]
-        end = final(curve)
-        return not np.isfinite(end), updates_to(curve, target, problem.every), end
-
-    return min(sample_settings(method, budget), key=rank)
-
-
-def lowest_trial(
-    runs: Runs, problem: Problem, method: Method, trials: int
-) -> dict[str, float]:
-    """Return the setting that ends lowest of the first ones of the sampler."""
-
-    def end(setting: dict[str, float]) -> float:
-        text = write_setting(setting)
-        return final(runs[Key(problem.name, method.name, "fresh", text, TUNING_SEED)])
-
-    return min(sample_settings(method, trials), key=end)
-
-
-def median_end(curves: np.ndarray) -> float:
-    """Return the median over seeds of where curves [seeds, measures] end."""
-    return float(np.median([final(curve) for curve in curves]))
-
-
-def target_of(curves: np.ndarray, problem: Problem) -> float:
-    """Return what curves [seeds, measures] have at three quarters of the horizon.
-
-    The median over seeds.
-    """
-    at = problem.horizon * 3 // 4 // problem.every - 1
-    return float(np.median(curves[:, at]))
+CHUNK = 5  # most runs in one call: rows are on the disk after each
+Jobs = Sequence[tuple[dict[str, float], int]]  # settings and seeds
 
 
 def _select(memory: Any, index: np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], memory)
-
-
-def trials_done(runs: Runs, problem: Problem, method: Method) -> int:
-    """Return how many of the sampler's first settings were tried."""
-    most = max(BUDGETS)
-    for number, setting in enumerate(sample_settings(method, most)):
-        text = write_setting(setting)
-        if Key(problem.name, method.name, "fresh", text, TUNING_SEED) not in runs:
-            return number
-    return most
 
 
 def averaged(memory: Mapping[str, Memory]) -> dict[str, Memory]:
@@ -153,20 +88,18 @@ class Trainer:
         results = self.runner(data, settings[pad], jnp.array(seeds)[pad], memory)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], results)
 
-    def keys(self, jobs: Sequence[tuple[dict, int]], start: str) -> list[Key]:
+    def keys(self, jobs: Jobs, start: str) -> list[Key]:
         """Return what settings and seeds are called in the store."""
         return [
             Key(self.problem.name, self.method.name, start, write_setting(one), seed)
             for one, seed in jobs
         ]
 
-    def is_done(self, jobs: Sequence[tuple[dict, int]], start: str) -> bool:
+    def is_done(self, jobs: Jobs, start: str) -> bool:
         """Return whether settings and seeds are in the store."""
         return all(key in self.store.runs for key in self.keys(jobs, start))
 
-    def run(
-        self, jobs: Sequence[tuple[dict, int]], start: str = "fresh", memory: Any = None
-    ) -> None:
+    def run(self, jobs: Jobs, start: str = "fresh", memory: Any = None) -> None:
         """Run settings and seeds that are not in the store, and keep them there."""
         keys = self.keys(jobs, start)
         missing = [i for i, key in enumerate(keys) if key not in self.store.runs]
@@ -179,9 +112,8 @@ class Trainer:
                 [jobs[i][1] for i in chunk],
                 part,
             )
-            self.store.add(
-                {keys[i]: curve for i, curve in zip(chunk, curves, strict=True)}
-            )
+            done = {keys[i]: curve for i, curve in zip(chunk, curves, strict=True)}
+            self.store.add(done, self.problem.every)
 
     def learn(self, data: Any, seeds: int, memory: Any = None) -> Any:
         """Return what a task leaves of memories, new or given: [seeds, ...]."""
@@ -201,10 +133,7 @@ class Trainer:
         starts = {"reloaded": setting, "frozen": still, "unrelated": setting}
         if not self.method.name.endswith("_m1"):  # one model: nothing to mix up
             starts |= {"constant": still, "shuffled": setting}
-        jobs = {
-            start: [(one, seed) for seed in range(seeds)]
-            for start, one in starts.items()
-        }
+        jobs = {start: seeds_of(one, seeds) for start, one in starts.items()}
         if all(self.is_done(pairs, start) for start, pairs in jobs.items()):
             return
         learned = self.learn(self.problem.related, seeds)
@@ -217,6 +146,35 @@ class Trainer:
         }
         for start, pairs in jobs.items():
             self.run(pairs, start, memories[start])
+
+
+def seeds_of(setting: dict[str, float], seeds: int) -> Jobs:
+    """Return the jobs of one setting."""
+    return [(setting, seed) for seed in range(seeds)]
+
+
+def tune(
+    problem: Problem,
+    method: Method,
+    store: Store,
+    seeds: int,
+    trials: int = choose.TRIALS,
+    budgets: Sequence[int] = (),
+    target: float = np.nan,
+    chunk: int = CHUNK,
+) -> list[str]:
+    """Run the trials, and what is chosen from them on the seeds; return the settings.
+
+    Chosen is the best of each budget, or without any what ends lowest of all.
+    """
+    trainer = Trainer(problem, method, store, min(seeds, chunk))
+    trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
+    rows = choose.judge(store.rows(problem.name), target, problem.every)
+    chosen = [choose.best_trial(rows, method, budget) for budget in budgets]
+    chosen = chosen or [choose.lowest_trial(rows, method, trials)]
+    for setting in dict.fromkeys(chosen):
+        trainer.run(seeds_of(read_setting(setting), seeds))
+    return chosen
 
 
 def run_sweep(
@@ -232,22 +190,16 @@ def run_sweep(
     Raises:
       ValueError: the store holds runs of another length.
     """
-    target = load_targets()[problem.name]
+    target = choose.load_targets()[problem.name]
+    budgets = [budget for budget in choose.BUDGETS if budget <= trials]
     _check_lengths(problem, store)
 
     def run(method: Method) -> None:
-        trainer = Trainer(problem, method, store, min(seeds, _CHUNK))
-        trainer.run([(method.default, seed) for seed in range(seeds)])
-        trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
-        chosen = {}
-        for budget in (budget for budget in BUDGETS if budget <= trials):
-            one = best_trial(store.runs, problem, method, budget, target)
-            chosen[write_setting(one)] = one
-        for one in chosen.values():
-            trainer.run([(one, seed) for seed in range(seeds)])
+        trainer = Trainer(problem, method, store, min(seeds, CHUNK))
+        trainer.run(seeds_of(method.default, seeds))
+        text = tune(problem, method, store, seeds, trials, budgets, target)[-1]
         if method.has_memory and problem.related is not None:
             trainer.run_reloaded(seeds)
-        text = list(chosen)[-1]
         say(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
     in_threads(run, methods, store)
@@ -269,14 +221,11 @@ def in_threads(
 
 
 def run_methods(
-    problem: Problem,
-    store: Store,
-    pairs: Iterable[tuple[Method, Sequence[tuple[dict, int]]]],
-    chunk: int,
+    problem: Problem, store: Store, pairs: Iterable[tuple[Method, Jobs]], chunk: int
 ) -> None:
     """Run methods, each with its settings and seeds, side by side."""
 
-    def run_one(pair: tuple[Method, Sequence[tuple[dict, int]]]) -> None:
+    def run_one(pair: tuple[Method, Jobs]) -> None:
         method, jobs = pair
         Trainer(problem, method, store, chunk).run(jobs)
 
@@ -285,8 +234,8 @@ def run_methods(
 
 def _check_lengths(problem: Problem, store: Store) -> None:
     expected = problem.horizon // problem.every
-    for key, curve in store.runs.items():
-        if key.problem == problem.name and len(curve) != expected:
+    for curve in store.rows(problem.name)["curve"]:
+        if len(curve) != expected:
             raise ValueError(
                 f"{store.path} holds runs of {problem.name} with {len(curve)} "
                 f"measures, not {expected}: give another --out, or remove the file"
@@ -294,26 +243,21 @@ def _check_lengths(problem: Problem, store: Store) -> None:
 
 
 def baseline_target(
-    problem: Problem, store: Store, seeds: int = 10, trials: int = max(BUDGETS)
+    problem: Problem, store: Store, seeds: int = 10, trials: int = choose.TRIALS
 ) -> tuple[float, str]:
     """Return a target and where it comes from; runs what is missing for it.
 
     SGD, momentum and Adam are tuned for the final measure. The target is what the best
     of them has at three quarters of the horizon, the median over seeds.
     """
-    finals = {}
 
-    def run(method: Method) -> None:
-        trainer = Trainer(problem, method, store, min(seeds, _CHUNK))
-        trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
-        best = lowest_trial(store.runs, problem, method, trials)
-        trainer.run([(best, seed) for seed in range(seeds)])
-        text = write_setting(best)
-        keys = [
-            Key(problem.name, method.name, "fresh", text, seed) for seed in range(seeds)
-        ]
-        finals[method.name, text] = np.array([store.runs[key] for key in keys])
+    def run(name: str) -> tuple[float, np.ndarray, str]:
+        (text,) = tune(problem, METHODS[name], store, seeds, trials)
+        keys = [Key(problem.name, name, "fresh", text, seed) for seed in range(seeds)]
+        curves = np.array([store.runs[key] for key in keys])
+        end = np.median([choose.final(curve) for curve in curves])
+        return float(end), curves, f"{name} {text}"
 
-    in_threads(run, [METHODS[name] for name in BASELINES], store)
-    (name, text), curves = min(finals.items(), key=lambda item: median_end(item[1]))
-    return target_of(curves, problem), f"{name} {text}"
+    ends = in_threads(run, BASELINES, store)
+    _, curves, source = min(ends, key=lambda item: item[0])
+    return choose.target_of(curves), source

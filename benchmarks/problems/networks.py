@@ -145,19 +145,6 @@ class Transformer(nn.Module):
         return nn.Dense(256)(nn.LayerNorm()(x))
 
 
-class Bag(nn.Module):
-    """The mean of the embeddings of some tokens, then two dense layers."""
-
-    tokens: int
-    width: int
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Return [B, 4] for tokens [B, T]."""
-        x = nn.Embed(self.tokens, self.width)(tokens)
-        return nn.Dense(4)(nn.tanh(nn.Dense(self.width)(jnp.mean(x, axis=-2))))
-
-
 class Lstm(nn.Module):
     """LSTM cells and a linear layer."""
 

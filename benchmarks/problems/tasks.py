@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.problems import gan, robot
 from benchmarks.problems.digits import ONLINE, load_digits, load_pair
-from benchmarks.problems.networks import Bag, Mlp, Residual, Transformer
+from benchmarks.problems.networks import Mlp, Residual, Transformer
 from benchmarks.problems.problem import (
     Examples,
     Problem,
@@ -35,7 +35,6 @@ SOURCES = pathlib.Path(__file__).parents[1] / "data" / "python_stdlib.xz"
 _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
 _CONTEXT = 64  # bytes that a language model sees
-_TOKENS, _LENGTH = 2**14, 16  # of the embedding, of a bag of them
 ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
 
 
@@ -174,28 +173,6 @@ def language() -> Problem:
     return supervised("language", network, examples, cross_entropy, 8, 300, 10)
 
 
-def zipf() -> Problem:
-    """Return the regression on a teacher's embedding of tokens, k-th as often as 1/k.
-
-    Which row of the embedding a token has says nothing about its frequency.
-    """
-    rng = np.random.default_rng(0)
-    odds = 1.0 / np.arange(1, _TOKENS + 1)
-    ranks = rng.choice(_TOKENS, size=(9000, _LENGTH), p=odds / odds.sum())
-    tokens = rng.permutation(_TOKENS)[ranks]
-    labels = rng.normal(size=(_TOKENS, 4))[tokens].mean(axis=1)
-    labels = (labels - labels.mean(0)) / labels.std(0)
-    x, y = jnp.asarray(tokens, jnp.int32), jnp.asarray(labels, jnp.float32)
-    examples = Examples(x[:8000], y[:8000], x[8000:], y[8000:])
-    network = Bag(_TOKENS, 64)
-    return supervised("zipf embedding", network, examples, squared_error, 64, 300, 10)
-
-
-def wide() -> Problem:
-    """Return ten digits for dense layers of 1.1 and 1.4 million weights."""
-    return digit_classes("wide classes", Mlp((1408, 1024, 10), nn.relu))
-
-
 SUITE: dict[str, Callable[[], Problem]] = {
     "quadratic": quadratic,
     ROSENBROCK: rosenbrock,
@@ -209,5 +186,3 @@ SUITE: dict[str, Callable[[], Problem]] = {
     "language": language,
     "residual": residual,
 }
-# Each has a tensor above a million numbers.
-LARGE: dict[str, Callable[[], Problem]] = {"wide classes": wide, "zipf embedding": zipf}

@@ -1,0 +1,58 @@
+"""What tuned baselines reach: the targets of the comparisons, beside the committed."""
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+from benchmarks.experiments import next_task, transfer
+from benchmarks.harness.choose import load_targets
+from benchmarks.harness.progress import counted
+from benchmarks.harness.store import Store
+from benchmarks.harness.sweep import baseline_target
+from benchmarks.problems import robot
+from benchmarks.problems.digits import BATCHES, ONLINE, load_pair
+from benchmarks.problems.problem import Problem
+from benchmarks.problems.tasks import SUITE
+
+TIME = "2 hours"
+# Tasks of the suite whose targets come from the rows of an experiment of the paper.
+_ELSEWHERE = {
+    ONLINE: "mnist_tuned",
+    robot.CHANGE: "rnn",
+    "gan": "gan",
+    "rosenbrock": "rosenbrock",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Nothing may be asked."""
+
+
+def load_all() -> list[tuple[str, Problem]]:
+    """Return all problems, each with the name of the file of its rows."""
+    problems = [
+        ("rnn", robot.load_problem(robot.ABSOLUTE)),
+        ("mnist_tuned", load_pair(BATCHES)),
+    ]
+    problems += [(_ELSEWHERE.get(name, "suite"), SUITE[name]()) for name in SUITE]
+    problems += [("transfer", one.large) for one in transfer.load_growths()]
+    return problems + [("next_task", one) for one in next_task.load_new()]
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Tune the baselines; say the targets beside the committed ones."""
+    committed, problems = load_targets(), load_all()
+    tell = counted(say, len(problems))
+    for stem, problem in problems:
+        store = Store(arguments.out / f"{stem}.csv.gz")
+        target, source = baseline_target(problem, store)
+        tell(
+            f"{problem.name}: tuned baselines reach {target:.4g} ({source}); "
+            f"committed: {committed[problem.name]:.4g}"
+        )
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return nothing: the table of targets is on the page that lists the others."""
+    del folder
+    return {}

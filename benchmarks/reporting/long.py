@@ -1,0 +1,301 @@
+"""What long runs end at: tables and pictures, from the raw rows."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.harness.costs import read_costs
+from benchmarks.harness.store import TUNING_SEED, Frame, write_setting
+from benchmarks.methods import COLORS
+from benchmarks.problems.long_tasks import LONG
+from benchmarks.reporting import draw
+from benchmarks.reporting import rows as raw
+
+RATES = (1e-5, 1e-3)
+ALL_RATES = (1e-6, 1e-5, 1e-4, 1e-3)  # of memory_adam at a constant factor
+SEEDS = 3
+# A run that is there is done: heights at which nobody would go on for what is left.
+SOLVED = {
+    "agent": 0.02,
+    "quadratic, long": 1e-6,
+    "mnist online, long": 0.005,
+    "physics": 1e-3,
+    "rosenbrock, long": 1e-3,
+}
+CONSTANT = {
+    "adam": "Adam, best",
+    "momentum": "momentum, best",
+    "prodigy": "Prodigy",
+    "schedule_free": "schedule-free",
+    "memory_adam": "**memory_adam**",
+    "memory_sgd": "**memory_sgd**",
+}
+DECAYED = {
+    f"{name}, decay": head for name, head in CONSTANT.items() if name != "schedule_free"
+}
+# Judged by a share of failures, which comes to 0.
+SHARES = ("agent", "mnist online, long")
+MISSING = "\N{EN DASH}"
+BOUNDS = {"within 2 %, or lower": 1.02, "within 10 %": 1.1}
+COUNTED = {
+    "`memory_adam` ends where the best constant Adam does": ("memory_adam", "adam"),
+    "with a linear decay, where the best decayed Adam does": (
+        "memory_adam, decay",
+        "adam, decay",
+    ),
+    "`memory_adam` ends where Prodigy does": ("memory_adam", "prodigy"),
+    "`memory_sgd` ends where the best constant momentum does": (
+        "memory_sgd",
+        "momentum",
+    ),
+}
+_SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
+_SHOWN += ("noisy labels",)
+_LINES = {
+    "adam": ("Adam, best of 20 constant rates", "-"),
+    "adam, decay": ("Adam, best of 20 decayed rates", ":"),
+    "memory_adam": ("memory_adam", "-"),
+    "memory_adam, decay": ("memory_adam, decayed", ":"),
+}
+_ALL_LINES = _LINES | {
+    "momentum": ("momentum, best of 20 rates", "-"),
+    "prodigy": ("Prodigy", "-"),
+    "memory_sgd": ("memory_sgd", "-"),
+}
+
+
+def load(folder: pathlib.Path) -> Frame:
+    """Return the judged rows of a folder, elsewhere beside the published baselines.
+
+    Only those: the published rows of ours may be of another rule.
+    """
+    rows = raw.load(folder / "long.csv.gz")
+    if folder.resolve() != raw.RESULTS:
+        published = raw.load(raw.RESULTS / "long.csv.gz")
+        is_tuned = published["method"].str.partition(",")[0].isin(("adam", "momentum"))
+        rows = pd.concat([published[is_tuned], rows])
+    return rows[rows["seed"] < TUNING_SEED]
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return the tables; draw the pictures."""
+    rows, costs = load(folder), read_costs(folder)
+    draw_tasks(rows, _SHOWN, _LINES, folder / "long.png", 3)
+    draw_tasks(rows, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    return {
+        "counts": counts(rows),
+        "constant": ends_table(rows, CONSTANT),
+        "decayed": ends_table(rows, DECAYED),
+        "solved": ", ".join(f"{short(name)} {end:g}" for name, end in SOLVED.items()),
+        "starts": starts_table(rows),
+        "costs": costs_table(costs[costs["experiment"] == "long"]),
+        "missed": missed_table(rows),
+        "versions": raw.versions(rows),
+    }
+
+
+def short(name: str) -> str:
+    """Return the name of a task without what all of them share."""
+    return name.removesuffix(", long")
+
+
+def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
+    """Return the runs of ours from some rates, and of others at their one setting.
+
+    Only of what was run from all starts, with the same seeds, at least three.
+    """
+    is_ours = rows["method"].str.startswith("memory")
+    texts = [write_setting({"rate": rate}) for rate in rates]
+    rows = rows[~is_ours | rows["setting"].isin(texts)]
+
+    def is_whole(some: Frame) -> bool:
+        seeds = some.groupby("setting")["seed"].agg(frozenset)
+        expected = len(rates) if some["method"].iloc[0].startswith("memory") else 1
+        whole = len(seeds) == expected and seeds.nunique() == 1
+        return whole and seeds.iloc[0] >= set(range(SEEDS))
+
+    return rows.groupby(["problem", "method"]).filter(is_whole)
+
+
+def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
+    """Return median ends [tasks, methods]; nan unless all runs are there."""
+    found = from_starts(rows, rates).groupby(["problem", "method"])["end"].median()
+    return found.unstack().reindex(list(LONG))
+
+
+def divide(one: float, other: float) -> str:
+    """Return a ratio of ends, a dash where there is none."""
+    if not np.isfinite([one, other]).all() or other <= 0:
+        return MISSING
+    return f"{one / other:.3g}"
+
+
+def ends_table(rows: Frame, heads: dict[str, str]) -> str:
+    """Return a table of ends: a row per task, its lowest in bold.
+
+    A method without any run has no column.
+    """
+    heads = {
+        name: head for name, head in heads.items() if (rows["method"] == name).any()
+    }
+    ends, lines = ends_of(rows).reindex(columns=list(heads)), []
+    over = [name for name in heads if name.startswith(("memory_adam", "adam"))]
+    first = rows.drop_duplicates("problem").set_index("problem")
+    updates = first["every"] * first["curve"].map(len)
+    for task, found in ends.iterrows():
+        line = {"task": short(str(task)), "updates": str(updates.get(task, ""))}
+        for name, head in heads.items():
+            end = found[name]
+            text = f"**{end:.3g}**" if end == found.min() else f"{end:.3g}"
+            text = text if end < np.inf else "diverged"
+            line[head] = MISSING if np.isnan(end) else text
+        if len(over) == 2:
+            line["memory_adam / Adam"] = divide(found[over[1]], found[over[0]])
+        lines.append(line)
+    return raw.table(lines)
+
+
+def find_ratios(
+    rows: Frame,
+    ours: str,
+    rival: str,
+    *,
+    bare: bool = False,
+    rates: tuple[float, ...] = RATES,
+) -> Frame:
+    """Return task -> end of ours over that of a rival; what is solved is level.
+
+    Only of tasks where both are known. Infinite where ours diverged.
+    """
+    ends = ends_of(rows, rates).reindex(columns=[ours, rival]).dropna()
+    floors = pd.Series({} if bare else SOLVED, dtype=float).reindex(ends.index)
+    ends = ends.clip(lower=floors.fillna(np.finfo(float).tiny), axis=0)
+    return (ends[ours] / ends[rival]).where(ends[ours] < np.inf, np.inf)
+
+
+def counts(rows: Frame, names: tuple[str, ...] = tuple(COUNTED)) -> str:
+    """Return on how many tasks ours end where a rival does, a line per rival."""
+    lines = []
+    for text in names:
+        level = find_ratios(rows, *COUNTED[text])
+        strict = find_ratios(rows, *COUNTED[text], bare=True)
+        line = {"on how many tasks": text}
+        for head, bound in BOUNDS.items():
+            one, other = (level <= bound).sum(), (strict <= bound).sum()
+            line[head] = f"{one} of {len(level)}"
+            line[head] += f" ({other} by the bare ends)" * bool(one > other)
+        lines.append(line)
+    return raw.table(lines)
+
+
+def missed_table(rows: Frame) -> str:
+    """Return where ours end above 1.02 times a rival's end, and by how much."""
+    ratios = pd.DataFrame(
+        {f"{one} / {two}": find_ratios(rows, one, two) for one, two in COUNTED.values()}
+    ).reindex(list(LONG))
+    behind = ratios[(ratios > BOUNDS["within 2 %, or lower"]).any(axis=1)]
+    cells = behind.map(lambda x: "diverged" if x == np.inf else f"{x:.2f}")
+    cells = cells.mask(behind.isna(), MISSING)
+    cells.insert(0, "task", [short(str(task)) for task in cells.index])
+    return raw.table(cells)
+
+
+def starts_table(rows: Frame) -> str:
+    """Return the ends of memory_adam over the best Adam's, by its start."""
+    ratios = pd.DataFrame(
+        {
+            f"{rate:g}": find_ratios(
+                rows, "memory_adam", "adam", bare=True, rates=(rate,)
+            )
+            for rate in ALL_RATES
+        }
+    ).reindex(list(LONG))
+    cells = ratios.map(lambda x: MISSING if np.isnan(x) else f"{x:.3g}")
+    cells.insert(0, "from", [short(str(task)) for task in cells.index])
+    for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
+        within = [
+            f"{(one <= bound).sum()} of {one.count()}" for _, one in ratios.items()
+        ]
+        cells.loc[text] = [f"*within {text}, or lower*", *within]
+    return raw.table(cells)
+
+
+def costs_table(costs: Frame) -> str:
+    """Return what an update takes beside Adam's, and what a state keeps."""
+    order = list(dict.fromkeys(costs["method"]))
+    if "adam" not in order:
+        return ""
+    times = costs.pivot_table("milliseconds", "problem", "method", sort=False)[order]
+    over = times.div(times["adam"], axis=0)[order[1:]]
+    cells = over.map("{:.2f}".format)
+    cells.insert(0, "Adam, ms", times["adam"].map("{:.3g}".format))
+    cells.insert(0, "task", [short(str(task)) for task in cells.index])
+    middle = [f"{one:.2f}" for one in over.median()]
+    cells.loc["median"] = ["*median*", "", *middle]
+    sizes = costs.groupby("method")["state_bytes"].median()[order]
+    states = [f"{one:.1f}" for one in sizes]
+    cells.loc["state"] = ["*bytes of state a parameter*", *states]
+    return raw.table(cells)
+
+
+def draw_tasks(
+    rows: Frame,
+    shown: tuple[str, ...],
+    lines: dict[str, tuple[str, str]],
+    path: pathlib.Path,
+    columns: int,
+) -> None:
+    """Draw the measure over updates, a panel per task: medians of all runs."""
+    count = -(-len(shown) // columns)
+    figure, grid = draw.panels(count, columns, (3.8, 2.7))
+    found = from_starts(rows)
+    for axes, name in zip(grid.ravel(), shown, strict=False):
+        _draw_panel(axes, found[found["problem"] == name], lines, name in SHARES)
+        axes.set_title(short(name))
+    for axes in grid.ravel()[len(shown) :]:
+        axes.axis("off")
+    figure.supxlabel("updates")
+    figure.supylabel("test loss or error")
+    draw.save(figure, path, legend=2 if columns == 3 else 4)
+
+
+def _draw_panel(axes: Any, rows: Frame, lines: dict, is_share: bool) -> None:
+    finite = []
+    for name, (label, dash) in lines.items():
+        found = rows[rows["method"] == name]
+        if found.empty:
+            continue
+        # A run that broke is above all others, and no line is drawn where most did.
+        curves = np.stack(found["curve"])
+        middle = np.median(np.where(np.isfinite(curves), curves, np.inf), axis=0)
+        updates = found["every"].iloc[0] * np.arange(1, len(middle) + 1)
+        width = 2.5 if name.startswith("memory") else 1.3
+        color = COLORS[name.partition(",")[0]]
+        axes.plot(updates, middle, dash, color=color, lw=width, label=label)
+        finite += [middle] if np.isfinite(middle).all() else []
+    if finite:
+        _limit(axes, np.stack(finite), is_share)
+
+
+def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:
+    """Show from the lowest measure up to where learning begins, if need be by decades.
+
+    Every end is inside. A share of errors that is 0 has no place on such an axis.
+    """
+    tenth = max(1, curves.shape[1] // 10)
+    begin = float(np.median(curves[:, :tenth].max(axis=1)))
+    last = float(curves[:, -tenth:].max())
+    low, high = float(curves.min()), max(begin, last)
+    if is_share:
+        axes.set_ylim(-0.05 * high, 1.05 * high)
+    elif low < high / 4:
+        axes.set(yscale="log", ylim=(max(low, 1e-12) / 1.5, high * 1.2))
+        if high < 30 * low:
+            draw.use_numbers(
+                axes.yaxis, [x * 10.0**y for y in range(-5, 3) for x in (1, 2, 5)]
+            )
+    else:
+        high = max(low + 0.6 * (high - low), 1.02 * last)
+        axes.set_ylim(low - 0.05 * (high - low), high)

@@ -1,0 +1,163 @@
+"""Tables and the picture of what a step costs."""
+
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.harness.store import Frame
+from benchmarks.methods import COLORS
+from benchmarks.reporting import draw
+from benchmarks.reporting.rows import table
+
+USUAL = {"memory_sgd": 1, "memory_adam": 1, "paper_sgd": 20}
+_DRAWN = ("adam", "momentum", "prodigy", "memory_adam", "memory_sgd", "paper_sgd")
+
+
+def clip_of(method: str) -> str:
+    """Return the baseline that clips and has the base of a method."""
+    if "lion" in method:
+        return "clip + lion"
+    is_sgd = "sgd" in method or "momentum" in method
+    return "clip + momentum" if is_sgd else "clip + adam"
+
+
+def load(folder: pathlib.Path) -> Frame:
+    """Return a row a case and method."""
+    return pd.read_csv(folder / "speed.csv")
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return the tables; draw the picture."""
+    rows = load(folder)
+    draw_speed(rows, folder / "speed.png")
+    return {
+        "headlines": table([times(rows)]),
+        "sizes": sizes_table(rows),
+        "cases": cases_table(rows),
+        "compiled": compiled_table(rows),
+        "progress": progress_table(rows),
+        "versions": ", ".join(sorted(set(rows["version"]))),
+    }
+
+
+def times(rows: Frame) -> dict[str, str]:
+    """Return the time of a million parameters over a clip and the base, by method."""
+    is_one = (
+        (rows["case"] == "update") & (rows["size"] == 10**6) & (rows["leaves"] == 1)
+    )
+    found = rows[is_one].drop_duplicates(["method", "kernels"], keep="last")
+    ratios = found.set_index(["method", "kernels"])["clipped_ratio"]
+    return {x: f"{ratios.get((x, num), np.nan):.2f}" for x, num in USUAL.items()}
+
+
+def in_one_tensor(rows: Frame) -> Frame:
+    """Return the updates of one tensor; of what is there twice the later."""
+    single = rows[(rows["case"] == "update") & (rows["leaves"] == 1)]
+    return single.drop_duplicates(["method", "kernels", "size"], keep="last")
+
+
+def sizes_table(rows: Frame) -> str:
+    """Return ratios by number of parameters, bytes of state and time to compile."""
+    single, keys = in_one_tensor(rows), ["method", "kernels"]
+    ratios = single.pivot_table("clipped_ratio", keys, "size", sort=False).sort_index(
+        axis=1
+    )
+    cells = ratios.map(lambda x: "" if np.isnan(x) else f"{x:.2f}")
+    cells.columns = [f"{size:,}" for size in cells.columns]
+    usual = single[single["size"] <= 10**7].sort_values("size").groupby(keys).last()
+    cells["state"] = usual["state_bytes"].map("{:.2f}".format)
+    cells["compile"] = usual["compile_seconds"].map("{:.2f} s".format)
+    cells = cells.reset_index(names=["method", "M"])
+    return table(cells.assign(M=cells["M"].replace(0, "").astype(str)))
+
+
+def cases_table(rows: Frame) -> str:
+    """Return ratios by number of tensors, and in training."""
+    found = rows[(rows["leaves"] > 1) & ~rows["case"].str.startswith("compile")]
+    return table(
+        {
+            "case": one.case,
+            "parameters": f"{one.size:,}",
+            "tensors": str(one.leaves),
+            "method": one.method,
+            "ratio": f"{one.clipped_ratio:.2f}",
+            "% of a step": f"{100 * one.share:.1f}" if one.share else "",
+            "compile": f"{one.compile_seconds:.2f} s",
+        }
+        for one in found.itertuples()
+    )
+
+
+def compiled_table(rows: Frame) -> str:
+    """Return tracing and compiling, over that of clip + adam, and of the own base."""
+    found = rows[rows["case"].str.startswith("compile")]
+    seconds = found.set_index(["case", "leaves", "method"])["compile_seconds"]
+    return table(
+        {
+            "tensors": f"{one.leaves:,}",
+            "parameters": f"{one.size:,}",
+            "method": one.method,
+            "seconds": f"{one.compile_seconds:.2f}",
+            **{
+                head: f"{one.compile_seconds / seconds[one.case, one.leaves, base]:.2f}"
+                for head, base in (
+                    ("/ clip + adam", "clip + adam"),
+                    ("/ clip and base", clip_of(one.method)),
+                )
+            },
+            "state": f"{one.state_bytes:.3f}",
+            "temporary": f"{one.temporary_bytes:.2f}",
+        }
+        for one in found.itertuples()
+    )
+
+
+def progress_table(rows: Frame) -> str:
+    """Return what a schedule adds to the time of an update with a rate for a layer."""
+    found = rows[rows["method"].isin(("one rate", "by progress"))]
+    both = found.pivot_table("milliseconds", ["size", "leaves"], "method")
+    over: Frame = both["by progress"] / both["one rate"] if len(both) else pd.Series()
+    return table(
+        {
+            "parameters": f"{size:,}",
+            "tensors": str(leaves),
+            "by progress / one rate": f"{value:.2f}",
+        }
+        for (size, leaves), value in over.items()
+    )
+
+
+def logging_shares(rows: Frame) -> dict[str, float]:
+    """Return which part of a training step of the CNN logging takes, by method."""
+    cnn = rows[rows["case"].str.startswith("MNIST CNN")].set_index("method")
+    step = cnn["milliseconds"] / cnn["share"]
+    return {
+        name: (cnn["milliseconds"][f"{name}, logged"] - cnn["milliseconds"][name])
+        / step[name]
+        for name in cnn.index
+        if f"{name}, logged" in cnn.index
+    }
+
+
+def draw_speed(rows: Frame, path: pathlib.Path) -> None:
+    """Draw the ratio to a clip and the base by size, and the bytes of state."""
+    figure, ((sizes, state),) = draw.panels(1, 2, (5.4, 4.2))
+    single = in_one_tensor(rows)
+    for name in _DRAWN:
+        found = single[
+            (single["method"] == name) & (single["kernels"] == USUAL.get(name, 0))
+        ]
+        found, color = found.sort_values("size"), COLORS[name]
+        sizes.plot(found["size"], found["clipped_ratio"], "o-", color=color, label=name)
+        largest = found[found["size"] <= 10**7].tail(1)
+        bar = state.barh([name] * len(largest), largest["state_bytes"], color=color)
+        state.bar_label(bar, fmt="%.2g", padding=3)
+    sizes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
+    sizes.set(xscale="log", xlabel="parameters")
+    sizes.set_ylabel("time of an update / clip and base")
+    sizes.set_yscale("log", base=2)
+    sizes.yaxis.set_major_formatter("{x:g}")
+    state.set(xlim=(0, 19), xlabel="bytes of state per parameter")
+    state.invert_yaxis()
+    draw.save(figure, path, legend=3)
