@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,9 +152,9 @@ def paired(one: Frame, other: Frame, value: str = "updates") -> str:
     return bold_if(f"{text} ({test.wins} : {test.losses})", test)
 
 
-def table(rows: Iterable[Mapping[str, Any]] | Frame) -> str:
+def table(rows: Iterable[dict[str, Any]] | Frame) -> str:
     """Return rows as a Markdown table; what is missing is blank."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows)
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
     text = frame.fillna("").to_markdown(index=False, disable_numparse=True)
     # As narrow as what is in it: rows of these tables are long.
     return re.sub(" +", " ", re.sub(":?-{3,}:?", "---", text))
