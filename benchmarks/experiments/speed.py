@@ -28,6 +28,7 @@ from benchmarks.reporting.speed import clip_of
 from metalr_optax import (
     Kernels,
     agreement_steps,
+    average_weights,
     learn_rates,
     linspace_kernels,
     memory_adam,
@@ -122,6 +123,10 @@ OPTIMIZERS: dict[str, Make] = {
     "memory_adam": lambda num: memory_adam(
         kernels=linspace_kernels(1.0, num), clip_norm=1.0
     ),
+    "memory_adam, averaged": lambda num: optax.chain(
+        memory_adam(kernels=linspace_kernels(1.0, num), clip_norm=1.0),
+        average_weights(),
+    ),
     "learn_rates, lion": lambda _: learn_rates(optax.lion(1.0), clip_norm=1.0),
     "memory_adam, all": lambda num: memory_adam(
         clip_norm=1.0, kernels=linspace_kernels(1.0, num), evidence_sample=ALL
@@ -140,7 +145,7 @@ OPTIMIZERS: dict[str, Make] = {
 }
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
 CLIPPED = ("clip + adam", 0), ("clip + momentum", 0), ("clip + lion", 0)
-LION = ("learn_rates, lion", 1)
+LION, AVERAGED = ("learn_rates, lion", 1), ("memory_adam, averaged", 1)
 _NEW = [(name, 1) for name in OPTIMIZERS if name.startswith("memory")] + [LION]
 _PAPERS = [
     (name, 20)
@@ -171,6 +176,7 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
                 ("memory_sgd", 1),
                 ("memory_adam", 1),
                 LION,
+                AVERAGED,
                 EXACT,
             ]
             methods.append(("paper_sgd, sampled", 20))
@@ -179,7 +185,7 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
         if size in (10**6, 10**7):
             more = [("paper_sgd", num) for num in (1, 20, 100, 500, 1000)]
             yield Case("update", make_leaves(size, 1), [ADAM, *CLIPPED, *more], rounds)
-    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), LION]
+    ours = [ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1), LION, AVERAGED]
     for leaves in (10, 100, 300, 1000):
         methods = [*ours, EXACT, ("paper_adam", 20)] if leaves <= 100 else ours
         if leaves < 1000:
