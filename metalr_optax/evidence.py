@@ -1,6 +1,7 @@
 """Which coordinates give evidence, for which memory, and how it is averaged."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metalr_optax.checks import check_like_init, refuse_samples
-from metalr_optax.groups import Label, names_in
+from metalr_optax.groups import Label
 
 
 class Evidence(NamedTuple):
@@ -59,7 +60,8 @@ def whole_tensors(tree: Any, labels: Sequence[Label], rows: Any) -> list[Piece]:
     index = {name: place for place, name in enumerate(sorted(rows))}
     pieces = []
     for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
-        places = np.array([index[name] for name in names_in(label)], np.int32)
+        names = [label] if isinstance(label, str) else label
+        places = np.array([index[name] for name in names], np.int32)
         operand = rows[label] if isinstance(label, str) else places
         sizes = np.full(len(places), leaf.size // max(len(places), 1))
         pieces.append(Piece(operand, places, sizes, leaf))
@@ -129,21 +131,25 @@ def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
 
 def collect(
     gather: Callable[..., Evidence],
-    shared: Any,
-    pieces: Sequence[Piece],
-    last: Sequence[jax.Array],
     histories: Iterable[Any],
+    gradient: Any,
+    labels: Sequence[Label],
+    state: Any,
+    size: int | None,
 ) -> Evidence:
-    """Return the evidence [L, ...] of all tensors: means over those of a memory.
+    """Return what a gradient says about the direction that a state keeps, [L, ...].
 
     Args:
       gather: (shared, row, gradient, last direction, history) -> evidence of a tensor.
-      shared: what all tensors share.
-      pieces: of the gradient.
-      last: the last directions, in the shapes of pieces.
       histories: what kernels are given, where that is no direction.
+      gradient: a tree.
+      labels: of its leaves.
+      state: a ``ScaleByMemoryState``.
+      size: of a sample; None for all coordinates.
     """
-    parts = []
+    pieces = sampled(whole_tensors(gradient, labels, state.rows), size)
+    last = kept(state.last_direction, pieces, gradient)
+    shared, parts = (state.memory, state.orientation), []
     for piece, direction, history in zip(pieces, last, histories, strict=False):
         arrays = piece.rows, piece.array, direction, history
         part = by_row(gather, piece.rows)(shared, *arrays)
@@ -151,6 +157,12 @@ def collect(
             part = jax.tree.map(lambda array: array[None], part)
         parts.append(part)
     return jax.tree.map(functools.partial(_mean, pieces), *parts)
+
+
+def no_histories(base_state: Any) -> Iterable[None]:
+    """Return the history of each tensor where kernels see directions."""
+    del base_state
+    return itertools.repeat(None)
 
 
 def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:

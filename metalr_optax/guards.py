@@ -60,7 +60,8 @@ def guard(
         if not isinstance(state, GuardState):
             check_state(state, GuardState)
         updates = jax.tree.map(jnp.asarray, updates)
-        check_real(updates)
+        if any(map(jnp.iscomplexobj, jax.tree.leaves(updates))):
+            check_real(updates)
         usual = state.usual_norm
         norm = _norm(updates, jnp.maximum(usual, 1))
         is_good = jnp.isfinite(norm)

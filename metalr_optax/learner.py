@@ -134,8 +134,10 @@ def step(
     if not labels:
         return updates, state
     gradient = updates if gradient is None else gradient
-    evidence = _evidence(learner, gradient, labels, state)
-    evidence = evidence._replace(multiplier=multiplier)
+    histories, size = models.histories(state.base_state), learner.evidence_sample
+    evidence = by_tensor.collect(
+        models.gather, histories, gradient, labels, state, size
+    )._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
     direction, base_state = learner.base.update(
         updates, state.base_state, params, **extra_args
@@ -148,9 +150,7 @@ def step(
     state = ScaleByMemoryState(
         memory=memory,
         rows=state.rows,
-        last_direction=by_tensor.keep(
-            pieces, learner.evidence_sample, state.last_direction, dtype
-        ),
+        last_direction=by_tensor.keep(pieces, size, state.last_direction, dtype),
         orientation=orientation,
         rule_state=rule_state,
         base_state=base_state,
@@ -164,18 +164,6 @@ def step(
         for piece, history in zip(pieces, histories, strict=False)
     ]
     return jax.tree.unflatten(jax.tree.structure(direction), scaled), state
-
-
-def _evidence(
-    learner: Learner, gradient: Any, labels: Any, state: ScaleByMemoryState
-) -> Evidence:
-    """Return what a gradient says about the direction that the state keeps."""
-    pieces = by_tensor.whole_tensors(gradient, labels, state.rows)
-    pieces = by_tensor.sampled(pieces, learner.evidence_sample)
-    last = by_tensor.kept(state.last_direction, pieces, gradient)
-    histories = learner.models.histories(state.base_state)
-    shared = state.memory, state.orientation
-    return by_tensor.collect(learner.models.gather, shared, pieces, last, histories)
 
 
 def _new_info(

@@ -6,7 +6,6 @@ rate for all inputs, and Gaussian kernels that stay where they are;
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.evidence import Evidence, sample
+from metalr_optax.evidence import Evidence, no_histories, sample
 from metalr_optax.grid import LARGE, accumulate_large, make_grid, read_large
 from metalr_optax.memory import Kernels, accumulate, outermost, read, root_mean_square
 from metalr_optax.signals import Signal, is_coordinatewise, raw_product
@@ -47,7 +46,7 @@ class LocalModels(NamedTuple):
     init: Callable[..., StackedMemory]
     scale: Callable[..., jax.Array]
     gather: Callable[..., Evidence]
-    histories: Callable[[Any], Iterable[Any]] = lambda _: itertools.repeat(None)
+    histories: Callable[[Any], Iterable[Any]] = no_histories
     depends_on_platform: bool = False
 
 

@@ -674,7 +674,7 @@ def test_a_program_grows_no_faster_than_a_model():
     "power", [0, -1.0, np.inf, np.nan, "8", None, True, jnp.zeros(2), jnp.array(0.0)]
 )
 def test_a_power_is_positive_and_finite(power):
-    with pytest.raises(ValueError, match="power must be a positive, finite number"):
+    with pytest.raises(ValueError, match=r"power must be a number in \(0, inf\)"):
         averaging(power)
 
 
