@@ -139,8 +139,7 @@ def adapt_memory(
             new = _pooled([_resampled(other, target) for other in memory.values()])
         else:
             new = _resampled(memory[source], target, label in growing)
-        if len(new.rates) < len(target.rates):
-            new = padded(new, len(target.rates))
+        new = padded(new, len(target.rates))
         adapted[label] = jax.tree.map(
             lambda array, old: np.asarray(array, old.dtype), new, target
         )

@@ -140,7 +140,8 @@ def read_large(
         nodes = (sums[..., 0] / sums[..., 1]).ravel()
         place = _place(kernels, grid, inputs)
         cell = (place >> grid.shift).astype(jnp.uint32)
-        fraction = (place & ((1 << grid.shift) - 1)) * jnp.float32(2.0**-grid.shift)
+        rest = place & ((1 << grid.shift) - 1)
+        fraction = rest.astype(jnp.float32) * 2.0**-grid.shift
         low = nodes.at[cell].get(mode="promise_in_bounds")
         high = nodes.at[cell + 1].get(mode="promise_in_bounds")
         rate = (low + fraction * (high - low)).astype(rates.dtype)
@@ -210,7 +211,8 @@ def _inputs_at(kernels: Kernels, grid: Grid, place: Any) -> Any:
     """Return the kernel inputs of nodes, which are counted from the middle."""
     *_, middle, unit = _frame(kernels, grid.octaves)
     away = ((abs(place) << grid.shift) + _ONE).view(np.float32) - 1
-    return middle + unit * away * (2 * (place > 0) - 1)
+    is_right = (place > 0).astype(np.float32)
+    return middle + unit * away * (2 * is_right - 1)
 
 
 def _place(kernels: Kernels, grid: Grid, inputs: jax.Array) -> jax.Array:

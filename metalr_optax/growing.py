@@ -175,8 +175,10 @@ def with_slopes(
 
 
 def padded(memory: Memory, num: int) -> Memory:
-    """Return a memory of num local models; those not in use have the mean rate."""
+    """Return a memory of at least num local models, with unused ones behind its own."""
     (centers, widths), rates = memory.kernels, jnp.asarray(memory.rates)
+    if rates.shape[-1] >= num:
+        return memory
     in_use = jnp.asarray(widths) > 0
     pads = [(0, 0)] * (rates.ndim - 1) + [(0, num - rates.shape[-1])]
 
