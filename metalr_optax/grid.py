@@ -26,9 +26,9 @@ from metalr_optax.memory import REACH, Kernels, accumulate
 # From this size and number of local models on a grid pays.
 LARGE = 2**14
 _MANY = 4
-# Nodes at most, so that they stay in the cache; in an octave at least, a block, which
+# Nodes at most, whose numbers have 16 bits; in an octave at least, a block, which
 # meets the same kernels; and octaves.
-_NODES = 2**15
+_NODES = 2**16
 _BLOCK = 2**7
 _OCTAVES = 60
 # An activation bends within its width, and a rate turns from one neighbour to the next

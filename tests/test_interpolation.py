@@ -54,6 +54,7 @@ RESOLVED = {
     "even 20": linspace_kernels(2.0, 20),
     "even 100": linspace_kernels(2.0, 100),
     "even 500": linspace_kernels(2.0, 500),
+    "even 1000": linspace_kernels(2.0, 1000),
     "wide 500": linspace_kernels(2.0, 500, width=2.0),
     "narrow 20": linspace_kernels(2.0, 20, width=0.3),
     "tiny 20": linspace_kernels(1e-30, 20),
@@ -72,6 +73,7 @@ RESOLVED = {
 }
 UNRESOLVED = {
     "steps": linspace_kernels(2.0, 20, width=0.02),
+    "even 2000": linspace_kernels(2.0, 2000),
     "log 500": logspace_kernels(2.0, 500),
     "three": linspace_kernels(2.0, 3),
 }

@@ -163,7 +163,7 @@ def test_a_local_model_settles_on_what_is_its_own():
 def test_steps_are_those_of_the_reference_and_rows_know_nothing_of_each_other():
     """Also of a single memory [M], and with sums that overflow in one row only."""
     rng = np.random.default_rng(0)
-    activity = rng.uniform(0.1, 1.0, (12, 2, 3)) * [1.0, 1e-3, 1.0]
+    activity = rng.uniform(1e-4, 1e-3, (12, 2, 3)) * [1.0, 1e-3, 1.0]
     evidence = rng.uniform(-0.2, 1.0, activity.shape) * activity
     steps: Any = agreement_steps(0.5, gain=2.0)
     step, rates = jax.jit(steps.update), jnp.full([2, 3], 1e-3)
@@ -184,6 +184,8 @@ def test_steps_are_those_of_the_reference_and_rows_know_nothing_of_each_other():
     )
     assert np.isfinite(rates[0]).all()
     assert np.isfinite(state.history).all()
+    # The largest activity so far is that of a sum that did not overflow.
+    assert state.history[0, 1] <= 1.001 * activity[:, 0].sum(axis=-1).max()
 
 
 def test_products_that_overflow_are_no_evidence():
