@@ -192,9 +192,7 @@ def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
 
 def _averages_in(state: Any) -> dict[str, Any]:
     """Return the averages of all leaves, by the name of the leaf."""
-    kind = AverageWeightsState
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    trees = [node.average for node in nodes if isinstance(node, kind)]
+    trees = [node.average for _, node in checks.nodes_of(state, AverageWeightsState)]
     checks.require(trees, "state", "contain a state of average_weights", state)
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     averages = {_name_of(path[1:]): leaf for path, leaf in leaves}

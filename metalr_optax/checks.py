@@ -260,6 +260,14 @@ def check_state(state: Any, kind: Any) -> None:
     require(isinstance(state, kind), "state", f"be a {kind.__name__}", state, MOVE)
 
 
+def nodes_of(tree: Any, kind: Any) -> list[tuple[Any, Any]]:
+    """Return path and node of all outermost nodes of a kind in a tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda node: isinstance(node, kind)
+    )
+    return [(path, node) for path, node in leaves if isinstance(node, kind)]
+
+
 def _named_leaves(tree: Any, **options: Any) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, **options)
     return [(name_of(path) or "the top", leaf) for path, leaf in leaves]

@@ -80,7 +80,7 @@ from metalr_optax.memory import (
 from metalr_optax.rules import Rule
 from metalr_optax.signals import Signal
 from metalr_optax.splitting import Sums, grown, relative
-from metalr_optax.stack import StackedMemory
+from metalr_optax.stack import StackedMemory, stack_memories
 
 # Slopes and logs of widths move by at most so much in a step.
 _STEP = 0.02
@@ -116,13 +116,17 @@ def growing(learned: Learned, inputs: Any) -> LocalModels:
     fixed = gaussian([], inputs)
 
     def init(memories: Sequence[Memory], dtype: Any, progress: bool) -> StackedMemory:
-        if learned.capacity is not None:
-            memories = [padded(memory, learned.capacity) for memory in memories]
-        stack = fixed.init(memories, dtype, progress)
-        slopes = stack.rates if learned.slopes else None
-        disagreement = None if learned.capacity is None else stack.rates
-        wanted = stack._replace(slopes=slopes, disagreement=disagreement)
-        return with_slopes(stack, memories, wanted)
+        capacity = learned.capacity
+        if capacity is not None:
+            memories = [padded(memory, capacity) for memory in memories]
+        return stack_memories(
+            inputs,
+            memories,
+            dtype,
+            progress,
+            slopes=learned.slopes,
+            disagreement=capacity is not None,
+        )
 
     def gather(signal: Signal, shared: Any, row: Any, *tensors: Any) -> Evidence:
         evidence = fixed.gather(signal, shared, row, *tensors)
@@ -157,21 +161,6 @@ def grow(rule: Rule, learned: Learned) -> Rule:
         return memory, state
 
     return rule._replace(update=update)
-
-
-def with_slopes(
-    stack: StackedMemory, memories: Sequence[Memory], like: StackedMemory
-) -> StackedMemory:
-    """Return a stack with the slopes of memories and no disagreement, if like has."""
-    zeros = jnp.zeros_like(stack.rates)
-    slopes = [
-        zeros[..., 0, :] if m.slopes is None else jnp.asarray(m.slopes, zeros.dtype)
-        for m in memories
-    ]
-    return stack._replace(
-        slopes=None if like.slopes is None else jnp.stack(slopes, axis=-2),
-        disagreement=None if like.disagreement is None else zeros,
-    )
 
 
 def padded(memory: Memory, num: int) -> Memory:

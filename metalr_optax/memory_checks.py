@@ -80,7 +80,9 @@ def _check_values(
         slack = 1e-6 if array.dtype.itemsize > 2 else 8e-3
         low, high = low - slack * abs(low), high + slack * abs(high)
         fits = checks.is_real(array.dtype)
-        fits = fits and all(low <= x <= high for x in array.astype(np.float64).flat)
+        if fits:
+            array = array.astype(np.float64)
+            fits = ((low <= array) & (array <= high)).all()
     require(fits, name, allowed, values)
 
 

@@ -260,8 +260,7 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
             lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
         )
         state = base.init(ones)
-        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, _NO_BASES))
-        found = [type(node).__name__ for node in nodes if isinstance(node, _NO_BASES)]
+        found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
         hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
         allowed = "leave rates and weights to learn_rates"
         checks.require(not found, "base_optimizer", allowed, found, hint)

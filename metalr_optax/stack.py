@@ -1,6 +1,6 @@
 """What a state holds: all memories of an optimizer, stacked, a row for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,28 +66,33 @@ class Info(NamedTuple):
 
 
 def stack_memories(
-    inputs: Any, memories: Sequence[Memory], dtype: Any, progress: bool
+    inputs: Any,
+    memories: Sequence[Memory],
+    dtype: Any,
+    progress: bool,
+    *,
+    slopes: bool = False,
+    disagreement: bool = False,
 ) -> StackedMemory:
     """Return the stack of memories [M], or of vmapped ones [..., M]."""
 
-    def column(arrays: Sequence[Any], like: Any) -> jax.Array:
+    def column(arrays: Iterable[Any], like: Any) -> jax.Array:
         filled = [like if array is None else array for array in arrays]
         return jnp.stack([jnp.asarray(array, dtype) for array in filled], axis=-2)
 
     zeros = jnp.zeros(np.shape(memories[0].rates), dtype)
     flat = jnp.zeros((*zeros.shape[:-1], len(MARKS)), dtype)
-    kernels = [
-        column(arrays, zeros)
-        for arrays in zip(*(memory.kernels for memory in memories), strict=True)
-    ]
+    rates = column((memory.rates for memory in memories), zeros)
+    kernels = zip(*(memory.kernels for memory in memories), strict=True)
+    schedules, tilts = zip(*((m.schedule, m.slopes) for m in memories), strict=True)
     return StackedMemory(
-        rates=column([memory.rates for memory in memories], zeros),
-        evidence_weight=column([memory.evidence_weight for memory in memories], zeros),
-        kernels=jnp.stack(kernels, axis=-2),
+        rates=rates,
+        evidence_weight=column((memory.evidence_weight for memory in memories), zeros),
+        kernels=jnp.stack([column(arrays, zeros) for arrays in kernels], axis=-2),
         inputs=inputs,
-        schedule=column([memory.schedule for memory in memories], flat)
-        if progress
-        else None,
+        schedule=column(schedules, flat) if progress else None,
+        slopes=column(tilts, zeros) if slopes else None,
+        disagreement=jnp.zeros_like(rates) if disagreement else None,
     )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import require
+from metalr_optax.checks import nodes_of, require
 from metalr_optax.evidence import Samples, replicated
 from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
 from metalr_optax.guards import GuardState
@@ -95,7 +95,7 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
     for (state, labels), guard in zip(memory_states(opt_state), guards, strict=True):
         _check_run(state)
         quantities = _quantities(state.memory, state.info)
-        for rule_state in _nodes(state.rule_state, AgreementStepsState):
+        for _, rule_state in nodes_of(state.rule_state, AgreementStepsState):
             inconsistent = inconsistent_evidence(rule_state)
             mean = mean_rate(inconsistent, state.memory.evidence_weight)
             quantities["inconsistent_evidence"] = mean
@@ -222,15 +222,9 @@ def _guards(opt_state: Any) -> list[Any]:
     """Return the guard around each memory state, or the state itself without one."""
     return [
         node
-        for node in _nodes(opt_state, GuardState | ScaleByMemoryState)
-        for _ in _nodes(node, ScaleByMemoryState)
+        for _, node in nodes_of(opt_state, GuardState | ScaleByMemoryState)
+        for _ in nodes_of(node, ScaleByMemoryState)
     ]
-
-
-def _nodes(tree: Any, kind: Any) -> list[Any]:
-    """Return the outermost nodes of a kind in a tree."""
-    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in leaves if isinstance(node, kind)]
 
 
 def _map_leaves(

@@ -9,7 +9,7 @@ import numpy as np
 
 from metalr_optax import checks, memory_checks, stack
 from metalr_optax.grid import make_grid
-from metalr_optax.growing import padded, with_slopes
+from metalr_optax.growing import padded
 from metalr_optax.learner import ScaleByMemoryState
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.progress import FollowState
@@ -104,8 +104,7 @@ def memory_states(opt_state: Any) -> list[tuple[ScaleByMemoryState, list[str]]]:
     Raises:
       ValueError: there are none, or they have no values.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_is_memory_state)
-    nodes = [(path, node) for path, node in leaves if _is_memory_state(node)]
+    nodes = checks.nodes_of(opt_state, ScaleByMemoryState)
     allowed = "contain a state of scale_by_memory"
     checks.require(nodes, "opt_state", allowed, opt_state, checks.MOVE)
     states = [_without_variables(node) for _, node in nodes]
@@ -166,9 +165,14 @@ def _fill(
     old, rule_state = state.memory, state.rule_state
     memories = [_fitting(label, memory[label], old) for label in labels]
     _check_kernels([memory.kernels for memory in memories], old)
-    progress, dtype = old.schedule is not None, old.rates.dtype
-    new = stack.stack_memories(old.inputs, memories, dtype, progress)
-    new = with_slopes(new, memories, old)
+    new = stack.stack_memories(
+        old.inputs,
+        memories,
+        old.rates.dtype,
+        progress=old.schedule is not None,
+        slopes=old.slopes is not None,
+        disagreement=old.disagreement is not None,
+    )
     if isinstance(rule_state, FollowState):
         restarted = jax.tree.map(jnp.zeros_like, rule_state.progress)
         rule_state = rule_state._replace(progress=restarted)

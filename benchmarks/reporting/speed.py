@@ -43,10 +43,8 @@ def report(folder: pathlib.Path) -> dict[str, str]:
 
 def times(rows: Frame) -> dict[str, str]:
     """Return the time of a million parameters over a clip and the base, by method."""
-    is_one = (
-        (rows["case"] == "update") & (rows["size"] == 10**6) & (rows["leaves"] == 1)
-    )
-    found = rows[is_one].drop_duplicates(["method", "kernels"], keep="last")
+    single = in_one_tensor(rows)
+    found = single[single["size"] == 10**6]
     ratios = found.set_index(["method", "kernels"])["clipped_ratio"]
     return {x: f"{ratios.get((x, num), np.nan):.2f}" for x, num in USUAL.items()}
 
