@@ -274,7 +274,8 @@ def draw_problems(
     problems: dict[str, Frame], measured: dict[str, str], path: pathlib.Path
 ) -> None:
     """Draw curves of fixed settings and of the best trials, and all updates."""
-    figure, grid = draw.panels(len(problems), 3, (5.0, 4.2))
+    # An inch is the legend's, so that rows of methods have room beside it.
+    figure, grid = draw.panels(len(problems), 3, (5.0, 4.2 + 1 / len(problems)))
     for axes, (name, rows) in zip(grid, problems.items(), strict=True):
         target = load_targets()[name]
         for axis, title, choose in (
