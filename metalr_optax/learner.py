@@ -75,12 +75,18 @@ class Learner(NamedTuple):
 
 
 def with_signal(models: LocalModels, signal: Signal | None) -> LocalModels:
-    """Return a family whose evidence comes from a signal."""
-    gather = functools.partial(models.gather, signal or sign_agreement)
-    if models.depends_on_platform:
-        return models._replace(gather=gather)
-    # Traced once for all tensors of one shape.
-    return models._replace(gather=jax.jit(gather), scale=jax.jit(models.scale))
+    """Return a family whose evidence comes from a signal.
+
+    Its functions are traced once for all tensors of one shape, and compiled once where
+    steps are not.
+    """
+    # XLA does not see through a call to the programs of several platforms.
+    jit = functools.partial(jax.jit, inline=models.depends_on_platform)
+    gather = jit(models.gather, static_argnums=0)
+    return models._replace(
+        gather=functools.partial(gather, signal or sign_agreement),
+        scale=jit(models.scale),
+    )
 
 
 def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:

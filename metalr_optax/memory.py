@@ -3,6 +3,7 @@
 Pure functions of arrays; :mod:`metalr_optax.local_models` builds on them.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +114,7 @@ def read(
     return weighted / weights
 
 
+@functools.partial(jax.jit, inline=True)
 def weigh(
     kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -146,6 +148,7 @@ def weigh(
     return nearest, weighted, weights
 
 
+@functools.partial(jax.jit, inline=True)
 def accumulate(
     kernels: Kernels, inputs: jax.Array, values: Sequence[jax.Array]
 ) -> list[jax.Array]:

@@ -768,3 +768,26 @@ def test_both_orientations_of_a_base_learn_the_same():
     # The kernels are symmetric, and so are the memories: mirrored.
     mirrored = np.asarray(get_memory(two[1])["dense"].rates)[::-1]
     assert_close(get_memory(one[1])["dense"].rates, mirrored, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        memory_adam(),
+        paper_adam(),
+        learn_rates(optax.lion(1.0), kernels=linspace_kernels(2.0, 20)),
+        scale_by_memory(kernels=linspace_kernels(1.0, 5), kernel_input="history"),
+        scale_by_memory(capacity=30, learned_widths=True, linear=True),
+        optax.inject_hyperparams(memory_adam)(learning_rate=1.0),
+    ],
+    ids=["memory_adam", "paper_adam", "lion", "history", "growing", "injected"],
+)
+def test_steps_without_jit_compile_nothing_after_the_first(optimizer, caplog):
+    params = make_params()
+    state = optimizer.init(params)
+    for step in range(4):
+        caplog.clear()
+        # A second step has other branches to take than the first.
+        with jax.log_compiles(step > 1):
+            _, state = optimizer.update(params, state, params)
+    assert not [r for r in caplog.messages if r.startswith("Compiling")]
