@@ -106,18 +106,16 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         name: jnp.array(row, jnp.int32) if name in alone else None
         for row, name in enumerate(names)
     }
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    pieces, zero_pieces = (
-        by_tensor.whole_tensors(tree, labels, rows) for tree in (params, zeros)
+    pieces, size = (
+        by_tensor.whole_tensors(params, labels, rows),
+        learner.evidence_sample,
     )
     return ScaleByMemoryState(
         memory=memory,
         # `optax.tree.map_params` initialises with a tree without leaves and takes the
         # result for a prefix of the state: an array is a prefix of anything.
         rows=rows or jnp.zeros(0, jnp.int32),
-        last_direction=by_tensor.keep(
-            zero_pieces, learner.evidence_sample, zeros, dtype
-        ),
+        last_direction=by_tensor.keep_zeros(pieces, size, params, dtype),
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
         rule_state=learner.rule.init(memory, lambda: by_tensor.sizes_of(pieces, dtype)),
         base_state=learner.base.init(params),
