@@ -13,6 +13,11 @@ import numpy as np
 from metalr_optax.checks import check_like_init, refuse_samples
 from metalr_optax.groups import Label
 
+# Weights whose root mean square is no larger were put next to zero on purpose, as a
+# LayerScale of 1e-6 is: that says nothing of how large they will be.
+# Layers have more, up to a fan-in of a million.
+NEXT_TO_ZERO = 1e-3
+
 
 class Evidence(NamedTuple):
     """What a gradient says about the last step: means over coordinates.
@@ -180,7 +185,8 @@ def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     """Return the root mean squares [L] of the parameters of each memory.
 
-    Zero-initialised groups have the RMS of the whole tree.
+    Groups that start next to zero have the RMS of the whole tree. No size is smaller
+    than ``NEXT_TO_ZERO``.
     """
 
     def mean_square(shared: Any, row: Any, array: jax.Array) -> jax.Array:
@@ -195,7 +201,9 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     ]
     tree = [piece._replace(places=0 * piece.places) for piece in pieces]
     means, mean_of_tree = _mean(pieces, *squares), _mean(tree, *squares)
-    return jnp.sqrt(jnp.where(means > 0, means, mean_of_tree))
+    least = NEXT_TO_ZERO**2
+    means = jnp.where(means > least, means, mean_of_tree)
+    return jnp.sqrt(jnp.maximum(means, least))
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:
