@@ -83,27 +83,6 @@ def with_signal(models: LocalModels, signal: Signal | None) -> LocalModels:
     return models._replace(gather=jax.jit(gather), scale=jax.jit(models.scale))
 
 
-def in_float32(base: optax.GradientTransformation) -> Any:
-    """Return a base that computes in float32 what is float16.
-
-    Squares of gradients, and an eps of 1e-8, are 0 in float16.
-    """
-    base = optax.with_extra_args_support(base)
-
-    def wide(x: Any) -> Any:
-        is_half = jnp.result_type(x) == jnp.float16
-        return jnp.asarray(x, jnp.float32) if is_half else x
-
-    def init(params: optax.Params) -> optax.OptState:
-        return base.init(jax.tree.map(wide, params))
-
-    def update(updates, state, params=None, **extra_args):
-        updates, params = jax.tree.map(wide, (updates, params))
-        return base.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
 def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
     """Return the state before the first step."""
     dtype = memory_dtype(params)
@@ -160,14 +139,15 @@ def step(
         models.gather, histories, gradient, labels, state, size
     )._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
+    dtype = memory.rates.dtype
+    bounds = learner.rule.bounds(rule_state, dtype)
     direction, base_state = learner.base.update(
         updates, state.base_state, params, **extra_args
     )
-    orientation, dtype = state.orientation, memory.rates.dtype
+    orientation = state.orientation
     if orientation is not None:
         orientation = find_orientation(orientation, gradient, direction)
     pieces = by_tensor.whole_tensors(direction, labels, state.rows)
-    bounds = learner.rule.bounds(rule_state, dtype)
     state = ScaleByMemoryState(
         memory=memory,
         rows=state.rows,

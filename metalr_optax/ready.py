@@ -11,19 +11,12 @@ import optax
 from metalr_optax import checks
 from metalr_optax.averaging import AverageWeightsState
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import by_row, whole_tensors
+from metalr_optax.evidence import by_row, in_float32, whole_tensors
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.guards import guard
 from metalr_optax.initial import Initial
 from metalr_optax.kernels import linspace_kernels
-from metalr_optax.learner import (
-    Learner,
-    ScaleByMemoryState,
-    in_float32,
-    start,
-    step,
-    with_signal,
-)
+from metalr_optax.learner import Learner, ScaleByMemoryState, start, step, with_signal
 from metalr_optax.local_models import at
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.progress import follow_schedule

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax import checks, memory_checks
+from metalr_optax.evidence import in_float32
 from metalr_optax.groups import GroupBy
 from metalr_optax.growing import Learned, grow, growing
 from metalr_optax.history import histories_in, with_history
@@ -15,7 +16,6 @@ from metalr_optax.initial import Initial, initial_memories, kernels_of
 from metalr_optax.learner import (
     Learner,
     ScaleByMemoryState,
-    in_float32,
     start,
     step,
     with_signal,
