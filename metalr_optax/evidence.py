@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metalr_optax.checks import check_like_init, refuse_samples
 from metalr_optax.groups import Label
+
+# Weights whose root mean square is no larger were put next to zero on purpose, as a
+# LayerScale of 1e-6 is: that says nothing of how large they will be.
+# Layers have more, up to a fan-in of a million.
+NEXT_TO_ZERO = 1e-3
 
 
 class Evidence(NamedTuple):
@@ -185,10 +191,32 @@ def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
     )
 
 
+def in_float32(base: optax.GradientTransformation) -> Any:
+    """Return a base that computes in float32 what is float16.
+
+    Squares of gradients, and an eps of 1e-8, are 0 in float16.
+    """
+    base = optax.with_extra_args_support(base)
+
+    def wide(x: Any) -> Any:
+        is_half = jnp.result_type(x) == jnp.float16
+        return jnp.asarray(x, jnp.float32) if is_half else x
+
+    def init(params: optax.Params) -> optax.OptState:
+        return base.init(jax.tree.map(wide, params))
+
+    def update(updates, state, params=None, **extra_args):
+        updates, params = jax.tree.map(wide, (updates, params))
+        return base.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     """Return the root mean squares [L] of the parameters of each memory.
 
-    Zero-initialised groups have the RMS of the whole tree.
+    Groups that start next to zero have the RMS of the whole tree. No size is smaller
+    than ``NEXT_TO_ZERO``.
     """
     if not pieces:
         return jnp.zeros(0, dtype)
@@ -197,7 +225,9 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     ]
     tree = [piece._replace(places=0 * piece.places) for piece in pieces]
     means, mean_of_tree = _mean(pieces, *squares), _mean(tree, *squares)
-    return jnp.sqrt(jnp.where(means > 0, means, mean_of_tree))
+    least = NEXT_TO_ZERO**2
+    means = jnp.where(means > least, means, mean_of_tree)
+    return jnp.sqrt(jnp.maximum(means, least))
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:

@@ -73,11 +73,17 @@ def guard(
                 lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
                 updates,
             )
-            return optimizer.update(limited, inner_state, params, **extra_args)
+            extra = dict(extra_args)
+            if clip_norm is None:
+                # Steps that are held down say nothing about the rates of others.
+                extra["grad"] = jax.tree.map(
+                    lambda g: jnp.where(scale < 1, 0, g), extra.get("grad", limited)
+                )
+            return optimizer.update(limited, inner_state, params, **extra)
 
-        moves, inner_state = update_if(
-            is_good, limited_update, updates, state.inner_state
-        )
+        # Traced with the types that a choice between steps gives to every array.
+        inner_state = varying_like(is_good, state.inner_state)
+        moves, inner_state = update_if(is_good, limited_update, updates, inner_state)
         usual = jnp.where(is_good, _new_usual(norm, usual), usual)
         total, _ = kept = state.skipped
         skipped = jnp.where(
@@ -89,6 +95,17 @@ def guard(
         return moves, GuardState(inner_state, usual, skipped)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def varying_like(array: jax.Array, tree: Any) -> Any:
+    """Return a tree that may differ by device where an array may, in a `shard_map`.
+
+    Elsewhere types are equal, and the tree is as it was.
+    """
+    false = jnp.zeros_like(array, bool, ())
+    if jax.typeof(false) == jax.typeof(jnp.zeros((), bool)):
+        return tree
+    return jax.tree.map(lambda x: jnp.where(false, x, x), tree)
 
 
 def update_if(

@@ -143,14 +143,15 @@ def step(
         models.gather, histories, gradient, labels, state, size
     )._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
+    dtype = memory.rates.dtype
+    bounds = learner.rule.bounds(rule_state, dtype)
     direction, base_state = learner.base.update(
         updates, state.base_state, params, **extra_args
     )
-    orientation, dtype = state.orientation, memory.rates.dtype
+    orientation = state.orientation
     if orientation is not None:
         orientation = find_orientation(orientation, gradient, direction)
     pieces = by_tensor.whole_tensors(direction, labels, state.rows)
-    bounds = learner.rule.bounds(rule_state, dtype)
     state = ScaleByMemoryState(
         memory=memory,
         rows=state.rows,

@@ -11,7 +11,7 @@ import optax
 from metalr_optax import checks
 from metalr_optax.averaging import AverageWeightsState
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import by_row, whole_tensors
+from metalr_optax.evidence import by_row, in_float32, whole_tensors
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.guards import guard
 from metalr_optax.initial import Initial
@@ -20,7 +20,7 @@ from metalr_optax.learner import Learner, ScaleByMemoryState, start, step, with_
 from metalr_optax.local_models import at
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.progress import follow_schedule
-from metalr_optax.rules import agreement_steps, cap, from_optax
+from metalr_optax.rules import SMALLEST_ROOT, agreement_steps, cap, from_optax
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
 from metalr_optax.transform import choose_models
@@ -182,7 +182,7 @@ def learn_rates(
         initial, kernels, ByRelativeDirection(), rate_bounds
     )
     models, rule = with_signal(models, raw_product), follow_schedule(rule)
-    base = optax.chain(base_optimizer, optax.scale(-1.0))
+    base = optax.chain(in_float32(base_optimizer), optax.scale(-1.0))
     parts = models, rule, base, memories, group_by, size
     learner = Learner(*parts, progress=True, finds_orientation=False)
     # Without a decay the parameters need not be passed.
@@ -474,8 +474,9 @@ def memory_adam(
         check_number(name, value, 0.0, 1.0, closed=True)
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         check_number(name, value, closed=True)
+    root = eps_root + SMALLEST_ROOT
     return learn_rates(
-        optax.adam(1.0, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        optax.adam(1.0, b1, b2, eps, root, mu_dtype, nesterov=nesterov),
         learning_rate,
         initial=initial,
         kernels=kernels,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax import checks, memory_checks
+from metalr_optax.evidence import in_float32
 from metalr_optax.groups import GroupBy
 from metalr_optax.growing import Learned, grow, growing
 from metalr_optax.history import histories_in, with_history
@@ -23,7 +24,7 @@ from metalr_optax.local_models import LocalModels, gaussian, scalar
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.orientation import AlongGradient
 from metalr_optax.progress import follow_schedule
-from metalr_optax.rules import from_optax
+from metalr_optax.rules import SMALLEST_ROOT, from_optax
 from metalr_optax.signals import Signal
 from metalr_optax.stack import ByDirection, ByHistory, ByRelativeDirection
 
@@ -235,12 +236,16 @@ def scale_by_memory(
     checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_kernel_inputs(normalize, kernel_input, evidence_sample)
     checks.check_evidence(signal, group_by, evidence_sample)
-    base = optax.with_extra_args_support(base_optimizer or optax.identity())
+    base = optax.with_extra_args_support(optax.identity())
+    if base_optimizer is not None:
+        base = in_float32(base_optimizer)
     learned = Learned(capacity, learned_widths, linear)
     inputs = ByRelativeDirection() if normalize == "rms" else ByDirection()
     if kernel_input == "history":
         base, inputs = with_history(base), ByHistory()
-    rule = from_optax(memory_optimizer or optax.adam(1e-2), rate_bounds)
+    if memory_optimizer is None:
+        memory_optimizer = optax.adam(1e-2, eps_root=SMALLEST_ROOT)
+    rule = from_optax(memory_optimizer, rate_bounds)
     rule = follow_schedule(rule) if progress else rule
     rule = grow(rule, learned) if any(learned) else rule
     models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)

@@ -226,6 +226,34 @@ def test_a_base_gets_its_extra_arguments():
     np.testing.assert_allclose(updates, 0.03 * expected, rtol=1e-6)
 
 
+HALF: Any = {
+    "memory_adam": lambda: memory_adam(),
+    "mu_dtype": lambda: memory_adam(mu_dtype="float32", nesterov=True),
+    "paper_adam": lambda: paper_adam(),
+    "rmsprop": lambda: learn_rates(optax.rmsprop(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_a_base_steps_in_float16_as_in_float32(name):
+    """Though 1e-4 squared is 0 in float16, and so is an eps of 1e-8."""
+    optimizer = HALF[name]()
+    update = jax.jit(optimizer.update)
+
+    def moves(dtype):
+        params, found = jnp.array([1.0, 0.5], dtype), []
+        state = optimizer.init(params)
+        for gradient in ([1.0, 0.0], [1e-4, 0.0], [1e-4, 1e-4]):
+            updates, state = update(jnp.array(gradient, dtype), state, params)
+            assert updates.dtype == dtype
+            found.append(updates)
+        return np.array(found, np.float32)
+
+    found, expected = moves(jnp.float16), moves(jnp.float32)
+    assert np.all(expected[0] == [expected[0, 0], 0.0])
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-6)
+
+
 def test_a_multiplier_is_as_precise_as_the_parameters():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         optimizer: Any = learn_rates(optax.sgd(1.0), 0.1, initial=0.25)
@@ -340,6 +368,40 @@ def test_no_rate_climbs_above_its_part_of_the_weights():
     moved = set_memory(optimizer.init(ROOMS), lower)
     rates, _ = climb(optimizer, ROOMS, state=moved)
     chex.assert_trees_all_close(rates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 1e-5])
+def test_a_layer_that_starts_next_to_zero_learns_as_from_zero(initial):
+    """As a LayerScale of 1e-6 does: its size says nothing of how large it will be."""
+    optimizer: Any = memory_adam(initial=initial)
+
+    def steps_to(gamma):
+        params = {"scale": {"gamma": gamma}}
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.tree.map(lambda x: 2 * (x - 1), params)
+            updates, state = optimizer.update(gradient, state)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params["scale"]["gamma"]
+
+        start = params, optimizer.init(params)
+        return jnp.argmax(jax.lax.scan(step, start, length=60)[1] > 0.9)
+
+    steps = jax.jit(jax.vmap(steps_to))(jnp.array([0.0, 1e-6, -1e-4]))
+    assert steps[0] > 5
+    assert jnp.all(abs(steps - steps[0]) <= 1)
+
+
+def test_ceilings_are_those_of_layers_unless_they_start_next_to_zero():
+    sizes = {"zero": 0.0, "tiny": 1e-6, "small": 2e-3, "usual": 0.5}
+    params = {name: {"w": jnp.full(4, size)} for name, size in sizes.items()}
+    state = learn_rates(optax.lion(1.0)).init(params)
+    whole = np.sqrt(np.mean(np.square([*sizes.values()])))
+    found = dict(zip(sorted(sizes), optax.tree.get(state, "ceiling"), strict=True))
+    expected = {**sizes, "zero": whole, "tiny": whole}
+    for name, size in expected.items():
+        np.testing.assert_allclose(found[name], 0.1 * size, rtol=1e-6)
 
 
 def test_without_a_ceiling_the_bound_is_the_limit():
