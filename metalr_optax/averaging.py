@@ -155,7 +155,7 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
     shapes = {_name_of(path): getattr(leaf, "shape", ()) for path, leaf in leaves}
     for name, average in averages.items():
         allowed = f"have at {name} the shape that init saw, {average.shape}"
-        found = shapes.get(name)
+        found = shapes.get(name, "no such leaf")
         checks.require(found == average.shape, "params", allowed, found)
 
     def weights_at(path: Any, leaf: Any) -> Any:
@@ -193,7 +193,8 @@ def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
 def _averages_in(state: Any) -> dict[str, Any]:
     """Return the averages of all leaves, by the name of the leaf."""
     trees = [node.average for _, node in checks.nodes_of(state, AverageWeightsState)]
-    checks.require(trees, "state", "contain a state of average_weights", state)
+    hint = "pass what init returned: average_weights().init(params), or around it"
+    checks.require(trees, "state", "contain a state of average_weights", state, hint)
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     averages = {_name_of(path[1:]): leaf for path, leaf in leaves}
     fits, allowed = len(averages) == len(leaves), "contain one average of each leaf"
