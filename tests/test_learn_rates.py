@@ -331,7 +331,9 @@ def test_no_rate_climbs_above_its_part_of_the_weights():
     expected = {"wide": 0.2 * np.sqrt(12 / 4), "zero": 0.2 * np.sqrt(12 / 8)}
     rates, state = climb(optimizer, ROOMS)
     chex.assert_trees_all_close(rates, expected, rtol=1e-5)
-    assert summarize_memory(state)["at_bound_fraction/wide"] == 1.0
+    logs = summarize_memory(state)
+    assert logs["at_ceiling_fraction/wide"] == 1.0
+    assert logs["at_bound_fraction/wide"] == 0.0
     # The ceiling stays where other memories are put.
     lower = {
         label: one._replace(rates=one.rates / 9)
