@@ -116,11 +116,11 @@ def adapt_memory(
     for state, labels in memory_states(opt_state):
         if state.memory.disagreement is not None:
             growing.update(labels)
+    for label, source in memory.items():
+        check_memory(f"memory[{label!r}]", source)
     has_values = all(map(is_concrete, jax.tree.leaves((dict(memory), targets))))
     allowed = "have values: adapt it outside of jit"
     require(has_values, "memory and opt_state", allowed, memory)
-    for label, source in memory.items():
-        check_memory(f"memory[{label!r}]", source)
     shapes = {target.rates.shape for target in targets.values()}
     fits = all(len(shape) == 1 for shape in shapes)
     hint = "adapt to one member of a vmapped state and stack"

@@ -155,8 +155,9 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
     shapes = {_name_of(path): getattr(leaf, "shape", ()) for path, leaf in leaves}
     for name, average in averages.items():
         allowed = f"have at {name} the shape that init saw, {average.shape}"
-        found = shapes.get(name, "no such leaf")
-        checks.require(found == average.shape, "params", allowed, found)
+        found = shapes.get(name)
+        came = params if found is None else found
+        checks.require(found == average.shape, "params", allowed, came)
 
     def weights_at(path: Any, leaf: Any) -> Any:
         if _name_of(path) in averages:

@@ -168,9 +168,9 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
 def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
     name, leaves = f"memory[{label!r}]", jax.tree.leaves(memory)
+    check_memory(name, memory)
     fits = all(map(checks.is_concrete, leaves))
     require(fits, name, "have values: save it outside of jit", memory)
-    check_memory(name, memory)
     dtype = np.result_type(np.float32, *map(np.asarray, leaves))
     require(dtype in (np.float32, np.float64), name, "fit into float64", dtype.name)
     return {

@@ -52,8 +52,7 @@ def in_use(kernels: Kernels) -> Kernels:
 
 def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None:
     """Raise ValueError unless the memory is usable; traced values are trusted."""
-    fits, hint = isinstance(memory, Memory), "get_memory(opt_state)[label] returns one"
-    require(fits, name, "be a metalr_optax.Memory", memory, hint)
+    check_type(name, memory)
     check_kernels(in_use(memory.kernels), name=name)
     centers, shape = memory.kernels.centers, np.shape(memory.kernels.centers)
     # Those of unused local models are finite too.
@@ -67,6 +66,12 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
         values = getattr(memory, field)
         if values is not None:
             _check_values(name, field, values, field_shape, low, high)
+
+
+def check_type(name: str, memory: Any) -> None:
+    """Raise ValueError unless this is a memory, whatever is in it."""
+    fits, hint = isinstance(memory, Memory), "get_memory(opt_state)[label] returns one"
+    require(fits, name, "be a metalr_optax.Memory", memory, hint)
 
 
 def _check_values(

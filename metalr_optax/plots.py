@@ -86,7 +86,12 @@ def plot_memory(
     if not is_single:
         _draw_legend(ax, lines, memories)
         if isinstance(kernel_inputs, Mapping):
-            kernel_inputs = np.concatenate([*map(np.ravel, kernel_inputs.values())])
+            fits = set(memories) == set(kernel_inputs)
+            hint = "get_kernel_inputs(opt_state) returns them"
+            allowed = "have the labels of memory"
+            require(fits, "kernel_inputs", allowed, kernel_inputs, hint)
+            parts = [_numbers("kernel_inputs", z) for z in kernel_inputs.values()]
+            kernel_inputs = np.concatenate([part.ravel() for part in parts])
     if kernel_inputs is not None:
         _draw_histogram(ax, kernel_inputs, _even(ax.xaxis, z[[0, -1]], _BARS + 1))
     return ax
@@ -222,9 +227,10 @@ def plot_rates(
     ax = _axes(ax)
     lines = []
     for (label, values), style in zip(rates.items(), itertools.cycle(_STYLES)):
-        array = _numbers(f"rates[{label!r}]", values)
+        name, allowed = f"rates[{label!r}]", "have shape [T] or [T, 3]"
+        array = _numbers(name, values, hint)
         fits = array.ndim and array.shape[1:] in ((), (1,), (3,))
-        require(fits, f"rates[{label!r}]", "have shape [T] or [T, 3]", array)
+        require(fits, name, allowed, array, hint)
         mean, *band = np.atleast_2d(array.T)
         x = np.arange(1, len(mean) + 1) if steps is None else _numbers("steps", steps)
         require(x.shape == mean.shape, "steps", f"have shape {mean.shape}", x)
@@ -407,12 +413,12 @@ def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
     ax.patch.set_visible(False)
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
+def _numbers(name: str, values: Any, hint: str = "") -> np.ndarray:
     """Return values as an array; raise ValueError if they are none."""
     try:
         array = np.asarray(values)
     except ValueError:  # parts of unequal length
         array = np.asarray(None)
     fits = jax.dtypes.issubdtype(array.dtype, np.number)
-    require(fits, name, "be an array of numbers", values)
+    require(fits, name, "be an array of numbers", values, hint)
     return array

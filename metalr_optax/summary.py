@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import nodes_of, require
+from metalr_optax.checks import describe, nodes_of, require
 from metalr_optax.evidence import Samples, replicated
 from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
 from metalr_optax.guards import GuardState
@@ -217,11 +217,11 @@ def get_layer_rates(opt_state: Any) -> dict[str, jax.Array]:
 
     .. seealso:: :func:`get_rates`, a rate for every parameter.
     """
-    return {
-        label: rate
-        for state, labels in memory_states(opt_state)
-        for label, rate in zip(labels, _mean_rates(state.memory), strict=True)
-    }
+    rates: dict[str, jax.Array] = {}
+    for state, labels in memory_states(opt_state):
+        means = mean_rate(state.memory.rates, state.memory.evidence_weight)
+        rates |= zip(labels, jnp.unstack(means, axis=-1), strict=True)
+    return rates
 
 
 def get_kernel_inputs(
@@ -318,12 +318,15 @@ def _map_leaves(
     require(len(states) == 1, "opt_state", allowed, len(states), hint)
     state, names = states[0]
     _check_run(state)
+    name = "group_by" if direction is None else "group_by or direction"
+    came = direction if group_by is None else group_by
     direction = _direction(state, direction)
     rules = ("layer", "tensor", "all") if group_by is None else (group_by,)
     candidates = [labels_of(direction, rule) for rule in rules]
     fitting = [labels for labels in candidates if unique(labels) == names]
-    allowed = f"be that of the optimizer, which gave {names}"
-    require(fitting, "group_by", allowed, group_by)
+    allowed = f"be that of the optimizer, which gave {describe(names)}"
+    hint = "get_rates(opt_state, direction, group_by=...) takes any function"
+    require(fitting, name, allowed, came, hint)
     results = []
     for label, leaf in zip(fitting[0], jax.tree.leaves(direction), strict=True):
         rows, is_whole = map(names.index, names_in(label)), isinstance(label, str)
@@ -352,12 +355,6 @@ def _direction(state: ScaleByMemoryState, direction: Any) -> Any:
     allowed = "be given, a tree like the parameters: this state keeps samples of it"
     require(is_single and momenta, "direction", allowed, None)
     return momenta[0][1]
-
-
-@jax.jit
-def _mean_rates(memory: StackedMemory) -> list[jax.Array]:
-    """Return the mean rate of each memory."""
-    return list(jnp.unstack(mean_rate(memory.rates, memory.evidence_weight), axis=-1))
 
 
 @jax.jit
