@@ -126,7 +126,7 @@ def check_multiplier(multiplier: Any) -> None:
     """Raise ValueError for what can be no multiplier, warn of a number like a rate.
 
     Building an optimizer needs no device, so arrays of JAX and schedules are left to
-    :func:`warn_of_rate`.
+    :func:`warn_of_rate`, which `init` calls.
     """
     is_late = callable(multiplier) or isinstance(multiplier, jax.Array)
     fits = callable(multiplier) or is_number(multiplier)
@@ -140,6 +140,7 @@ def check_multiplier(multiplier: Any) -> None:
 def warn_of_rate(multiplier: Any) -> None:
     """Warn if the largest value of an array or schedule is like a rate."""
     if isinstance(multiplier, jax.Array):
+        check_number("learning_rate", multiplier, closed=True)
         _warn_of_rates([multiplier])
     elif callable(multiplier):
         # A schedule has values even while `init` is traced.

@@ -515,6 +515,16 @@ def test_what_is_no_factor_is_refused(factor):
         memory_adam(factor)
 
 
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("factor", [-1.0, np.nan, np.inf])
+def test_an_array_that_is_no_factor_is_refused_at_init(make, factor):
+    """When it is built, no device is asked for the value."""
+    optimizer = make(jnp.float32(factor))
+    for init in (optimizer.init, jax.jit(optimizer.init)):
+        with pytest.raises(ValueError, match=r"learning_rate must be a number in \[0"):
+            init(jnp.ones(2))
+
+
 def test_arguments_stand_where_optax_has_them():
     params = jnp.array([1.0, -2.0])
     pairs: Any = [
