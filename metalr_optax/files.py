@@ -77,6 +77,10 @@ def save_memory(
 
     .. seealso:: :func:`load_memory`, :func:`load_metadata`.
     """
+    _check_path(path)
+    allowed = "be a mapping from strings to strings, such as {'task': 'digits'}"
+    fits = metadata is None or isinstance(metadata, Mapping)
+    require(fits, "metadata", allowed, metadata)
     data = _pack(memory, dict(metadata or {}))
     place = pathlib.Path(os.path.realpath(path))
     beside = place.with_name(f".memory-{os.urandom(8).hex()}")
@@ -164,9 +168,9 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
 def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
     name, leaves = f"memory[{label!r}]", jax.tree.leaves(memory)
+    check_memory(name, memory)
     fits = all(map(checks.is_concrete, leaves))
     require(fits, name, "have values: save it outside of jit", memory)
-    check_memory(name, memory)
     dtype = np.result_type(np.float32, *map(np.asarray, leaves))
     require(dtype in (np.float32, np.float64), name, "fit into float64", dtype.name)
     return {
@@ -211,6 +215,7 @@ def _entry(digest: str) -> bytes:
 
 def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     """Parse a file, and name its path in whatever is wrong with it."""
+    _check_path(path)
 
     def opener(name: str, flags: int) -> int:
         # Opening a pipe would otherwise wait for a writer.
@@ -227,6 +232,12 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     except Exception as error:  # A hostile header can lead a parser to any.
         reason = str(error)[:250]  # It may quote names of any length.
         raise ValueError(f"{os.fspath(path)} cannot be trusted: {reason}") from error
+
+
+def _check_path(path: Any) -> None:
+    """Raise ValueError unless path is one: a number would be that of an open file."""
+    fits = isinstance(path, str | os.PathLike)
+    require(fits, "path", "be a string or os.PathLike, as in load_memory(path)", path)
 
 
 def _strings(data: bytes) -> dict[str, str]:

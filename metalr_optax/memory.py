@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metalr_optax.checks import describe
+
 # Inputs further than this many widths outside the outermost kernels are moved to that
 # distance. There a kernel is 1e-14 strong and, with widths of half a spacing, dominates
 # its neighbours: the function inside is untouched, nothing divides 0 by 0, and a
@@ -87,6 +89,28 @@ class Memory(NamedTuple):
     schedule: Any = None
     slopes: Any = None
     history: Any = None
+
+    def __repr__(self) -> str:
+        """Return the rates, and the learned schedule as rates by step."""
+        try:
+            return f"Memory({_rates_as_text(self)})"
+        except (TypeError, ValueError):  # traced, or of a vmap
+            return f"Memory(rates={describe(self.rates)})"
+
+
+def _rates_as_text(memory: Memory) -> str:
+    used = np.asarray(memory.kernels.widths) > 0
+    rates = np.asarray(memory.rates, np.float64)[used]
+    low, high = min(rates), max(rates)
+    text = f"rates={low:.3g}" + (f" to {high:.3g}" if high > low else "")
+    logs, weight = np.asarray(memory.schedule), np.asarray(memory.evidence_weight)
+    if memory.schedule is None or not logs.any():
+        return text
+    weight = weight[used] if weight.any() else np.ones(rates.shape)
+    curve = np.average(rates, weights=weight) * np.exp(logs)
+    num = 2 + int(np.flatnonzero(np.diff(curve)).max(initial=0))
+    steps = zip(MARKS[:num].astype(int), curve, strict=False)
+    return f"{text}, schedule={{{', '.join(f'{t}: {rate:.3g}' for t, rate in steps)}}}"
 
 
 def read(

@@ -164,7 +164,8 @@ def learn_rates(
 
     .. seealso:: :func:`memory_adam`, :func:`memory_sgd`, :func:`scale_by_memory`.
     """
-    checks.check_transformation("base_optimizer", base_optimizer)
+    checks.check_transformation("base_optimizer", base_optimizer, optional=False)
+    checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_multiplier(learning_rate)
     if clip_norm is not None:
         smallest = float(np.finfo(np.float32).tiny)

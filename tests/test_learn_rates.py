@@ -359,7 +359,9 @@ def test_no_rate_climbs_above_its_part_of_the_weights():
     expected = {"wide": 0.2 * np.sqrt(12 / 4), "zero": 0.2 * np.sqrt(12 / 8)}
     rates, state = climb(optimizer, ROOMS)
     chex.assert_trees_all_close(rates, expected, rtol=1e-5)
-    assert summarize_memory(state)["at_bound_fraction/wide"] == 1.0
+    logs = summarize_memory(state)
+    assert logs["at_ceiling_fraction/wide"] == 1.0
+    assert logs["at_bound_fraction/wide"] == 0.0
     # The ceiling stays where other memories are put.
     lower = {
         label: one._replace(rates=one.rates / 9)
@@ -573,6 +575,16 @@ def test_a_factor_does_not_warn(make, factor):
 def test_what_is_no_factor_is_refused(factor):
     with pytest.raises(ValueError, match="learning_rate must be a number of at least"):
         memory_adam(factor)
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("factor", [-1.0, np.nan, np.inf])
+def test_an_array_that_is_no_factor_is_refused_at_init(make, factor):
+    """When it is built, no device is asked for the value."""
+    optimizer = make(jnp.float32(factor))
+    for init in (optimizer.init, jax.jit(optimizer.init)):
+        with pytest.raises(ValueError, match=r"learning_rate must be a number in \[0"):
+            init(jnp.ones(2))
 
 
 def test_arguments_stand_where_optax_has_them():
