@@ -150,7 +150,7 @@ def test_the_readme_says_what_its_picture_shows():
     assert in_readme(
         f"`memory_adam` ends at {ours[0]} to {ours[-1]} from all five starts, "
         f"Adam with the best of the five rates at {adam[0]}",
-        f"Averaged weights end at {averaged[0]} to {averaged[-1]} there, "
+        f"averaged weights end at {averaged[0]} to {averaged[-1]}, "
         f"Adam with the best of five rates and a linear decay at {decayed[0]}",
     ) == [True, True]
 
@@ -190,7 +190,8 @@ def test_the_readme_says_what_a_step_costs():
         "averaged weights",
         f"{ratios[0]} times as long as a clip and Adam at 10,000 parameters "
         f"({more:.1f} ms more), {ratios[1]} times at a million and {ratios[2]} times "
-        f"at ten million; with averaged weights {averaged[0]} and {averaged[1]} times",
+        f"at ten million. With averaged weights it takes {averaged[0]} times as long at "
+        f"a million and {averaged[1]} times at ten million.",
     ) == [True, True]
 
 
