@@ -93,7 +93,9 @@ def read_page(app, docname, content):
         text = source.read_text() + contents + rest
     if docname == "api/index":
         # On GitHub a name leads to its page, on the site to its entry.
-        text = re.sub(r"\[`(\w+)`\]\(\w+\.md\)", r"{py:obj}`\1 <metalr_optax.\1>`", text)
+        text = re.sub(
+            r"\[`(\w+)`\]\(\w+\.md\)", r"{py:obj}`\1 <metalr_optax.\1>`", text
+        )
     # The empty line that ends the output of a doctest.
     text = text.replace("\n\n```\n", "\n```\n")
 
