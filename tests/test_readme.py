@@ -72,8 +72,11 @@ def test_the_results_are_what_the_raw_rows_say():
     facts = [
         *suite.failures(tasks).items(),
         ("(seeds better : worse)", join(given)),
-        ("a landscape instead of one rate per layer", suite.landscapes(tasks)),
-        ("that of the same base behind a clip", join(times)),
+        (
+            "a landscape of 21 local models instead of one rate a layer",
+            suite.landscapes(tasks),
+        ),
+        ("over that of a clip and the same base", join(times)),
     ]
     for what, measured in facts:
         assert f"{what} | {measured} |" in RESULTS
@@ -100,9 +103,9 @@ def test_the_first_result_of_the_paper_is_what_the_raw_rows_say():
         )
     )
     results = " ".join(RESULTS.split())
-    assert f"Adam at 0.001, untuned, needs {adam} updates" in results
+    assert f"Adam at 0.001, untuned, needs {adam} steps" in results
     assert (
-        f"needs {reloaded} updates on average for the last one, a new memory {new}; "
+        f"needs {reloaded} steps on average for the last one, a new memory {new}; "
         f"where Adam steps the memory, {reloaded_adam} and {new_adam}. "
         f"Adam at 0.001 needs {adam}, and SGD at 0.001 does not get there."
     ) in results
