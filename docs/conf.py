@@ -1,10 +1,15 @@
 """The site: `sphinx-build -W --keep-going -b html docs docs/_build`."""
 
+import inspect
 import pathlib
 import re
 import shutil
 
+import jax
+import optax
+
 import metalr_optax
+from metalr_optax import groups, initial, ready
 
 project = "metalr_optax"
 author = "The metalr_optax authors"
@@ -27,14 +32,27 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"
 nb_merge_streams = True
 
-autodoc_typehints = "none"  # what an argument may be is said in words
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+# Unions that would fill three lines, and what is shown instead.
+TYPES = {
+    "Multiplier": (optax.ScalarOrSchedule, "float | optax.Schedule"),
+    "Initial": (initial.Initial, "float | Memory | dict[str, Memory]"),
+    "GroupBy": (groups.GroupBy, "str | Callable"),
+    "OptionalGroupBy": (groups.GroupBy | None, "str | Callable | None"),
+    "Mask": (ready.Mask | None, "optax.Params | Callable | None"),
+    "Params": (optax.Params, "optax.Params"),
+    "Number": (jax.typing.ArrayLike, "float | jax.Array"),
+    "Gain": (jax.typing.ArrayLike | None, "float | jax.Array | None"),
+}
+autodoc_type_aliases = {name: shown for name, (_, shown) in TYPES.items()}
 maximum_signature_line_length = 80
 napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 nitpicky = True  # a name that leads nowhere is an error
 # The sites of other libraries would have to be online while this one is built.
-nitpick_ignore_regex = [("py:.*", r"(jax|matplotlib|numpy|optax)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(collections|jax|matplotlib|numpy|optax|os)\..*")]
 
 html_theme = "furo"
 html_title = "metalr_optax"
@@ -73,6 +91,11 @@ def read_page(app, docname, content):
         app.env.note_dependency(source)
         _, contents, rest = text.partition("\n```{toctree}")
         text = source.read_text() + contents + rest
+    if docname == "api/index":
+        # On GitHub a name leads to its page, on the site to its entry.
+        text = re.sub(
+            r"\[`(\w+)`\]\(\w+\.md\)", r"{py:obj}`\1 <metalr_optax.\1>`", text
+        )
     # The empty line that ends the output of a doctest.
     text = text.replace("\n\n```\n", "\n```\n")
 
@@ -97,6 +120,17 @@ def read_page(app, docname, content):
     content[0] = re.sub(r"\]\(([^\s)#]+)([^\s)]*)\)", move, text)
 
 
+def shorten_types(app, function, bound_method):
+    """Give long unions the names for which `autodoc_type_aliases` has short ones."""
+    del app, bound_method
+    function = inspect.unwrap(function)
+    for argument, found in getattr(function, "__annotations__", {}).items():
+        for name, (annotation, _) in TYPES.items():
+            if found == annotation:
+                function.__annotations__[argument] = name
+
+
 def setup(app):
-    """Let pages be read as they are in the repository."""
+    """Let pages be read as they are in the repository, and types as they are short."""
     app.connect("source-read", read_page)
+    app.connect("autodoc-before-process-signature", shorten_types)

@@ -1,5 +1,6 @@
-"""Draw the pictures of `how_it_works.md`: `python docs/pictures/draw.py`."""
+"""Draw the pictures of the pages: `python docs/pictures/draw.py`."""
 
+import doctest
 import pathlib
 
 import jax
@@ -16,21 +17,24 @@ from metalr_optax import (
 from metalr_optax.memory import read
 from metalr_optax.progress import MARKS
 
-UPDATES = 600
+STEPS = 600
+PAGES = pathlib.Path(__file__).parents[1]
+# Narrow, so that letters are large enough on a phone.
+WIDTH = 5.2
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.6"
 # The same file on every run, with letters as letters.
 plt.rcParams |= {"svg.hashsalt": "metalr_optax", "svg.fonttype": "none"}
-plt.rcParams |= {"font.family": "sans-serif", "font.size": 11}
+plt.rcParams |= {"font.family": "sans-serif", "font.size": 10}
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw_signs():
     """Two steps on a parabola: one too short, one too far."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.4), layout="constrained")
     x = np.linspace(-1.25, 1.25, 100)
     cases = (
-        (axes[0], 0.3, BLUE, "same sign: the rate was too small"),
-        (axes[1], 1.65, ORANGE, "the sign flipped: the rate was too large"),
+        (axes[0], 0.3, BLUE, "same sign: rate too small"),
+        (axes[1], 1.65, ORANGE, "sign flipped: too large"),
     )
     for ax, rate, color, title in cases:
         ends = np.array([-1.0, -1.0 + rate])
@@ -46,14 +50,15 @@ def draw_signs():
             near = end + np.array([-0.22, 0.22])
             ax.plot(near, end**2 + slope * (near - end), color="black", linewidth=1)
             ax.annotate(
-                "gradient < 0" if end < 0 else "gradient > 0",
+                "g < 0" if end < 0 else "g > 0",
                 (end, end**2),
                 textcoords="offset points",
                 xytext=(12 if end < 0 else -12, -8),
                 ha="left" if end < 0 else "right",
                 va="center",
             )
-        ax.set(title=title, xlabel="weight", ylabel="loss", xticks=[], yticks=[])
+        ax.set_title(title, fontsize="medium")
+        ax.set(xlabel="weight", ylabel="loss", xticks=[], yticks=[])
     _save(figure, "signs")
 
 
@@ -62,7 +67,7 @@ def draw_landscape():
     kernels = linspace_kernels(2.0, 5)
     rates = np.array([0.8, 0.55, 0.2, 0.45, 0.7])
     z = np.linspace(-2.6, 2.6, 105)
-    figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
     for center, width, rate in zip(*kernels, rates, strict=True):
         bump = np.exp(-0.5 * ((z - center) / width) ** 2)
         ax.fill_between(z, rate * bump, color=BLUE, alpha=0.15, linewidth=0)
@@ -74,21 +79,19 @@ def draw_landscape():
     ax.plot([gradient, gradient, z[0]], [0, rate, rate], "--", color="black", lw=1)
     ax.annotate("the rate that it reads", (-1.0, rate), xytext=(-0.9, rate + 0.05))
     ax.annotate("a gradient", (gradient, 0.0), xytext=(gradient + 0.06, 0.03))
-    ax.annotate(
-        "local models: kernel and rate", (-0.0, 0.2), xytext=(0, 0.04), ha="center"
-    )
+    ax.annotate("a kernel and its rate", (-0.0, 0.2), xytext=(0, 0.04), ha="center")
     ax.set(xlabel="gradient", ylabel="learning rate", xlim=(z[0], z[-1]), yticks=[])
     ax.set_ylim(0, 1)
     _save(figure, "landscape")
 
 
 def draw_schedule():
-    """A known function of progress, two runs, and the schedule between them.
+    """A largest rate that falls, two runs, and the learned schedule between them.
 
     The sign of a gradient flips where the rate of the last step was above the function.
     """
-    updates = np.arange(1, UPDATES + 1)
-    known = jnp.asarray(0.3 * np.minimum(1.0, (16 / updates) ** 0.8))
+    steps = np.arange(1, STEPS + 1)
+    largest = jnp.asarray(0.3 * np.minimum(1.0, (16 / steps) ** 0.8))
 
     def run(initial):
         fresh = not isinstance(initial, dict)
@@ -107,7 +110,7 @@ def draw_schedule():
             return (state, rate), rate
 
         # What a gradient is about is the rate of the step before.
-        before = jnp.append(known[:1], known[:-1])
+        before = jnp.append(largest[:1], largest[:-1])
         start = optimizer.init(jnp.ones(2)), 0.0
         (state, _), rates = jax.lax.scan(step, start, before)
         return get_memory(state), rates
@@ -115,16 +118,23 @@ def draw_schedule():
     memory, first = run(1e-3)
     _, second = run(memory)
     one = memory["params"]
-    number = int(np.log2(UPDATES)) + 1
-    figure, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    ax.plot(updates, known, color="black", lw=1, label="the largest rate that is right")
-    ax.plot(updates, first, color=GREY, label="first run, from a rate of 0.001")
+    number = int(np.log2(STEPS)) + 1
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    ax.plot(steps, largest, color="black", lw=1, label="the largest right rate")
+    ax.plot(steps, first, color=GREY, label="first run, from 0.001")
     marks = (one.rates * np.exp(one.schedule))[:number]
-    ax.plot(MARKS[:number], marks, "o--", color=BLUE, label="the schedule it leaves")
-    ax.plot(updates, second, color=ORANGE, label="the next run")
-    ax.set(xlabel="update", ylabel="learning rate", xscale="log", yscale="log")
+    ax.plot(MARKS[:number], marks, "o--", color=BLUE, label="its learned schedule")
+    ax.plot(steps, second, color=ORANGE, label="the next run")
+    ax.set(xlabel="step", ylabel="learning rate", xscale="log", yscale="log")
     ax.legend(loc="lower right", frameon=False)
     _save(figure, "schedule")
+
+
+def draw_page(page, name):
+    """Run the examples of a page and save the figure that they make."""
+    results = {}
+    exec(doctest.script_from_examples((PAGES / page).read_text()), results)
+    _save(results["figure"], name)
 
 
 def _save(figure, name):
@@ -137,3 +147,5 @@ if __name__ == "__main__":
     draw_signs()
     draw_landscape()
     draw_schedule()
+    draw_page("how_to/log.md", "logs")
+    draw_page("landscapes.md", "memory")

@@ -1,0 +1,177 @@
+"""Pages quote messages as they are raised, and numbers as the rows have them."""
+
+import pathlib
+import re
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.reporting import long, next_task, rows, speed, suite, transfer
+from metalr_optax import (
+    get_memory,
+    get_rates,
+    learn_rates,
+    linspace_kernels,
+    memory_adam,
+    scale_by_memory,
+    summarize_memory,
+)
+
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PARAMS = {"a": jnp.ones((4, 2)), "b": jnp.ones(2)}
+ADAM = optax.scale_by_adam()
+QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "faq.md").read_text(), re.MULTILINE)
+
+
+def in_page(name, *texts):
+    """Return which texts a page has, wherever its lines end."""
+    page = " ".join((DOCS / f"{name}.md").read_text().split())
+    return [text in page for text in texts]
+
+
+def update_without_a_leaf():
+    state = memory_adam().init(PARAMS)
+    memory_adam().update(PARAMS | {"b": None}, state, PARAMS)
+
+
+def rates_of_a_sample():
+    optimizer = learn_rates(optax.lion(1.0), kernels=linspace_kernels(1.0, 3))
+    get_rates(optimizer.init(PARAMS))
+
+
+# The beginning of a message -> what raises it, or warns with it.
+CAUSES = {
+    "learning_rate up to": lambda: memory_adam(1e-3),
+    "initial must be at most": lambda: memory_adam(initial=0.1),
+    "base_optimizer must descend": lambda: learn_rates(ADAM).init(PARAMS),
+    "base_optimizer makes": lambda: learn_rates(optax.adamw(1e-3)).init(PARAMS),
+    "base_optimizer must leave": lambda: learn_rates(optax.lbfgs()).init(PARAMS),
+    "params must be": lambda: memory_adam().init({"count": jnp.ones(3, jnp.int32)}),
+    "updates must have the": update_without_a_leaf,
+    "opt_state must contain": lambda: get_memory(ADAM.init(PARAMS)),
+    "initial must have": lambda: memory_adam(
+        initial=get_memory(memory_adam().init({"a": PARAMS["a"]}))
+    ).init(PARAMS),
+    "state must be": lambda: memory_adam().update(PARAMS, ADAM.init(PARAMS), PARAMS),
+    "memory_adam() has no": lambda: memory_adam(stacked=None),
+    "opt_state must be": lambda: summarize_memory(
+        jax.vmap(memory_adam().init)({"a": jnp.ones((3, 2))})
+    ),
+    "evidence_sample must": lambda: scale_by_memory(evidence_sample=jnp.array(3)),
+    "direction must be given": rates_of_a_sample,
+}
+
+
+def without_numbers(text):
+    return re.sub(r"-?\d[\d.e-]*", "0", text)
+
+
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_the_faq_quotes_what_is_raised(quoted):
+    (cause,) = (cause for begin, cause in CAUSES.items() if quoted.startswith(begin))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            cause()
+            (text,) = (str(one.message) for one in warned)
+        except (TypeError, ValueError) as error:
+            text = str(error)
+    assert without_numbers(text).startswith(without_numbers(quoted))
+
+
+def test_every_cause_has_an_entry():
+    assert len(CAUSES) == len(QUOTED)
+
+
+def test_comparisons_count_as_the_rows_do():
+    tasks = suite.load(rows.RESULTS)
+    long_rows = long.load(rows.RESULTS)
+
+    def reached(name):
+        """Count the tasks with a target within 1.5 times the steps of tuned Adam."""
+        count = 0
+        for task in tasks.values():
+            found = (
+                suite.from_rate(task, name, 1e-3)
+                if name == "memory_adam"
+                else suite.fixed(task, name)
+            )
+            best = suite.median(suite.tuned(task, "adam")["updates"])
+            steps = suite.median(found["updates"])
+            count += bool(np.isfinite(steps) and steps <= 1.5 * best)
+        return f"{count} of {len(tasks)}"
+
+    def level(ours, rival):
+        ratios = long.find_ratios(long_rows, ours, rival)
+        return f"{(ratios <= 1.02).sum()} of {len(ratios)}"
+
+    lines = [
+        f"| `memory_adam` | {reached('memory_adam')} | "
+        f"{level('memory_adam', 'adam')} |",
+        f"| Prodigy | {reached('prodigy')} | {level('prodigy', 'adam')} |",
+        f"| DoWG | {reached('dowg')} | not run |",
+        f"| schedule-free AdamW | {reached('schedule_free')} | "
+        f"{level('schedule_free', 'adam')} |",
+        f"| Mechanic around Adam | {reached('mechanize')} | not run |",
+        f"on {level('memory_adam', 'prodigy')}, and of schedule-free AdamW on "
+        f"{level('memory_adam', 'schedule_free')}. With a linear decay for both it "
+        f"does so beside Prodigy on {level('memory_adam, decay', 'prodigy, decay')}.",
+    ]
+    assert in_page("compared_with", *lines) == [True] * len(lines)
+
+
+def test_the_pages_count_landscapes_as_the_rows_do():
+    text = suite.landscapes(suite.load(rows.RESULTS))
+    lower, higher, total = (
+        sum(map(int, re.findall(pattern, text)))
+        for pattern in (r"lower on (\d+)", r"higher on (\d+)", r"of (\d+) tasks")
+    )
+    assert in_page(
+        "faq",
+        f"In {total} comparisons with one rate a layer it ends clearly lower in "
+        f"{lower} and clearly higher in {higher}",
+    ) == [True]
+
+
+def test_the_page_on_transfer_promises_what_was_measured():
+    learners = "memory_adam", "memory_sgd"
+    moves = {name: next_task.load(rows.RESULTS, name) for name in learners}
+    table = next_task.counts(moves).splitlines()[2:]
+    adam, sgd = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table)
+    larger = transfer.load(rows.RESULTS)["larger mlp"]
+    over = [
+        transfer.over_fresh(larger, name, "end").strip("*").split()[0]
+        for name in learners
+    ]
+    lines = [
+        f"the best fresh memory | {adam[0]} moves | {sgd[0]} |",
+        f"| is clearly faster than it | {adam[1]} moves | {sgd[1]} |",
+        f"| is clearly slower | {adam[2]} moves | {sgd[2]} |",
+        f"| {over[0]}, not clear | {over[1]}, clear |",
+        f"on {adam[3]} moves already",
+    ]
+    assert in_page("how_to/transfer", *lines) == [True] * len(lines)
+
+
+@pytest.mark.parametrize(
+    ("what", "method", "size"),
+    [
+        ("`memory_adam`, 10 million", "memory_adam", 10**7),
+        ("`memory_adam`, 1 million", "memory_adam", 10**6),
+        ("`memory_sgd`, 10 million", "memory_sgd", 10**7),
+        ("`memory_adam` with `average_weights`", "memory_adam, averaged", 10**7),
+    ],
+)
+def test_the_page_on_scale_says_what_a_step_costs(what, method, size):
+    found = speed.in_one_tensor(speed.load(rows.RESULTS))
+    one = found.set_index(["method", "size"]).loc[(method, size)]
+    (line,) = re.findall(
+        rf"^\| {re.escape(what)}.* \| ([\d.]+) \| (\d+) \|$",
+        (DOCS / "how_to" / "scale.md").read_text(),
+        re.MULTILINE,
+    )
+    assert line == (f"{one['clipped_ratio']:.2f}", f"{one['state_bytes']:.0f}")
