@@ -17,8 +17,11 @@ from metalr_optax.memory import MARKS, mean_rate
 from metalr_optax.rules import Rule, Sizes
 from metalr_optax.stack import StackedMemory
 
-# A multiplier that has come down so far from its highest value decays.
+# Below this part of its highest value a multiplier decays: rates may only rise.
 _DECAYED = 0.9
+# Below this part of it rates hold, or evidence that all but exact gradients agree
+# would raise them as fast as the multiplier falls.
+_HELD = 0.5
 
 
 class FollowState(NamedTuple):
@@ -38,9 +41,10 @@ class FollowState(NamedTuple):
 def follow_schedule(rule: Rule) -> Rule:
     """Return a rule whose memories learn how rates change with the progress of a run.
 
-    While the multiplier on all rates is below 0.9 of its highest value so far, memories
-    hold: otherwise adaptation would compensate for the decay, or noise would lower the
-    rates that the decay is to lower.
+    While the multiplier on all rates is below 0.9 of its highest value so far, noise
+    must not lower the rates that the decay is to lower: rates may only rise, because
+    some have not climbed as far as they can when a decay begins. Below half of it they
+    hold, so that adaptation cannot compensate for the decay.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> FollowState:
@@ -50,11 +54,13 @@ def follow_schedule(rule: Rule) -> Rule:
 
     def update(evidence: Evidence, state: FollowState, memory: StackedMemory) -> Any:
         multiplier = jnp.asarray(evidence.multiplier, memory.rates.dtype)
-        holds = multiplier < _DECAYED * state.highest_multiplier
-        step = jnp.where(holds, 0, step_along(memory.schedule, state.progress))
+        decays = multiplier < _DECAYED * state.highest_multiplier
+        holds = multiplier < _HELD * state.highest_multiplier
+        step = jnp.where(decays, 0, step_along(memory.schedule, state.progress))
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         low, high = rule.bounds(rule_state, step.dtype)
-        corrected = jnp.where(holds, memory.rates, new.rates)
+        rises = (new.rates > memory.rates) & ~holds
+        corrected = jnp.where(~decays | rises, new.rates, memory.rates)
         # Evidence may have left rates above their ceiling, where they were.
         moved = jnp.clip(
             corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)
