@@ -78,10 +78,7 @@ def save_memory(
     .. seealso:: :func:`load_memory`, :func:`load_metadata`.
     """
     _check_path(path)
-    allowed = "be a mapping from strings to strings, such as {'task': 'digits'}"
-    fits = metadata is None or isinstance(metadata, Mapping)
-    require(fits, "metadata", allowed, metadata)
-    data = _pack(memory, dict(metadata or {}))
+    data = _pack(memory, {} if metadata is None else metadata)
     place = pathlib.Path(os.path.realpath(path))
     beside = place.with_name(f".memory-{os.urandom(8).hex()}")
     try:
@@ -141,12 +138,14 @@ def load_metadata(path: Path) -> dict[str, str]:
     return _load(path, _strings)
 
 
-def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
+def _pack(memory: Mapping[str, Memory], metadata: Mapping[str, str]) -> bytes:
     """Return the content of a file."""
     check_memories(memory)
+    strings: Any = dict(metadata) if isinstance(metadata, Mapping) else {None: None}
     is_text = all(map(checks.is_text, (*strings, *strings.values())))
     fits = is_text and not set(strings) & set(_RESERVED)
-    require(fits, "metadata", f"be strings with other names than {_RESERVED}", strings)
+    allowed = f"map strings to strings, with other names than {_RESERVED}"
+    require(fits, "metadata", allowed, metadata)
     arrays: dict[str, np.ndarray] = {}
     for label in memory:
         arrays |= _arrays(label, memory[label])

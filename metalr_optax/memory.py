@@ -98,18 +98,24 @@ class Memory(NamedTuple):
             return f"Memory(rates={describe(self.rates)})"
 
 
-def _rates_as_text(memory: Memory) -> str:
+def rates_by_step(memory: Memory) -> np.ndarray:
+    """Return the learned schedule as rates: the mean rate [20] at step 1, 2, 4, ..."""
+    rates, weight = np.asarray(memory.rates), np.asarray(memory.evidence_weight)
     used = np.asarray(memory.kernels.widths) > 0
-    rates = np.asarray(memory.rates, np.float64)[used]
-    low, high = min(rates), max(rates)
+    weight = weight[used] if weight.any() else np.ones(used.sum())
+    logs = np.zeros(MARKS.shape) if memory.schedule is None else memory.schedule
+    mean = np.average(rates[used].astype(np.float64), weights=weight)
+    return mean * np.exp(np.asarray(logs))
+
+
+def _rates_as_text(memory: Memory) -> str:
+    rates = np.asarray(memory.rates)[np.asarray(memory.kernels.widths) > 0]
+    low, high, curve = min(rates), max(rates), rates_by_step(memory)
     text = f"rates={low:.3g}" + (f" to {high:.3g}" if high > low else "")
-    logs, weight = np.asarray(memory.schedule), np.asarray(memory.evidence_weight)
-    if memory.schedule is None or not logs.any():
+    (changes,) = np.nonzero(np.diff(curve))
+    if not len(changes):
         return text
-    weight = weight[used] if weight.any() else np.ones(rates.shape)
-    curve = np.average(rates, weights=weight) * np.exp(logs)
-    num = 2 + int(np.flatnonzero(np.diff(curve)).max(initial=0))
-    steps = zip(MARKS[:num].astype(int), curve, strict=False)
+    steps = zip(MARKS.astype(int), curve[: changes[-1] + 2], strict=False)
     return f"{text}, schedule={{{', '.join(f'{t}: {rate:.3g}' for t, rate in steps)}}}"
 
 

@@ -92,12 +92,12 @@ def _check_values(
     require(fits, name, allowed, values)
 
 
-def check_memories(memory: Any) -> None:
-    """Raise ValueError unless memory maps labels, which are strings, to something."""
+def check_memories(memory: Any, name: str = "memory") -> None:
+    """Raise ValueError unless a value maps labels, which are strings, to something."""
     fits = isinstance(memory, Mapping) and memory and all(map(checks.is_text, memory))
     allowed = "be a mapping from labels (strings) to metalr_optax.Memory, at least one"
     hint = "get_memory(opt_state) returns that of a state"
-    require(fits, "memory", allowed, memory, hint)
+    require(fits, name, allowed, memory, hint)
 
 
 def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:

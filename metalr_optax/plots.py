@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from metalr_optax.checks import is_number, require
-from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate, read
-from metalr_optax.memory_checks import check_memory, in_use
+from metalr_optax.memory import MARKS, Kernels, Memory, rates_by_step, read
+from metalr_optax.memory_checks import check_memories, check_memory, in_use
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
 _BLUE, _GREY = "#0072B2", "#888888"
@@ -68,11 +68,11 @@ def plot_memory(
 
     .. seealso:: :func:`plot_transfer` for two of them.
     """
-    memories = memory if isinstance(memory, Mapping) else {"landscape": memory}
-    require(memories, "memory", "hold at least one label", memory)
-    is_single = memories is not memory
-    named = {f"memory[{label!r}]": part for label, part in memories.items()}
-    ax, z = _prepare(ax, "x", **({"memory": memory} if is_single else named))
+    is_single = not isinstance(memory, Mapping)
+    memories: Any = {"landscape": memory} if is_single else memory
+    check_memories(memories)
+    names = ["memory"] if is_single else [f"memory[{label!r}]" for label in memories]
+    ax, z = _prepare(ax, "x", **dict(zip(names, memories.values(), strict=True)))
     lines, all_rates = [], []
     for (label, part), style in zip(memories.items(), itertools.cycle(_STYLES)):
         dash, color = style
@@ -218,15 +218,15 @@ def plot_rates(
       >>> ax.lines[0].get_xydata()[-1].tolist()
       [3.0, 0.1]
     """
-    values = rates.values() if isinstance(rates, Mapping) else [rates]
-    if any(isinstance(value, Memory) for value in values):
-        return plot_schedule(rates, ax)
+    layers: Any = rates if isinstance(rates, Mapping) else {"memory": rates}
+    if any(isinstance(values, Memory) for values in layers.values()):
+        return plot_schedule(layers, ax)
     allowed = "be a mapping from at least one label to [T] or [T, 3]"
     hint = "plot_rates(get_memory(opt_state)) draws those of a state"
     require(isinstance(rates, Mapping) and rates, "rates", allowed, rates, hint)
     ax = _axes(ax)
     lines = []
-    for (label, values), style in zip(rates.items(), itertools.cycle(_STYLES)):
+    for (label, values), style in zip(layers.items(), itertools.cycle(_STYLES)):
         name, allowed = f"rates[{label!r}]", "have shape [T] or [T, 3]"
         array = _numbers(name, values, hint)
         fits = array.ndim and array.shape[1:] in ((), (1,), (3,))
@@ -239,7 +239,7 @@ def plot_rates(
         if band:
             ax.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)
     ax.set(yscale="log", xlabel="step", ylabel=_RATE)
-    _draw_legend(ax, lines, rates)
+    _draw_legend(ax, lines, layers)
     return ax
 
 
@@ -272,16 +272,11 @@ def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> An
     """
     if isinstance(memories, Memory):
         memories = {"memory": memories}
-    allowed = "be a mapping from at least one label to metalr_optax.Memory"
-    hint = "plot_schedule(get_memory(opt_state)) draws those of a state"
-    fits = isinstance(memories, Mapping) and memories
-    require(fits, "memories", allowed, memories, hint)
+    check_memories(memories, "memories")
     curves = {}
     for label, memory in memories.items():
         check_memory(f"memories[{label!r}]", memory, (0.0, np.inf))
-        _, rates, weight = _local_models(memory)
-        logs = np.zeros(len(MARKS)) if memory.schedule is None else memory.schedule
-        curves[label] = float(mean_rate(rates, weight)) * np.exp(logs)
+        curves[label] = rates_by_step(memory)
     moved = np.any([np.diff(curve) != 0 for curve in curves.values()], axis=0)
     num = 2 + int(np.flatnonzero(moved).max(initial=0))
     curves = {label: curve[:num] for label, curve in curves.items()}

@@ -325,7 +325,7 @@ def test_the_current_axes_are_the_default():
             ),
             "kernel_inputs must have the labels of memory",
         ),
-        (lambda ax: plot_memory({}, ax), "at least one label"),
+        (lambda ax: plot_memory({}, ax), "memory must be a mapping from labels"),
         (lambda ax: plot_rates({}, ax), "at least one label"),
         (lambda ax: plot_rates({"a": [0.1, 0.2]}, ax, steps=[1.0]), "steps must have"),
         (lambda ax: plot_rates({"a": [0.1]}, cast(Any, "no")), r"subplots\(\)"),
