@@ -98,6 +98,10 @@ def learn_rates(
     Inside ``optax.MultiSteps`` the sum of gradients would keep such a batch for ever:
     pass it ``should_skip_update_fn=optax.skip_not_finite``.
 
+    The base of float16 parameters has a state of float32, where its ``eps`` is not 0.
+    Steps can be differentiated, where the base can: one of Adam's kind needs an
+    ``eps_root`` for that, which :func:`memory_adam` has.
+
     Args:
       base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or
         ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. Its sign is not
@@ -120,7 +124,7 @@ def learn_rates(
       memory_optimizer: steps the rates; default :func:`agreement_steps`. With
         ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
       clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
-        last hundred steps.
+        last hundred steps. A gradient above that moves no rate.
       weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
         learned rate of the memory. It is no part of the direction, nor of the evidence.
       mask: a tree of booleans, or a function from parameters to such a tree: what
@@ -129,8 +133,9 @@ def learn_rates(
       rate_bounds: smallest and largest rate a memory may hold.
       largest_step: a memory raises no rate above this times the root mean square of
         its parameters at ``init``, because gradients that agree do not say when a step
-        has become too large for the layer; None for no such ceiling. All-zero layers
-        use the RMS of the whole tree.
+        has become too large for the layer; None for no such ceiling. Layers that start
+        at zero or next to it (an RMS of at most 1e-3, as a LayerScale of 1e-6) use the
+        RMS of the whole tree, and have no ceiling where that is as small.
       evidence_sample: coordinates of a large tensor that give evidence, see
         :func:`scale_by_memory`; default 1,024, and any number from the size of the
         largest tensor on for all.
@@ -422,7 +427,8 @@ def memory_adam(
         learned, and with 0.999, Adam's own default, steps are those of gradients a
         thousand steps ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
-      eps_root: added to the second moment, as in ``optax.adam``.
+      eps_root: added to the second moment, as in ``optax.adam``, besides 1e-36, with
+        which steps can be differentiated where gradients are zero.
       mu_dtype: dtype of the first moment, as in ``optax.adam``.
       weight_decay: AdamW's; none by default, as in ``optax.adam``.
       mask: what decays.

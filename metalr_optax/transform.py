@@ -217,6 +217,10 @@ def scale_by_memory(
       exactly and slowly, and so are all with ``capacity``, ``learned_widths`` or
       ``linear``, where a step also takes some ten sums more.
 
+      Derivatives through steps are those of the program as it is: clips and signs have
+      none. A ``memory_optimizer`` or base of Adam's kind needs an ``eps_root`` for
+      them, or is NaN where evidence or gradients are zero; the default has one.
+
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
       and teach nothing. ``optax.clip`` in front keeps gradients inside. Behind

@@ -106,15 +106,15 @@ def neural_ode(rng):
 def meta_learning(rng):
     """Weights, and a rate, from which three steps of an optimizer learn a sine."""
     x = jnp.linspace(-2.0, 2.0, 12)[:, None]
-    params = {"weights": perceptron(rng, 1, 1), "log_rate": jnp.array([-3.0])}
+    features = jnp.tanh(2 * x @ normal(rng, 1, 8) + normal(rng, 1, 8))
+    params = {"weights": normal(rng, 8, 1) / 3, "log_rate": jnp.array([-3.0])}
 
-    def loss(params, key):
-        height, phase = jax.random.uniform(key, (2,), minval=0.5, maxval=2.0)
+    def adapted(params, height, phase):
         targets = height * jnp.sin(x + phase)
         inner: Any = memory_sgd(initial=jnp.exp(params["log_rate"][0]))
 
         def error(weights):
-            return jnp.mean(jnp.square(predict(weights, x) - targets))
+            return jnp.mean(jnp.square(features @ weights - targets))
 
         def learn(carry, _):
             weights, state = carry
@@ -124,6 +124,10 @@ def meta_learning(rng):
         start = params["weights"], inner.init(params["weights"])
         (weights, _), _ = jax.lax.scan(learn, start, length=3)
         return error(weights)
+
+    def loss(params, key):
+        tasks = jax.random.uniform(key, (2, 4), minval=0.5, maxval=1.5)
+        return jnp.mean(jax.vmap(adapted, in_axes=(None, 0, 0))(params, *tasks))
 
     return params, loss
 
@@ -256,15 +260,19 @@ def mixture_of_experts(rng):
     return params, loss
 
 
+# Rates climb from 1e-3 until the decay begins.
+DECAY = optax.linear_schedule(1.0, 0.0, HALF, transition_begin=HALF)
+
+
 def adam():
-    return memory_adam(optax.linear_schedule(1.0, 0.1, 2 * HALF), weight_decay=1e-3)
+    return memory_adam(DECAY, weight_decay=1e-3)
 
 
 def lion():
-    return learn_rates(optax.lion(1.0), optax.cosine_decay_schedule(1.0, 2 * HALF))
+    return learn_rates(optax.lion(1.0), DECAY)
 
 
-# How far the loss falls at least, and the optimizer; with both every program learns.
+# What is trained with what, and to which part of its first loss at least.
 PROGRAMS: Any = [
     (graph_network, adam, 0.5),
     (flow, lion, 0.8),
@@ -286,21 +294,20 @@ def test_a_program_learns_and_resumes_to_the_bit(program, base, fall):
 
     def step(carry, key):
         params, state = carry
-        value, grads = jax.value_and_grad(loss)(params, key)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), value
+        updates, state = optimizer.update(jax.grad(loss)(params, key), state, params)
+        return (optax.apply_updates(params, updates), state), None
 
-    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys))
+    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[0])
     keys = jax.random.split(jax.random.key(0), (2, HALF))
     start = params, jax.jit(optimizer.init)(params)
-    middle, first = run(start, keys[0])
+    middle = run(start, keys[0])
     saved = serialization.to_bytes(middle)
-    end, last = run(middle, keys[1])
-    resumed, _ = run(serialization.from_bytes(start, saved), keys[1])
+    end = run(middle, keys[1])
+    resumed = run(serialization.from_bytes(start, saved), keys[1])
     chex.assert_trees_all_equal(resumed, end)
     chex.assert_tree_all_finite(end)
-    begin = jnp.mean(first[:5])
-    assert jnp.mean(last[-5:]) < fall * begin, (first, last)
+    judge = jax.jit(jax.vmap(loss, in_axes=(None, 0)))
     averaged = averaged_weights(end[1], end[0])
-    judged = jax.jit(jax.vmap(loss, in_axes=(None, 0)))(averaged, keys[1][-5:])
-    assert jnp.mean(judged) < fall * begin, (judged, begin)
+    losses = [jnp.mean(judge(x, keys[0])) for x in (params, end[0], averaged)]
+    print(program.__name__, [float(x / losses[0]) for x in losses])
+    assert max(losses[1:]) < fall * losses[0], losses
