@@ -221,6 +221,7 @@ def test_memories_of_a_state_are_drawn_together(ax):
         expected = factor * landscape(KERNELS, RATES, z)
         np.testing.assert_allclose(rates, expected, rtol=1e-6)
     colors = [line.get_color() for line in ax.lines]
+    assert colors[0] != colors[1]
     dots = [to_rgb(dots.get_facecolor()[0][:3]) for dots in ax.collections[:2]]
     assert dots == [to_rgb(color) for color in colors]
     assert ax.get_ylim()[0] < 0.1 / 9
