@@ -122,6 +122,8 @@ def test_comparisons_count_as_the_rows_do():
         f"does so beside Prodigy on {level('memory_adam, decay', 'prodigy, decay')}.",
     ]
     assert in_page("compared_with", *lines) == [True] * len(lines)
+    first = f"or lower, on {level('memory_adam', 'adam')} long tasks"
+    assert in_page("results", first) == [True]
 
 
 def test_the_pages_count_landscapes_as_the_rows_do():
