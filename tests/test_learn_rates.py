@@ -1,7 +1,7 @@
 """What `learn_rates` and its aliases promise, whatever base they go around."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -378,13 +378,13 @@ def test_a_layer_that_starts_next_to_zero_learns_as_from_zero(initial):
     optimizer: Any = memory_adam(initial=initial)
 
     def steps_to(gamma):
-        params = {"scale": {"gamma": gamma}}
+        params: Any = {"scale": {"gamma": gamma}}
 
         def step(carry, _):
             params, state = carry
             gradient = jax.tree.map(lambda x: 2 * (x - 1), params)
             updates, state = optimizer.update(gradient, state)
-            params = optax.apply_updates(params, updates)
+            params = cast(Any, optax.apply_updates(params, updates))
             return (params, state), params["scale"]["gamma"]
 
         start = params, optimizer.init(params)
