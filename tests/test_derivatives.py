@@ -36,7 +36,8 @@ MAKERS: Any = {
     "paper_adam": (lambda m, i: paper_adam(m, initial=i), 4),
     "averaged": (
         lambda m, i: optax.chain(
-            learn_rates(optax.adamw(1.0), m, initial=i), average_weights()
+            learn_rates(optax.adamw(1.0, eps_root=1e-18), m, initial=i),
+            average_weights(),
         ),
         4,
     ),

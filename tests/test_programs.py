@@ -274,16 +274,16 @@ def lion():
 
 # What is trained with what, and to which part of its first loss at least.
 PROGRAMS: Any = [
-    (graph_network, adam, 0.5),
-    (flow, lion, 0.8),
-    (neural_ode, adam, 0.5),
+    (graph_network, adam, 0.3),
+    (flow, lion, 0.3),
+    (neural_ode, adam, 0.2),
     (meta_learning, lion, 0.8),
-    (variational_inference, adam, 0.8),
-    (agent, lion, 0.8),
-    (recommender, adam, 0.8),
-    (sequence_to_sequence, lion, 0.95),
-    (state_space_model, adam, 0.5),
-    (mixture_of_experts, lion, 0.8),
+    (variational_inference, adam, 0.7),
+    (agent, lion, 0.3),
+    (recommender, adam, 0.5),
+    (sequence_to_sequence, lion, 0.5),
+    (state_space_model, adam, 0.3),
+    (mixture_of_experts, lion, 0.3),
 ]
 
 
@@ -309,5 +309,4 @@ def test_a_program_learns_and_resumes_to_the_bit(program, base, fall):
     judge = jax.jit(jax.vmap(loss, in_axes=(None, 0)))
     averaged = averaged_weights(end[1], end[0])
     losses = [jnp.mean(judge(x, keys[0])) for x in (params, end[0], averaged)]
-    print(program.__name__, [float(x / losses[0]) for x in losses])
     assert max(losses[1:]) < fall * losses[0], losses
