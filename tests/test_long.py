@@ -264,7 +264,7 @@ def test_ours_stand_over_the_best_adam_where_all_starts_are_there():
 def test_a_solved_task_is_level_but_not_by_the_bare_ends():
     ends = {("physics", "adam", 0.1): 1e-6}
     ends |= {("physics", "memory_adam", rate): 1e-4 for rate in tables.RATES}
-    assert "| 1 of 1 (0 by the bare ends) |" in tables.counts(rows_of(ends))
+    assert "| 1 of 1 (0 without tolerances) |" in tables.counts(rows_of(ends))
 
 
 def test_the_committed_ends_follow_from_the_rows():

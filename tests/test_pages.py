@@ -122,6 +122,8 @@ def test_comparisons_count_as_the_rows_do():
         f"does so beside Prodigy on {level('memory_adam, decay', 'prodigy, decay')}.",
     ]
     assert in_page("compared_with", *lines) == [True] * len(lines)
+    first = f"or lower, on {level('memory_adam', 'adam')} long tasks"
+    assert in_page("results", first) == [True]
 
 
 def test_the_pages_count_landscapes_as_the_rows_do():
@@ -175,3 +177,16 @@ def test_the_page_on_scale_says_what_a_step_costs(what, method, size):
         re.MULTILINE,
     )
     assert line == (f"{one['clipped_ratio']:.2f}", f"{one['state_bytes']:.0f}")
+
+
+def test_the_index_of_the_api_has_every_name_in_a_table_and_every_page():
+    index = (DOCS / "api" / "index.md").read_text()
+    tables = re.findall(r"^\| \[`(\w+)`\]\((\w+)\.md\) \|", index, re.MULTILINE)
+    pages = {page.stem: page.read_text() for page in DOCS.glob("api/*.md")}
+    del pages["index"]
+    assert {
+        (name, page)
+        for page, text in pages.items()
+        for name in re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE)
+    } == set(tables)
+    assert all(f"\n{page}\n" in index for page in pages)

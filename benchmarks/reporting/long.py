@@ -185,7 +185,7 @@ def counts(rows: Frame, names: tuple[str, ...] = tuple(COUNTED)) -> str:
         for head, bound in BOUNDS.items():
             one, other = (level <= bound).sum(), (strict <= bound).sum()
             line[head] = f"{one} of {len(level)}"
-            line[head] += f" ({other} by the bare ends)" * bool(one > other)
+            line[head] += f" ({other} without tolerances)" * bool(one > other)
         lines.append(line)
     return raw.table(lines)
 
