@@ -144,7 +144,7 @@ def _pack(memory: Mapping[str, Memory], metadata: Mapping[str, str]) -> bytes:
     strings: Any = dict(metadata) if isinstance(metadata, Mapping) else {None: None}
     is_text = all(map(checks.is_text, (*strings, *strings.values())))
     fits = is_text and not set(strings) & set(_RESERVED)
-    allowed = f"map strings to strings, with other names than {_RESERVED}"
+    allowed = f"be strings with other names than {_RESERVED}, in a mapping"
     require(fits, "metadata", allowed, metadata)
     arrays: dict[str, np.ndarray] = {}
     for label in memory:
