@@ -143,7 +143,7 @@ def test_a_rate_inside_of_a_base_warns(is_traced):
 
 def test_what_stands_in_place_of_a_base_is_named():
     not_made: Any = optax.adam
-    with pytest.raises(ValueError, match=r"base_optimizer must be .* got <func"):
+    with pytest.raises(ValueError, match=r"base_optimizer must be .* got function"):
         learn_rates(not_made)
 
 
