@@ -3,6 +3,7 @@
 import pathlib
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from metalr_optax import (
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PARAMS = {"a": jnp.ones((4, 2)), "b": jnp.ones(2)}
 ADAM = optax.scale_by_adam()
+# Called with what their types do not allow.
+UNTYPED: Any = {"memory_adam": memory_adam, "scale_by_memory": scale_by_memory}
 QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "faq.md").read_text(), re.MULTILINE)
 
 
@@ -57,11 +60,13 @@ CAUSES = {
         initial=get_memory(memory_adam().init({"a": PARAMS["a"]}))
     ).init(PARAMS),
     "state must be": lambda: memory_adam().update(PARAMS, ADAM.init(PARAMS), PARAMS),
-    "memory_adam() has no": lambda: memory_adam(stacked=None),
+    "memory_adam() has no": lambda: UNTYPED["memory_adam"](stacked=None),
     "opt_state must be": lambda: summarize_memory(
         jax.vmap(memory_adam().init)({"a": jnp.ones((3, 2))})
     ),
-    "evidence_sample must": lambda: scale_by_memory(evidence_sample=jnp.array(3)),
+    "evidence_sample must": lambda: UNTYPED["scale_by_memory"](
+        evidence_sample=jnp.array(3)
+    ),
     "direction must be given": rates_of_a_sample,
 }
 

@@ -193,8 +193,8 @@ def test_the_readme_says_what_a_step_costs():
         "averaged weights",
         f"{ratios[0]} times as long as a clip and Adam at 10,000 parameters "
         f"({more:.1f} ms more), {ratios[1]} times at a million and {ratios[2]} times "
-        f"at ten million. With averaged weights it takes {averaged[0]} times as long at "
-        f"a million and {averaged[1]} times at ten million.",
+        f"at ten million. With averaged weights it takes {averaged[0]} times as long "
+        f"at a million and {averaged[1]} times at ten million.",
     ) == [True, True]
 
 
