@@ -25,8 +25,6 @@ from metalr_optax import (
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PARAMS = {"a": jnp.ones((4, 2)), "b": jnp.ones(2)}
 ADAM = optax.scale_by_adam()
-# Called with what their types do not allow.
-UNTYPED: Any = {"memory_adam": memory_adam, "scale_by_memory": scale_by_memory}
 QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "faq.md").read_text(), re.MULTILINE)
 
 
@@ -46,6 +44,10 @@ def rates_of_a_sample():
     get_rates(optimizer.init(PARAMS))
 
 
+# An array, as `optax.inject_hyperparams` makes of a number.
+THREE: Any = jnp.array(3)
+AN_OLD_ONE: Any = {"stacked": None}
+
 # The beginning of a message -> what raises it, or warns with it.
 CAUSES = {
     "learning_rate up to": lambda: memory_adam(1e-3),
@@ -60,13 +62,11 @@ CAUSES = {
         initial=get_memory(memory_adam().init({"a": PARAMS["a"]}))
     ).init(PARAMS),
     "state must be": lambda: memory_adam().update(PARAMS, ADAM.init(PARAMS), PARAMS),
-    "memory_adam() has no": lambda: UNTYPED["memory_adam"](stacked=None),
+    "memory_adam() has no": lambda: memory_adam(**AN_OLD_ONE),
     "opt_state must be": lambda: summarize_memory(
         jax.vmap(memory_adam().init)({"a": jnp.ones((3, 2))})
     ),
-    "evidence_sample must": lambda: UNTYPED["scale_by_memory"](
-        evidence_sample=jnp.array(3)
-    ),
+    "evidence_sample must": lambda: scale_by_memory(evidence_sample=THREE),
     "direction must be given": rates_of_a_sample,
 }
 
@@ -149,7 +149,7 @@ def test_the_page_on_transfer_promises_what_was_measured():
     moves = {name: next_task.load(rows.RESULTS, name) for name in learners}
     table = next_task.counts(moves).splitlines()[2:]
     adam, sgd = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table)
-    larger = transfer.load(rows.RESULTS)["larger mlp"]
+    larger = rows.by_problem(rows.RESULTS / "transfer.csv.gz")["larger mlp"]
     over = [
         transfer.over_fresh(larger, name, "end").strip("*").split()[0]
         for name in learners
