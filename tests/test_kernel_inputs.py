@@ -25,8 +25,10 @@ def run(optimizer: Any, steps: int = 6) -> Any:
     return params, state
 
 
-@pytest.mark.parametrize("seen", ["one rate", "value", "history"])
-@pytest.mark.parametrize("base", kernel_inputs.BASES)
+@pytest.mark.parametrize(
+    ("base", "seen"),
+    [("momentum", "one rate"), ("momentum", "value"), ("Adam", "history")],
+)
 def test_what_is_kept_is_what_the_package_does(base, seen):
     expected = optax.chain(
         scale_by_memory(

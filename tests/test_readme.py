@@ -59,7 +59,8 @@ def test_the_changelog_begins_with_this_version():
 
 
 def test_the_results_are_what_the_raw_rows_say():
-    tasks, networks = suite.load(rows.RESULTS), transfer.load(rows.RESULTS)
+    tasks = suite.load(rows.RESULTS)
+    networks = rows.by_problem(rows.RESULTS / "transfer.csv.gz")
     assert suite.headlines(tasks) in RESULTS
     given = {
         name: ", ".join(
@@ -80,7 +81,7 @@ def test_the_results_are_what_the_raw_rows_say():
     ]
     for what, measured in facts:
         assert f"{what} | {measured} |" in RESULTS
-    counts = long.counts(long.load(rows.RESULTS), tuple(long.COUNTED)[:3])
+    counts = long.counts(long.load(rows.RESULTS), 3)
     assert counts in RESULTS
     moves = {name: next_task.load(rows.RESULTS, name) for name in next_task.LEARNERS}
     assert next_task.counts(moves) in RESULTS
@@ -193,15 +194,15 @@ def test_the_readme_says_what_a_step_costs():
         "averaged weights",
         f"{ratios[0]} times as long as a clip and Adam at 10,000 parameters "
         f"({more:.1f} ms more), {ratios[1]} times at a million and {ratios[2]} times "
-        f"at ten million. With averaged weights it takes {averaged[0]} times as long at "
-        f"a million and {averaged[1]} times at ten million.",
+        f"at ten million. With averaged weights it takes {averaged[0]} times as long "
+        f"at a million and {averaged[1]} times at ten million.",
     ) == [True, True]
 
 
 def test_the_readme_promises_of_a_transfer_what_was_measured():
     ratios = [
         transfer.over_fresh(found, "memory_adam", "end").strip("*").split()[0]
-        for found in transfer.load(rows.RESULTS).values()
+        for found in rows.by_problem(rows.RESULTS / "transfer.csv.gz").values()
     ]
     assert in_readme(
         f"takes a larger one to its target in {' and '.join(ratios)} of a fresh "

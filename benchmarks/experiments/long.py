@@ -9,7 +9,7 @@ one also from 1e-6 and 1e-4.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -18,7 +18,7 @@ from benchmarks.harness.arguments import add_seeds, add_tasks
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store, read_setting
-from benchmarks.harness.sweep import run_methods, seeds_of, tune
+from benchmarks.harness.sweep import Trainer, run_methods, seeds_of, tune
 from benchmarks.methods import METHODS, USUAL, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
@@ -100,27 +100,23 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         tell(f"{name}: done")
 
 
-def run_ours(
-    problem: Problem, store: Store, seeds: int, rates: Sequence[float] = ()
-) -> None:
+def run_ours(problem: Problem, store: Store, seeds: int) -> None:
     """Run ours from every base rate, and what runs as it comes."""
     pairs = [(one, seeds_of(one.default, seeds)) for one in fixed_methods(problem)]
     for method in our_methods(problem):
-        starts = long.ALL_RATES if method.name == "memory_adam" else long.RATES
-        jobs = [
-            job for one in rates or starts for job in seeds_of({"rate": one}, seeds)
-        ]
+        rates = long.ALL_RATES if method.name == "memory_adam" else long.RATES
+        jobs = [job for rate in rates for job in seeds_of({"rate": rate}, seeds)]
         pairs.append((method, jobs))
-    run_methods(problem, store, pairs, 1)
+    run_methods(problem, store, pairs)
 
 
 def run_baselines(problem: Problem, store: Store, say: Callable[[str], None]) -> None:
     """Tune the baselines, and run the best on the seeds of the comparison."""
     for method in tuned_methods(problem):
-        (text,) = tune(problem, method, store, long.SEEDS, chunk=1)
+        (text,) = tune(Trainer(problem, method, store), long.SEEDS)
         if method.name == "adam" and problem.name in _DECAYS_WEIGHTS:
             jobs = seeds_of(read_setting(text), long.SEEDS)
-            run_methods(problem, store, [(_ADAMW, jobs)], 1)
+            Trainer(problem, _ADAMW, store).run(jobs)
         say(f"{problem.name}: {method.name}, {text}")
 
 

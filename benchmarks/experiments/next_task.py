@@ -18,16 +18,15 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
-from benchmarks.experiments.transfer import load_growths
+from benchmarks.experiments.transfer import fresh_state, load_growths
 from benchmarks.harness import choose
 from benchmarks.harness.arguments import add_seeds, add_tasks
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import TUNING_SEED, Store, read_setting
-from benchmarks.harness.sweep import CHUNK, Trainer, change_each, seeds_of, tune
+from benchmarks.harness.sweep import Trainer, seeds_of, tune
 from benchmarks.methods import LIBRARY, METHODS, OURS, Method, sample_settings
 from benchmarks.problems.next_tasks import LARGER, Move, moves, unlearnable
 from benchmarks.problems.problem import Problem
@@ -75,42 +74,20 @@ def visited(move: Move) -> np.ndarray:
     return np.less_equal(MARKS, move.first[-1].horizon)
 
 
-def one_rate(memory: dict[str, Memory]) -> dict[str, Memory]:
-    """Return the rates without their schedule."""
-    # Zeros instead of None: the same compiled program.
-    return {
-        label: one._replace(schedule=np.zeros_like(one.schedule))
-        for label, one in memory.items()
-    }
-
-
-def mean_over_run(memory: dict[str, Memory], seen: np.ndarray) -> dict[str, Memory]:
-    """Return every layer at the geometric mean of its own schedule, and no schedule."""
-    means = {
-        label: one._replace(rates=one.rates * np.exp(np.mean(one.schedule[seen])))
-        for label, one in memory.items()
-    }
-    return one_rate(means)
-
-
-def in_random_order(memory: dict[str, Memory], seen: np.ndarray) -> dict[str, Memory]:
-    """Return every layer with what its schedule went by in a random order."""
-    rng = np.random.default_rng(0)
-    changed = {}
-    for label, one in memory.items():
-        schedule = np.array(one.schedule)
-        schedule[seen] = rng.permutation(schedule[seen])
-        changed[label] = one._replace(schedule=schedule)
-    return changed
-
-
 def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
-    """Return the memory that a start begins with."""
-    if start == ONE_RATE:
-        return one_rate(memory)
-    if start == "mean":
-        return mean_over_run(memory, seen)
-    return in_random_order(memory, seen) if start == "shuffled" else memory
+    """Return the memory that a start begins with; `seen` are parts of schedules."""
+    rng, changed = np.random.default_rng(0), {}
+    for label, one in memory.items():
+        rates, schedule = one.rates, np.array(one.schedule)
+        if start == "shuffled":
+            schedule[seen] = rng.permutation(schedule[seen])
+        elif start == "mean":
+            rates = rates * np.exp(np.mean(schedule[seen]))
+        if start in (ONE_RATE, "mean"):
+            # Zeros instead of None: the same compiled program.
+            schedule = np.zeros_like(schedule)
+        changed[label] = one._replace(rates=rates, schedule=schedule)
+    return changed
 
 
 def freeze(method: Method) -> Method:
@@ -140,60 +117,48 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 def run_baselines(move: Move, store: Store, seeds: int) -> None:
     """Run Adam on the second task: the best of its trials there, and on the first."""
-    adam, first, second = METHODS["adam"], move.first[-1], move.second
+    adam, first = METHODS["adam"], move.first[-1]
     jobs = [(one, TUNING_SEED) for one in sample_settings(adam, choose.TRIALS)]
-    Trainer(first, adam, store, 1).run(jobs)
+    Trainer(first, adam, store).run(jobs)
     tried = choose.judge(store.rows(first.name))
     there = choose.lowest_trial(tried, adam, choose.TRIALS)
-    target = choose.load_targets()[second.name]
-    trials = choose.TRIALS
-    tune(second, adam, store, seeds, trials, budgets=(trials,), target=target)
-    trainer = Trainer(second, adam, store, min(seeds, CHUNK))
+    trainer = Trainer(move.second, adam, store)
+    tune(trainer, seeds, choose.TRIALS, budgets=(choose.TRIALS,))
     trainer.run(seeds_of(read_setting(there), seeds))
 
 
 def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
     """Run a memory on the second task: fresh ones, those from before, and controls."""
-    chunk = min(seeds, CHUNK)
-    trainer = Trainer(move.second, method, store, chunk)
+    trainer = Trainer(move.second, method, store)
     for rate in FRESH:
         trainer.run(seeds_of({"rate": rate}, seeds))
-    jobs = seeds_of(method.default, seeds)
-    starts = starts_of(move)
+    jobs, starts = seeds_of(method.default, seeds), starts_of(move)
     if all(trainer.is_done(jobs, start) for start in starts):
         return
     state = fresh_state(move.second, method)
     learned, unrelated = learn(move, method, store, seeds)
     for start in starts:
-        source = unrelated if start == "unrelated" else learned
-
-        def change(memory: dict[str, Memory], start: str = start) -> dict[str, Memory]:
-            # On the same network this changes nothing.
-            return adapt_memory(control(start, memory, visited(move)), state)
-
-        memory = change_each(source, change)
+        # On the same network fitting changes nothing.
+        memories = [
+            adapt_memory(control(start, memory, visited(move)), state)
+            for memory in (unrelated if start == "unrelated" else learned)
+        ]
         if start == "frozen":
-            still = freeze(method)
-            Trainer(move.second, still, store, chunk).run(jobs, start, memory)
+            still = Trainer(move.second, freeze(method), store)
+            still.run(jobs, start, memories)
         else:
-            trainer.run(jobs, start, memory)
+            trainer.run(jobs, start, memories)
 
 
 def learn(move: Move, method: Method, store: Store, seeds: int) -> tuple[Any, Any]:
-    """Return memories [seeds, ...] of the first tasks in turn, and of the unrelated."""
-    chunk, learned, unrelated = min(seeds, CHUNK), None, None
+    """Return memories of the first tasks in turn, and of the unrelated."""
+    learned, unrelated = None, None
     for problem in move.first:
-        trainer = Trainer(problem, method, store, chunk)
+        trainer = Trainer(problem, method, store)
         learned = trainer.learn(problem.data, seeds, learned)
         if move.unrelated is not None and unrelated is None:
             unrelated = trainer.learn(move.unrelated, seeds)
     return learned, unrelated
-
-
-def fresh_state(problem: Problem, method: Method) -> Any:
-    """Return the state of an optimizer that has not been used."""
-    params, _ = problem.start(problem.data, jax.random.key(0))
-    return method.make(*method.default.values()).init(params)
 
 
 report = next_task.report

@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
             (Method(name, lambda rate, one=one: make(one, rate), {}, USUAL), jobs)
             for name, one in VARIANTS.items()
         ]
-        run_methods((SUITE | LONG)[task](), store, pairs, 1)
+        run_methods((SUITE | LONG)[task](), store, pairs)
         tell(f"{task}: all runs are done")
 
 

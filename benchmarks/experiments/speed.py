@@ -5,7 +5,9 @@ the machine falls on all of them; what counts are medians and ratios.
 """
 
 import argparse
+import functools
 import math
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -45,23 +47,23 @@ TIME = "20 minutes, alone on the machine"
 Make = Callable[[int], optax.GradientTransformation]
 
 
-class Measurement(NamedTuple):
-    """What one method took in one case."""
-
-    case: str  # "update", "compile", or the model whose training step is meant
-    platform: str
-    size: int  # parameters
-    leaves: int
-    method: str
-    kernels: int  # M, 0 where there is none
-    milliseconds: float  # median of a whole update; nan where it is only compiled
-    ratio: float  # median over rounds: this update over optax.adam's
-    clipped_ratio: float  # the same over the baseline that clips, with its base
-    share: float  # update / (gradient + update); 0 where there is no gradient
-    state_bytes: float  # per parameter
-    state_leaves: int
-    temporary_bytes: float  # per parameter, at most at a time, from XLA
-    compile_seconds: float  # of tracing and compiling, a median where only that is done
+COLUMNS = [
+    "case",  # "update", "compile", or the model whose training step is meant
+    "platform",
+    "size",  # parameters
+    "leaves",
+    "method",
+    "kernels",  # M, 0 where there is none
+    "milliseconds",  # median of a whole update; nan where it is only compiled
+    "ratio",  # median over rounds: this update over optax.adam's
+    "clipped_ratio",  # the same over the baseline that clips, with its base
+    "share",  # update / (gradient + update); 0 where there is no gradient
+    "state_bytes",  # per parameter
+    "state_leaves",
+    "temporary_bytes",  # per parameter, at most at a time, from XLA
+    "compile_seconds",  # of tracing and compiling, a median where only that is done
+    "version",
+]
 
 
 class Case(NamedTuple):
@@ -218,16 +220,14 @@ def make_leaves(size: int, count: int) -> Any:
 def decoder() -> Any:
     """Return the shapes of a decoder of 12 layers and 124 million parameters."""
     width = 768
-    shapes: dict[str, tuple[int, ...]] = {"wte": (50257, 768), "wpe": (1024, 768)}
-    dense = {"attention": 3, "projection": 1, "up": 4}
+    shapes: dict[str, tuple[int, ...]] = {"wte": (50257, width), "wpe": (1024, width)}
+    dense = {"attention": (1, 3), "projection": (1, 1), "up": (1, 4), "down": (4, 1)}
     for layer in range(12):
         for name in ("norm_1", "norm_2"):
             shapes |= {f"{layer}/{name}/{part}": (width,) for part in ("scale", "bias")}
-        for name, times in dense.items():
-            shapes[f"{layer}/{name}/kernel"] = (width, times * width)
-            shapes[f"{layer}/{name}/bias"] = (times * width,)
-        shapes[f"{layer}/down/kernel"] = (4 * width, width)
-        shapes[f"{layer}/down/bias"] = (width,)
+        for name, (rows, columns) in dense.items():
+            shapes[f"{layer}/{name}/kernel"] = (rows * width, columns * width)
+            shapes[f"{layer}/{name}/bias"] = (columns * width,)
     shapes |= {f"norm/{part}": (width,) for part in ("scale", "bias")}
     tree: dict[str, dict[str, Any]] = {}
     for name, shape in shapes.items():
@@ -272,116 +272,82 @@ def training_case(
     )
 
 
-def run_case(case: Case) -> Iterator[Measurement]:
-    """Time all methods of a case in turns."""
-    if case.rounds == 0:
-        yield from compile_case(case)
-        return
-    size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
-    gradients = _draw_gradients(case.params)
-    steps = {
-        method: _compile(OPTIMIZERS[method[0]](method[1]), case.params, gradients)
-        for method in case.methods
-    }
-    repeats = max(1, min(5, 10**6 // size))
-    times: dict[Any, list[float]] = {key: [] for key in [*steps, None]}
-    for _ in range(case.rounds + 2):
-        if case.gradient is not None:
-            times[None].append(_time(lambda: case.gradient(case.params), 1))
-        for method, (step, _) in steps.items():
-            times[method].append(_time(step, repeats))
-    # Two rounds to warm up.
-    rounds = {key: np.array(taken[2:]) for key, taken in times.items()}
-    adam = rounds[ADAM]
-    for method, (_, facts) in steps.items():
-        update = rounds[method]
-        share = np.median(update / (update + rounds[None])) if case.gradient else 0.0
-        yield Measurement(
-            case.name,
-            jax.default_backend(),
-            size,
-            len(jax.tree.leaves(case.params)),
-            *method,
-            1e3 * float(np.median(update)),
-            float(np.median(update / adam)),
-            float(np.median(update / rounds[clip_of(method[0]), 0])),
-            float(share),
-            facts["state"] / size,
-            int(facts["leaves"]),
-            facts["temporary"] / size,
-            facts["compile"],
-        )
-
-
-def compile_case(case: Case) -> Iterator[Measurement]:
-    """Compile all methods of a case in turns, three times if small, and run none."""
-    leaves = jax.tree.leaves(case.params)
-    size = sum(leaf.size for leaf in leaves)
-    seconds: dict[Any, list[float]] = {method: [] for method in case.methods}
-    facts = {}
-    for _ in range(3 if len(leaves) <= 100 else 1):
+def run_case(case: Case) -> Frame:
+    """Return a row a method: compiled, then timed in turns if there are rounds."""
+    leaves, facts, steps = jax.tree.leaves(case.params), [], {}
+    for _ in range(3 if case.rounds == 0 and len(leaves) <= 100 else 1):
         for method in case.methods:
-            optimizer = OPTIMIZERS[method[0]](method[1])
-            state = jax.eval_shape(optimizer.init, case.params)
-            _, facts[method] = _compiled(optimizer, case.params, state, case.params)
-            seconds[method].append(facts[method]["compile"])
-    for method, taken in seconds.items():
-        yield Measurement(
-            case=case.name,
-            platform=jax.default_backend(),
-            size=size,
-            leaves=len(leaves),
-            method=method[0],
-            kernels=method[1],
-            milliseconds=math.nan,
-            ratio=math.nan,
-            clipped_ratio=math.nan,
-            share=0.0,
-            state_bytes=facts[method]["state"] / size,
-            state_leaves=int(facts[method]["leaves"]),
-            temporary_bytes=facts[method]["temporary"] / size,
-            compile_seconds=float(np.median(taken)),
-        )
+            steps[method], found = compile_update(method, case.params)
+            facts.append({"method": method[0], "kernels": method[1], **found})
+    keys = ["method", "kernels"]
+    rows = pd.DataFrame(facts).groupby(keys, sort=False).median().reset_index()
+    times = time_updates(case, steps) if case.rounds else {}
+
+    def over(base: Any) -> list[float]:
+        nothing = np.full(1, np.nan)
+        pairs = [(times.get(x, nothing), times.get(base(x), nothing)) for x in steps]
+        return [float(np.median(one / other)) for one, other in pairs]
+
+    gradient = over(lambda method: None)
+    return rows.assign(
+        case=case.name,
+        platform=jax.default_backend(),
+        size=sum(leaf.size for leaf in leaves),
+        leaves=len(leaves),
+        milliseconds=[1e3 * float(np.median(times.get(x, np.nan))) for x in steps],
+        ratio=over(lambda method: ADAM),
+        clipped_ratio=over(lambda method: (clip_of(method[0]), 0)),
+        share=[0.0 if np.isnan(x) else x / (1.0 + x) for x in gradient],
+        version=metalr_optax.__version__,
+    )[COLUMNS]
 
 
-def _draw_gradients(params: Any) -> Any:
-    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(params))))
-    return jax.tree.map(
-        lambda leaf: 0.5 * jax.random.normal(next(keys), leaf.shape), params
-    )
-
-
-def _compile(
-    optimizer: optax.GradientTransformation, params: Any, gradients: Any
-) -> tuple[Callable[[], Any], dict[str, float]]:
-    """Return a step that keeps its own, donated state, and what XLA says of it."""
-    state = jax.jit(optimizer.init)(params)
-    step, facts = _compiled(optimizer, gradients, state, params)
-    box = [state]
-
-    def run() -> Any:
-        updates, box[0] = step(gradients, box[0], params)
-        return updates, box[0]
-
-    return run, facts
-
-
-def _compiled(
-    optimizer: optax.GradientTransformation, gradients: Any, state: Any, params: Any
-) -> tuple[Any, dict[str, float]]:
-    """Return a compiled update, and what XLA says of it."""
+def compile_update(method: tuple[str, int], params: Any) -> tuple[Any, dict]:
+    """Return a compiled update, its state donated, and what XLA says of it."""
+    optimizer = OPTIMIZERS[method[0]](method[1])
+    state = jax.eval_shape(optimizer.init, params)
     jax.clear_caches()
     start = time.perf_counter()
     update = jax.jit(optimizer.update, donate_argnums=1)
-    step = update.lower(gradients, state, params).compile()
+    step = update.lower(params, state, params).compile()
     seconds = time.perf_counter() - start
     analysis, leaves = step.memory_analysis(), jax.tree.leaves(state)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     return step, {
-        "compile": seconds,
-        "state": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
-        "leaves": len(leaves),
-        "temporary": analysis.temp_size_in_bytes if analysis else math.nan,
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / size,
+        "state_leaves": len(leaves),
+        "temporary_bytes": analysis.temp_size_in_bytes / size if analysis else np.nan,
+        "compile_seconds": seconds,
     }
+
+
+def time_updates(case: Case, steps: dict[Any, Any]) -> dict[Any, np.ndarray]:
+    """Return the seconds of every method, round after round; None is the gradient."""
+    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(case.params))))
+    gradients = jax.tree.map(
+        lambda leaf: 0.5 * jax.random.normal(next(keys), leaf.shape), case.params
+    )
+    states = {
+        (name, num): jax.jit(OPTIMIZERS[name](num).init)(case.params)
+        for name, num in steps
+    }
+
+    def update(method: Any) -> Any:
+        done = steps[method](gradients, states[method], case.params)
+        states[method] = done[1]
+        return done
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
+    repeats = max(1, min(5, 10**6 // size))
+    times: dict[Any, list[float]] = {method: [] for method in [*steps, None]}
+    for _ in range(case.rounds + 2):
+        if case.gradient is not None:
+            call = functools.partial(case.gradient, case.params)
+            times[None].append(_time(call, 1))
+        for method in steps:
+            times[method].append(_time(functools.partial(update, method), repeats))
+    # Two rounds to warm up.
+    return {method: np.array(taken[2:]) for method, taken in times.items() if taken}
 
 
 def _time(function: Callable[[], Any], repeats: int) -> float:
@@ -404,31 +370,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def frame_of(measurements: list[Measurement]) -> Frame:
-    """Return a row a case and method, with the version that was timed."""
-    rows = [
-        [float(f"{one:.4g}") if isinstance(one, float) else one for one in row]
-        for row in measurements
-    ]
-    frame = pd.DataFrame(rows, columns=Measurement._fields)
-    return frame.assign(version=metalr_optax.__version__)
-
-
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Time the updates of all cases, and write `speed.csv`."""
-    measured, cases = [], list(make_cases(arguments.sizes))
+    frames, cases = [], list(make_cases(arguments.sizes))
     tell = counted(say, len(cases))
     for case in cases:
-        new = list(run_case(case))
-        measured += new
-        for one in new:
+        rows = run_case(case)
+        frames.append(rows)
+        for one in rows.itertuples():
             say(
                 f"{one.method}, M={one.kernels}: {one.milliseconds:.2f} ms, "
                 f"{one.clipped_ratio:.2f} times a clip and its base; "
                 f"compiled in {one.compile_seconds:.2f} s"
             )
-        tell(f"{case.name}, {new[0].size:,} parameters in {new[0].leaves}")
-    write_frame(frame_of(measured), arguments.out / "speed.csv")
+        tell(f"{case.name}, {rows['size'][0]:,} parameters in {rows['leaves'][0]}")
+    write_speed(pd.concat(frames), arguments.out / "speed.csv")
+
+
+def write_speed(rows: Frame, path: pathlib.Path) -> None:
+    """Write the rows, numbers with four digits."""
+    numbers = rows.select_dtypes("float").map(lambda x: float(f"{x:.4g}"))
+    write_frame(rows.assign(**numbers), path)
 
 
 report = speed.report

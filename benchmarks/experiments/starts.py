@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         for rate in starts.RATES
         for job in seeds_of({"rate": rate}, arguments.seeds)
     ]
-    run_methods(problem, store, [(method, jobs) for method in _METHODS], 5)
+    run_methods(problem, store, [(method, jobs) for method in _METHODS])
     say(f"{len(_METHODS) * len(jobs)} runs are done")
 
 

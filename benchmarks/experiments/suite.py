@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
             settings = [{**method.default, "rate": rate} for rate in rates]
             jobs = [job for setting in settings for job in seeds_of(setting, seeds)]
             pairs.append((method, jobs))
-        run_methods(problem, store, pairs, min(seeds, 5))
+        run_methods(problem, store, pairs)
         add_costs(out, "suite", problem, [*tuned, *untuned])
         tell(f"{name}: all base rates are done")
 

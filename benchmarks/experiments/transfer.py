@@ -12,15 +12,13 @@ from benchmarks.harness.choose import TRIALS
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import (
-    CHUNK,
     Trainer,
     averaged,
-    change_each,
     in_threads,
     run_sweep,
     seeds_of,
 )
-from benchmarks.methods import BASELINES, LIBRARY, METHODS, USUAL
+from benchmarks.methods import BASELINES, LIBRARY, METHODS, USUAL, Method
 from benchmarks.problems.networks import Cnn, Mlp
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import digit_classes
@@ -78,28 +76,31 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 def run_starts(growth: Growth, name: str, store: Store, seeds: int) -> None:
     """Run one optimizer on the larger network, fresh and from every memory."""
-    chunk, method = min(seeds, CHUNK), LIBRARY[name]._replace(has_memory=True)
-    trainer = Trainer(growth.large, method, store, chunk)
+    method = LIBRARY[name]._replace(has_memory=True)
+    trainer = Trainer(growth.large, method, store)
     for rate in transfer.FRESH:
         trainer.run(seeds_of({"rate": rate}, seeds))
-    params, _ = growth.large.start(growth.large.data, jax.random.key(0))
-    state = method.make(*USUAL.values()).init(params)
+    state = fresh_state(growth.large, method)
     horizons = EARLY, growth.small.horizon
     for when, horizon in zip(transfer.MOMENTS, horizons, strict=True):
         source = growth.small._replace(horizon=horizon)
-        learned = Trainer(source, method, store, chunk).learn(source.data, seeds)
+        learned = Trainer(source, method, store).learn(source.data, seeds)
         for start in transfer.STARTS:
             # A single rate is its own mean.
             if start.startswith(when) and not (name in _SCALARS and "mean" in start):
-                fitted = change_each(
-                    learned, lambda memory, start=start: _fit(start, memory, state)
-                )
+                fitted = [_fit(start, memory, state) for memory in learned]
                 trainer.run(seeds_of(USUAL, seeds), start, fitted)
+
+
+def fresh_state(problem: Problem, method: Method) -> Any:
+    """Return the state of an optimizer that has not been used."""
+    params, _ = problem.start(problem.data, jax.random.key(0))
+    return method.make(*method.default.values()).init(params)
 
 
 def _fit(start: str, memory: Any, state: Any) -> Any:
     if "mean" in start:
-        memory = averaged(memory)
+        (memory,) = averaged([memory])
     mapping = match_labels(memory, state)
     if "pooled" in start:
         mapping = dict.fromkeys(mapping)

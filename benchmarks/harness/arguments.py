@@ -5,9 +5,6 @@ import argparse
 from benchmarks.harness.choose import BUDGETS, TRIALS
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 
-# What a comparison tries unless it is asked for more.
-FEW_TRIALS, FEW_METHODS = 5, [*BASELINES, *WITH_MEMORY, "prodigy"]
-
 
 def positive(text: str) -> int:
     """Parse a whole number above zero."""
@@ -29,29 +26,27 @@ def add_tasks(parser: argparse.ArgumentParser, tasks: list[str]) -> None:
     )
 
 
-def add_trials(parser: argparse.ArgumentParser, where: str = "") -> None:
+def add_trials(parser: argparse.ArgumentParser) -> None:
     """Add --trials."""
     parser.add_argument(
         "--trials",
         type=int,
         choices=BUDGETS,
-        default=FEW_TRIALS,
-        help=f"settings that are tried to tune a method{where}",
+        default=5,
+        help="settings that are tried to tune a method",
     )
 
 
-def add_comparison(
-    parser: argparse.ArgumentParser, seeds: int = 3, where: str = ""
-) -> None:
+def add_comparison(parser: argparse.ArgumentParser) -> None:
     """Add what a comparison of tuned methods may be asked."""
-    add_seeds(parser, seeds)
-    add_trials(parser, where)
+    add_seeds(parser)
+    add_trials(parser)
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        default=FEW_METHODS,
-        help=f"what to compare{where}",
+        default=[*BASELINES, *WITH_MEMORY, "prodigy"],
+        help="what to compare",
     )
     parser.add_argument(
         "--full",

@@ -1,4 +1,4 @@
-"""One compiled program that trains a problem many times: the only training loop."""
+"""One compiled program that trains a problem once: the only training loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +27,11 @@ def make_update(
 
 
 def make_runner(problem: Problem, method: Method) -> Callable[..., Any]:
-    """Return a compiled function that trains once for every setting and seed.
+    """Return a compiled function that trains once.
 
-    It takes the problem's data, settings [R, H], seeds [R] and memories (a tree with a
-    leading R, or None) and returns measures [R, horizon / every], the parameters and
-    the memories at the end. One run after the other: products batched over networks
-    are slow on a CPU. It compiles once, whatever the settings.
+    It takes the problem's data, a setting [H], a seed and a memory or None, and
+    returns measures [horizon / every], the parameters and the memory at the end. It
+    compiles once, whatever the setting.
     """
 
     def train(data: Any, setting: jax.Array, seed: jax.Array, memory: Any) -> Any:
@@ -55,7 +54,4 @@ def make_runner(problem: Problem, method: Method) -> Callable[..., Any]:
         learned = get_memory(state) if method.has_memory else {}
         return curve, method.judged(state, params), learned
 
-    def run(data: Any, settings: Any, seeds: Any, memories: Any) -> Any:
-        return jax.lax.map(lambda one: train(data, *one), (settings, seeds, memories))
-
-    return jax.jit(run)
+    return jax.jit(train)

@@ -7,7 +7,7 @@ that was stopped goes on where it was: what is on the disk is not run again.
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,65 +28,42 @@ from benchmarks.problems.problem import Problem
 from metalr_optax import Memory
 
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
-CHUNK = 5  # most runs in one call: rows are on the disk after each
 Jobs = Sequence[tuple[dict[str, float], int]]  # settings and seeds
+Memories = list[dict[str, Memory]]  # one a seed
 
 
-def _select(memory: Any, index: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], memory)
-
-
-def averaged(memory: Mapping[str, Memory]) -> dict[str, Memory]:
+def averaged(memories: Memories) -> Memories:
     """Return every local model of a layer at the mean rate of the layer."""
-    return {
-        label: one._replace(
-            rates=np.broadcast_to(
-                np.mean(one.rates, axis=-1, keepdims=True), one.rates.shape
-            )
-        )
-        for label, one in memory.items()
-    }
-
-
-def shuffled(memory: Mapping[str, Memory]) -> dict[str, Memory]:
-    """Return the same rates in a random order within each layer."""
-    rng = np.random.default_rng(0)
-    return {
-        label: one._replace(rates=rng.permuted(one.rates, axis=-1))
-        for label, one in memory.items()
-    }
-
-
-def change_each(
-    learned: Any, change: Callable[[dict[str, Memory]], dict[str, Memory]]
-) -> Any:
-    """Return memories [seeds, ...], each changed alone."""
-    seeds = len(jax.tree.leaves(learned)[0])
-    changed = [
-        change(jax.tree.map(lambda leaf, i=i: leaf[i], learned)) for i in range(seeds)
+    return [
+        {
+            label: one._replace(rates=np.full_like(one.rates, np.mean(one.rates)))
+            for label, one in memory.items()
+        }
+        for memory in memories
     ]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *changed)
+
+
+def shuffled(memories: Memories) -> Memories:
+    """Return the same rates in a random order within each layer."""
+    rng, changed = np.random.default_rng(0), [dict(memory) for memory in memories]
+    for label in memories[0]:
+        for memory in changed:
+            rates = rng.permuted(memory[label].rates)
+            memory[label] = memory[label]._replace(rates=rates)
+    return changed
 
 
 class Trainer:
     """One method on one problem: runs what is not yet in the store."""
 
-    def __init__(
-        self, problem: Problem, method: Method, store: Store, chunk: int
-    ) -> None:
+    def __init__(self, problem: Problem, method: Method, store: Store) -> None:
         self.problem, self.method, self.store = problem, method, store
-        self.chunk = chunk
         self.runner = make_runner(problem, method)
 
-    def call(
-        self, data: Any, setting: Sequence[dict], seeds: Sequence[int], memory: Any
-    ) -> Any:
-        """Train; returns what the runner does. Always `chunk` runs: one program."""
-        pad = np.minimum(np.arange(self.chunk), len(seeds) - 1)
-        settings = jnp.array([list(one.values()) for one in setting], jnp.float32)
-        memory = _select(memory, pad)
-        results = self.runner(data, settings[pad], jnp.array(seeds)[pad], memory)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(seeds)], results)
+    def train(self, data: Any, setting: dict, seed: int, memory: Any = None) -> Any:
+        """Train once; returns what the runner does, as arrays of NumPy."""
+        numbers = jnp.array(list(setting.values()), jnp.float32)
+        return jax.tree.map(np.asarray, self.runner(data, numbers, seed, memory))
 
     def keys(self, jobs: Jobs, start: str) -> list[Key]:
         """Return what settings and seeds are called in the store."""
@@ -99,32 +76,29 @@ class Trainer:
         """Return whether settings and seeds are in the store."""
         return all(key in self.store.runs for key in self.keys(jobs, start))
 
-    def run(self, jobs: Jobs, start: str = "fresh", memory: Any = None) -> None:
+    def run(
+        self, jobs: Jobs, start: str = "fresh", memories: Memories | None = None
+    ) -> None:
         """Run settings and seeds that are not in the store, and keep them there."""
-        keys = self.keys(jobs, start)
-        missing = [i for i, key in enumerate(keys) if key not in self.store.runs]
-        for begin in range(0, len(missing), self.chunk):
-            chunk = missing[begin : begin + self.chunk]
-            part = _select(memory, np.array(chunk))
-            curves, _, _ = self.call(
-                self.problem.data,
-                [jobs[i][0] for i in chunk],
-                [jobs[i][1] for i in chunk],
-                part,
-            )
-            done = {keys[i]: curve for i, curve in zip(chunk, curves, strict=True)}
-            self.store.add(done, self.problem.every)
+        for number, key in enumerate(self.keys(jobs, start)):
+            if key not in self.store.runs:
+                memory = None if memories is None else memories[number]
+                curve, _, _ = self.train(self.problem.data, *jobs[number], memory)
+                self.store.add({key: curve}, self.problem.every)
 
-    def learn(self, data: Any, seeds: int, memory: Any = None) -> Any:
-        """Return what a task leaves of memories, new or given: [seeds, ...]."""
-        parts = []
-        for begin in range(0, seeds, self.chunk):
-            chunk = range(begin, min(begin + self.chunk, seeds))
-            sources = [SOURCE_SEED + seed for seed in chunk]
-            setting = [self.method.default] * len(sources)
-            part = _select(memory, np.array(chunk))
-            parts.append(self.call(data, setting, sources, part)[2])
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    def learn(
+        self, data: Any, seeds: int, memories: Memories | None = None
+    ) -> Memories:
+        """Return what a task leaves of memories, new or given, for every seed."""
+        return [
+            self.train(
+                data,
+                self.method.default,
+                SOURCE_SEED + seed,
+                memories and memories[seed],
+            )[2]
+            for seed in range(seeds)
+        ]
 
     def run_reloaded(self, seeds: int) -> None:
         """Run reloaded memories and their controls at the fixed setting."""
@@ -154,22 +128,19 @@ def seeds_of(setting: dict[str, float], seeds: int) -> Jobs:
 
 
 def tune(
-    problem: Problem,
-    method: Method,
-    store: Store,
+    trainer: Trainer,
     seeds: int,
     trials: int = choose.TRIALS,
     budgets: Sequence[int] = (),
-    target: float = np.nan,
-    chunk: int = CHUNK,
 ) -> list[str]:
     """Run the trials, and what is chosen from them on the seeds; return the settings.
 
     Chosen is the best of each budget, or without any what ends lowest of all.
     """
-    trainer = Trainer(problem, method, store, min(seeds, chunk))
+    problem, method = trainer.problem, trainer.method
     trainer.run([(one, TUNING_SEED) for one in sample_settings(method, trials)])
-    rows = choose.judge(store.rows(problem.name), target, problem.every)
+    target = choose.load_targets().get(problem.name, np.nan)
+    rows = choose.judge(trainer.store.rows(problem.name), target, problem.every)
     chosen = [choose.best_trial(rows, method, budget) for budget in budgets]
     chosen = chosen or [choose.lowest_trial(rows, method, trials)]
     for setting in dict.fromkeys(chosen):
@@ -190,14 +161,13 @@ def run_sweep(
     Raises:
       ValueError: the store holds runs of another length.
     """
-    target = choose.load_targets()[problem.name]
     budgets = [budget for budget in choose.BUDGETS if budget <= trials]
     _check_lengths(problem, store)
 
     def run(method: Method) -> None:
-        trainer = Trainer(problem, method, store, min(seeds, CHUNK))
+        trainer = Trainer(problem, method, store)
         trainer.run(seeds_of(method.default, seeds))
-        text = tune(problem, method, store, seeds, trials, budgets, target)[-1]
+        text = tune(trainer, seeds, trials, budgets)[-1]
         if method.has_memory and problem.related is not None:
             trainer.run_reloaded(seeds)
         say(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
@@ -221,15 +191,15 @@ def in_threads(
 
 
 def run_methods(
-    problem: Problem, store: Store, pairs: Iterable[tuple[Method, Jobs]], chunk: int
+    problem: Problem, store: Store, pairs: Iterable[tuple[Method, Jobs]]
 ) -> None:
     """Run methods, each with its settings and seeds, side by side."""
 
-    def run_one(pair: tuple[Method, Jobs]) -> None:
+    def run(pair: tuple[Method, Jobs]) -> None:
         method, jobs = pair
-        Trainer(problem, method, store, chunk).run(jobs)
+        Trainer(problem, method, store).run(jobs)
 
-    in_threads(run_one, pairs, store)
+    in_threads(run, pairs, store)
 
 
 def _check_lengths(problem: Problem, store: Store) -> None:
@@ -252,7 +222,7 @@ def baseline_target(
     """
 
     def run(name: str) -> tuple[float, np.ndarray, str]:
-        (text,) = tune(problem, METHODS[name], store, seeds, trials)
+        (text,) = tune(Trainer(problem, METHODS[name], store), seeds, trials)
         keys = [Key(problem.name, name, "fresh", text, seed) for seed in range(seeds)]
         curves = np.array([store.runs[key] for key in keys])
         end = np.median([choose.final(curve) for curve in curves])

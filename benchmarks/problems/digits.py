@@ -152,15 +152,13 @@ def count_errors(params: Any, two: TwoDigits) -> jax.Array:
     return jnp.sum(predicted != two.test_labels)
 
 
-def load_pair(
-    name: str, data_dir: pathlib.Path | None = None, longer: int = 1
-) -> Problem:
+def load_pair(name: str, longer: int = 1) -> Problem:
     """Return 1 vs 4: a pass without repeats, judged by the share of test errors.
 
     Related is 1 vs 3; unrelated are images of noise with any label. A longer one goes
     on from the beginning of the order.
     """
-    digits = load_digits(data_dir)
+    digits = load_digits()
     batch, horizon, every = _SETTINGS[name]
     horizon, every = longer * horizon, longer * every
     pair = select_two(digits, 1, 4)
@@ -182,8 +180,7 @@ def load_pair(
         return jnp.where(broken, jnp.nan, share)
 
     return Problem(
-        # Another name, so that runs on more digits do not pass for runs on fewer.
-        name + ", long" * (longer > 1) + " of all" * (data_dir is not None),
+        name + ", long" * (longer > 1),
         pair,
         start,
         gradients,

@@ -102,7 +102,7 @@ def recording(number: int) -> Problem:
     problem = robot.load_problem(robot.CHANGE)
     if number == 0:
         return problem
-    data = robot.change_arrays(robot.load_recordings()[number : number + 1])
+    data = robot.change_arrays(robot.load_recordings()[number])
     return problem._replace(name=f"{problem.name} {number}", data=data)
 
 

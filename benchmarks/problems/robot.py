@@ -2,7 +2,6 @@
 
 import hashlib
 import pathlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ class Recording(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Where subsequences may begin: numbers of samples in joined recordings."""
+    """Where subsequences may begin: numbers of samples."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -58,23 +57,19 @@ def load_recordings() -> list[Recording]:
         ]
 
 
-def split(lengths: Sequence[int]) -> Windows:
-    """Split joined recordings into stretches to train on and windows held out.
+def split(length: int) -> Windows:
+    """Split a recording into stretches to train on and windows held out.
 
     What a window to train on touches, its labels included, is at least 128 samples
-    away from what a held-out one touches. The stretches begin at the same time in every
-    recording, so that two runs of one command lie on the same side.
+    away from what a held-out one touches.
     """
     train, held_out = [], []
-    offset = 0
-    for length in lengths:
-        for begin in range(0, length, _PERIOD):
-            end = min(begin + _TRAIN, length)
-            train.append(offset + np.arange(begin, end - WINDOW - AHEAD + 1))
-            window = begin + _TRAIN + _GAP
-            if window + WINDOW + AHEAD <= length:
-                held_out.append(offset + window)
-        offset += length
+    for begin in range(0, length, _PERIOD):
+        end = min(begin + _TRAIN, length)
+        train.append(np.arange(begin, end - WINDOW - AHEAD + 1))
+        window = begin + _TRAIN + _GAP
+        if window + WINDOW + AHEAD <= length:
+            held_out.append(window)
     return Windows(np.concatenate(train), np.array(held_out))
 
 
@@ -89,38 +84,25 @@ class Series(NamedTuple):
     columns: jax.Array  # [J] which labels are judged
 
 
-def absolute_arrays(recordings: Sequence[Recording]) -> Series:
-    """Return the next state as the label, in the units of the recordings."""
-    inputs, labels, train, judged = [], [], [], []
-    offset = 0
-    for states, torques in recordings:
-        inputs.append(np.concatenate([states, torques], axis=1)[:-1])
-        labels.append(states[1:])
-        length = len(states) - 1
-        train.append(offset + np.arange(length - WINDOW + 1))
-        judged.append(offset + np.arange(0, length - WINDOW + 1, WINDOW))
-        offset += length
-    joined = np.concatenate(labels)
+def absolute_arrays(recording: Recording) -> Series:
+    """Return the next state as the label, in the units of the recording."""
+    labels = recording.states[1:]
+    begins = np.arange(len(labels) - WINDOW + 1)
     return Series(
-        jnp.asarray(np.concatenate(inputs)),
-        jnp.asarray(joined),
-        jnp.asarray(joined.var(axis=0)),
-        jnp.asarray(np.concatenate(train)),
-        jnp.asarray(np.concatenate(judged)),
+        jnp.asarray(np.concatenate(recording, axis=1)[:-1]),
+        jnp.asarray(labels),
+        jnp.asarray(labels.var(axis=0)),
+        jnp.asarray(begins),
+        jnp.asarray(begins[::WINDOW]),
         jnp.arange(STATES),
     )
 
 
-def change_arrays(recordings: Sequence[Recording]) -> Series:
+def change_arrays(recording: Recording) -> Series:
     """Return the change of state over 20 ms, standardised by what is trained on."""
-    inputs = np.concatenate([np.concatenate(one, axis=1) for one in recordings])
-    changes = np.concatenate(
-        [
-            np.pad(states[AHEAD:] - states[:-AHEAD], ((0, AHEAD), (0, 0)))
-            for states, _ in recordings
-        ]
-    )
-    windows = split([len(states) for states, _ in recordings])
+    inputs, states = np.concatenate(recording, axis=1), recording.states
+    changes = np.pad(states[AHEAD:] - states[:-AHEAD], ((0, AHEAD), (0, 0)))
+    windows = split(len(states))
     rows = np.unique(windows.train[:, None] + np.arange(WINDOW))
     held_out = (windows.held_out[:, None] + np.arange(WINDOW)).ravel()
     inputs = (inputs - inputs[rows].mean(0)) / inputs[rows].std(0)
@@ -190,7 +172,7 @@ def load_problem(name: str) -> Problem:
     form, horizon = {ABSOLUTE: (absolute_arrays, 1000), CHANGE: (change_arrays, 600)}[
         name
     ]
-    arrays = form(recordings[:1])
+    arrays = form(recordings[0])
     return Problem(
         name,
         arrays,
@@ -199,7 +181,7 @@ def load_problem(name: str) -> Problem:
         _measure,
         horizon,
         every=20,
-        related=form(recordings[1:2]),
+        related=form(recordings[1]),
         unrelated=noise_arrays(arrays),
     )
 

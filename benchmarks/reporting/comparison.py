@@ -9,17 +9,8 @@ import pandas as pd
 
 from benchmarks.harness.choose import BUDGETS, load_targets
 from benchmarks.harness.costs import read_costs
-from benchmarks.harness.store import Frame, read_setting
-from benchmarks.methods import (
-    BASELINES,
-    COLORS,
-    LABELS,
-    METHODS,
-    WITH_MEMORY,
-    Method,
-    plain,
-    sample_settings,
-)
+from benchmarks.harness.store import Frame
+from benchmarks.methods import BASELINES, COLORS, LABELS, METHODS, WITH_MEMORY, plain
 from benchmarks.reporting import draw
 from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import fixed, median, tuned
@@ -45,22 +36,14 @@ STARTS = {
     "shuffled": "shuffled within each layer, learning on",
     "unrelated": "from an unrelated task, learning on",
 }
-QUESTIONS = (
-    "untuned, beside Adam at 0.001",
-    "tuned, beside the best tuned baseline",
-    "M=20 beside M=1, untuned",
-    "reloaded beside new",
-)
 _DRAWN = ("sgd", "momentum", "adam", "paper_sgd", "paper_adam", "prodigy")
 _NEVER = 1.25  # horizons: where what never got there is drawn
 
 
 def load(folder: pathlib.Path, stem: str) -> dict[str, Frame]:
-    """Return the judged rows of every problem of a file."""
-    found = raw.load(folder / f"{stem}.csv.gz")
-    parts = {str(name): some for name, some in found.groupby("problem", sort=False)}
-    known = [*PROBLEMS[stem], *(name for name in parts if name not in PROBLEMS[stem])]
-    return {name: parts[name] for name in known if name in parts}
+    """Return the judged rows of every problem of a file, in the order of `PROBLEMS`."""
+    parts, known = raw.by_problem(folder / f"{stem}.csv.gz"), PROBLEMS[stem]
+    return {name: parts[name] for name in {**known, **parts} if name in parts}
 
 
 def report(folder: pathlib.Path, stem: str) -> dict[str, str]:
@@ -92,163 +75,82 @@ def describe(name: str, rows: Frame, costs: Frame) -> str:
     if (rows["start"] == "reloaded").any():
         parts.append("With a memory learned on the related task, at the fixed setting:")
         parts.append(reloaded_table(rows))
-    parts += ["Who needs fewer updates, seed by seed:", tests_table(rows)]
-    parts.append("Spaces and settings:")
-    return "\n\n".join([*parts, settings_table(rows)])
+    return "\n\n".join(parts)
 
 
 def methods_table(rows: Frame, costs: Frame) -> str:
     """Return the comparison of all methods."""
-    paid, lines = costs.set_index("method"), []
+    paid, rival, lines = costs.set_index("method"), best_baseline(rows), []
     for name in METHODS:
         usual, best = fixed(rows, name), tuned(rows, name)
         if usual.empty:
             continue
-        each = [raw.format_updates(tuned(rows, name, [budget])) for budget in BUDGETS]
-        cost = paid["milliseconds"].get(name, np.nan)
-        lines.append(
-            {
-                "method": LABELS[name],
-                "one fixed setting": raw.format_updates(usual),
-                **dict(zip(("1 trial", "5 trials", "20 trials"), each, strict=True)),
-                "end, fixed": raw.format_end(usual),
-                "end, most trials": raw.format_end(best),
-                "ms per update": f"{cost:.3g}",
-                "ms to the target, most trials": raw.format_number(
-                    median(best["updates"]) * cost
-                ),
-                "state, bytes per parameter": (
-                    f"{paid['state_bytes'].get(name, np.nan):.2f}"
-                ),
-            }
+        cost, size = (
+            paid[one].get(name, np.nan) for one in ("milliseconds", "state_bytes")
         )
+        line = {"method": LABELS[name], "one fixed setting": raw.format_updates(usual)}
+        for budget in BUDGETS:
+            found = raw.format_updates(tuned(rows, name, [budget]))
+            line["1 trial" if budget == 1 else f"{budget} trials"] = found
+        line |= {
+            "end, fixed": raw.format_end(usual),
+            "end, most trials": raw.format_end(best),
+            "chosen by the most trials": "".join(best["setting"][:1]),
+            "beside the best tuned baseline": raw.paired(best, rival),
+            "ms per update": f"{cost:.3g}",
+            "ms to the target": raw.format_number(median(best["updates"]) * cost),
+            "state, bytes per parameter": f"{size:.2f}",
+        }
+        lines.append(line)
     return raw.table(lines)
 
 
 def reloaded_table(rows: Frame) -> str:
-    """Return new, reloaded and control memories: updates, then the end."""
-    lines = []
-    for start, label in STARTS.items():
-        line = {"start of the memory": label}
-        for name in WITH_MEMORY:
-            found = fixed(rows, name, start)
-            end = f"; end {raw.format_end(found)}" if len(found) else ""
-            line[LABELS[name]] = raw.format_updates(found) + end
-        lines.append(line)
-    return raw.table(lines)
+    """Return new, reloaded and control memories, and the reloaded ones beside each."""
+    return raw.table(
+        {
+            "memory": LABELS[name],
+            "start": label,
+            "updates": raw.format_updates(found),
+            "end": raw.format_end(found),
+            "reloaded, beside it": raw.paired(fixed(rows, name, "reloaded"), found),
+        }
+        for name in WITH_MEMORY
+        for start, label in STARTS.items()
+        if len(found := fixed(rows, name, start))
+    )
 
 
-def best_baseline(rows: Frame) -> str:
+def best_baseline(rows: Frame) -> Frame:
     """Return the tuned baseline with the fewest updates, then the lowest end."""
 
-    def rank(name: str) -> tuple[float, float]:
-        found = tuned(rows, name)
+    def rank(found: Frame) -> tuple[float, float]:
         ranks = median(found["updates"]), median(found["end"])
         return ranks if len(found) else (np.inf, np.inf)
 
-    return min(BASELINES, key=rank)
+    return min((tuned(rows, name) for name in BASELINES), key=rank)
 
 
-def pairs_of(rows: Frame) -> list[tuple[str, Frame, Frame]]:
-    """Return what is compared: a label, the runs of one and of the other."""
-    name = best_baseline(rows)
-    rival = tuned(rows, name)
-    label = f"{plain(LABELS[name])}, {''.join(rival['setting'][:1])}, tuned"
-    adam = fixed(rows, "adam")
-    pairs = [("paper_sgd : Adam at 0.001", fixed(rows, "paper_sgd"), adam)]
-    for one in PAPERS:
-        pairs += [
-            (f"{one} : {label}", fixed(rows, one), rival),
-            (f"{one}, tuned : {label}", tuned(rows, one), rival),
-        ]
-    for one in PAPERS:
-        single, old = f"{one}_m1", fixed(rows, one, "reloaded")
-        pairs += [
-            (f"{one}, M=20 : M=1", fixed(rows, one), fixed(rows, single)),
-            (f"{one}, tuned, M=20 : M=1", tuned(rows, one), tuned(rows, single)),
-            (f"{one}, reloaded, M=20 : M=1", old, fixed(rows, single, "reloaded")),
-        ]
-        for start in ("fresh", "shuffled", "unrelated"):
-            other = fixed(rows, one, start)
-            pairs.append((f"{one}, reloaded : {STARTS[start]}", old, other))
-        still = fixed(rows, one, "frozen")
-        for text, other in (
-            ("M=1, neither learning on", fixed(rows, single, "frozen")),
-            (STARTS["constant"], fixed(rows, one, "constant")),
-        ):
-            pairs.append((f"{one}, reloaded, not learning on : {text}", still, other))
-    return [pair for pair in pairs if len(pair[1]) and len(pair[2])]
-
-
-def tests_table(rows: Frame) -> str:
-    """Return medians, seeds better, worse and equal, and p of all pairs."""
-    lines = []
-    for label, one, other in pairs_of(rows):
-        test = raw.paired_test(one["updates"], other["updates"])
-        a, b = median(one["updates"]), median(other["updates"])
-        lines.append(
-            {
-                "one : other": label,
-                "updates": f"{raw.format_number(a)} : {raw.format_number(b)}",
-                "end": f"{raw.format_end(one)} : {raw.format_end(other)}",
-                "better": str(test.wins),
-                "worse": str(test.losses),
-                "equal": str(test.ties),
-                "p": raw.bold_if(f"{test.p:.2g}", test),
-            }
-        )
-    return raw.table(lines)
-
-
-def settings_table(rows: Frame) -> str:
-    """Return the spaces, the fixed settings and what the trials chose."""
-    lines = []
-    for method in METHODS.values():
-        usual = fixed(rows, method.name)
-        if usual.empty:
-            continue
-        space = [f"{name} {x:g} to {y:g}" for name, (x, y) in method.space.items()]
-        line = {"method": LABELS[method.name], "space, log-uniform": ", ".join(space)}
-        line["fixed"] = usual["setting"].iloc[0]
-        for budget, head in zip(BUDGETS, ("1", "5", "20 trials"), strict=True):
-            found = tuned(rows, method.name, [budget])
-            chosen = "".join(found["setting"][:1])
-            line[head] = chosen + edge(method, chosen) if chosen else ""
-        lines.append(line)
-    text = raw.table(lines)
-    note = "\n\n\\* the lowest or the highest that is ever tried"
-    return text + note if "*" in text.replace("**", "") else text
-
-
-def edge(method: Method, setting: str) -> str:
-    """Return a mark if a number is the lowest or highest of all that may be tried."""
-    tried = pd.DataFrame(sample_settings(method, max(BUDGETS)))
-    chosen = pd.Series(read_setting(setting))
-    at_edge = (chosen == tried.min()) | (chosen == tried.max())
-    return " \\*" if at_edge.any() else ""
-
-
-def rivals(rows: Frame, name: str) -> list[tuple[Frame, Frame]]:
-    """Return the pairs of the four questions."""
-    usual = fixed(rows, name)
-    return [
-        (usual, fixed(rows, "adam")),
-        (tuned(rows, name), tuned(rows, best_baseline(rows))),
-        (usual, fixed(rows, f"{name}_m1")),
-        (fixed(rows, name, "reloaded"), usual),
-    ]
+def questions(rows: Frame, name: str) -> dict[str, tuple[Frame, Frame]]:
+    """Return what is compared with what, to answer what the paper claims."""
+    usual, single = fixed(rows, name), f"{name}_m1"
+    return {
+        "untuned, beside Adam at 0.001": (usual, fixed(rows, "adam")),
+        "tuned, beside the best tuned baseline": (
+            tuned(rows, name),
+            best_baseline(rows),
+        ),
+        "M=20 beside M=1, untuned": (usual, fixed(rows, single)),
+        "M=20 beside M=1, tuned": (tuned(rows, name), tuned(rows, single)),
+        "reloaded beside new": (fixed(rows, name, "reloaded"), usual),
+    }
 
 
 def answers(problems: dict[str, Frame]) -> str:
-    """Return the table that answers the four questions."""
+    """Return the table that answers the questions."""
     return raw.table(
-        {
-            "problem": f"{problem}, {name}",
-            **{
-                question: raw.paired(*pair)
-                for question, pair in zip(QUESTIONS, rivals(rows, name), strict=True)
-            },
-        }
+        {"problem": f"{problem}, {name}"}
+        | {text: raw.paired(*pair) for text, pair in questions(rows, name).items()}
         for problem, rows in problems.items()
         for name in PAPERS
     )
@@ -256,18 +158,19 @@ def answers(problems: dict[str, Frame]) -> str:
 
 def counts(problems: dict[str, Frame]) -> str:
     """Return the answers counted over problems and bases."""
-    clear: dict[str, list[int]] = {question: [] for question in QUESTIONS}
-    for rows in problems.values():
-        for name in PAPERS:
-            for question, pair in zip(QUESTIONS, rivals(rows, name), strict=True):
-                if len(pair[0]) and len(pair[1]):
-                    updates = [one["updates"] for one in pair]
-                    clear[question].append(raw.is_clear(raw.paired_test(*updates)))
-    heads = {"clearly faster": 1, "clearly slower": -1, "no clear difference": 0}
-    return raw.table(
-        {"": question, **{head: str(found.count(x)) for head, x in heads.items()}}
-        for question, found in clear.items()
-    )
+    heads = {1: "clearly faster", -1: "clearly slower", 0: "no clear difference"}
+    clear = [
+        (text, heads[raw.is_clear(raw.paired_test(a["updates"], b["updates"]))])
+        for rows in problems.values()
+        for name in PAPERS
+        for text, (a, b) in questions(rows, name).items()
+        if len(a) and len(b)
+    ]
+    answered = pd.DataFrame(clear, columns=["question", "answer"])
+    counted = pd.crosstab(answered["question"], answered["answer"])
+    order = list(dict.fromkeys(text for text, _ in clear))
+    cells = counted.reindex(index=order, columns=list(heads.values()), fill_value=0)
+    return raw.table(cells.astype(str).reset_index(names=""))
 
 
 def draw_problems(
@@ -276,14 +179,15 @@ def draw_problems(
     """Draw curves of fixed settings and of the best trials, and all updates."""
     # An inch is the legend's, so that rows of methods have room beside it.
     figure, grid = draw.panels(len(problems), 3, (5.0, 4.2 + 1 / len(problems)))
+    titles = {"one fixed setting each": fixed, "best of the trials": tuned}
     for axes, (name, rows) in zip(grid, problems.items(), strict=True):
         target = load_targets()[name]
-        for axis, title, choose in (
-            (axes[0], "one fixed setting each", fixed),
-            (axes[1], "best of the trials", tuned),
-        ):
+        for axis, (title, choose) in zip(axes, titles.items(), strict=False):
             for method in _DRAWN:
-                _draw_curves(axis, choose(rows, method), method, target)
+                if len(found := choose(rows, method)):
+                    # A share of errors can be 0, which no log axis shows.
+                    style = {"color": COLORS[method], "label": plain(LABELS[method])}
+                    draw.draw_runs(axis, found, floor=target / 100, **style)
             axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
             axis.set(yscale="log", xlabel="updates", title=f"{name}: {title}")
         axes[0].set_ylabel(measured.get(name, "measure"))
@@ -292,22 +196,10 @@ def draw_problems(
     draw.save(figure, path, legend=5)
 
 
-def _draw_curves(axis: Any, found: Frame, name: str, target: float) -> None:
-    if found.empty:
-        return
-    every = found["every"].iloc[0]
-    # A share of errors can be 0, which no log axis shows.
-    courses = draw.bands(np.stack(found["curve"]))
-    low, middle, high = (np.maximum(one, target / 100) for one in courses)
-    updates = every * np.arange(1, len(middle) + 1)
-    axis.plot(updates, middle, color=COLORS[name], label=plain(LABELS[name]))
-    axis.fill_between(updates, low, high, color=COLORS[name], alpha=0.2, linewidth=0)
-
-
 def _share_limits(axes: Sequence[Any]) -> None:
     """Show the same range on all axes, without the peaks of what diverged."""
     values = np.concatenate([line.get_ydata() for axis in axes for line in axis.lines])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = values[np.isfinite(values)]
     for axis in axes:
         axis.set_ylim(values.min() / 1.2, np.quantile(values, 0.99) * 1.5)
 
@@ -315,20 +207,23 @@ def _share_limits(axes: Sequence[Any]) -> None:
 def _draw_updates(axis: Any, rows: Frame) -> None:
     """Draw the median updates to the target of every method, and the quartiles."""
     horizon = len(rows["curve"].iloc[0]) * rows["every"].iloc[0]
-    kinds: tuple[tuple[str, str, str, Callable[..., Frame]], ...] = (
-        ("fixed", "D", "white", fixed),
-        ("best of the trials", "o", "black", tuned),
-        ("reloaded", "s", "#D55E00", lambda rows, name: fixed(rows, name, "reloaded")),
-    )
-    for index, (kind, marker, color, choose) in enumerate(kinds):
-        for place, name in enumerate(METHODS):
-            found = choose(rows, name)
-            if found.empty:
-                continue
-            bounds = np.minimum(raw.quartiles(found["updates"]), _NEVER * horizon)
-            height = place + 0.22 * (index - 1)
-            axis.plot(bounds[[0, 2]], [height] * 2, color="#888888", linewidth=1)
-            axis.plot(bounds[1], height, marker, color=color, mec="black", label=kind)
+    kinds: dict[str, tuple[str, str, Callable[..., Frame]]] = {
+        "fixed": ("D", "white", fixed),
+        "best of the trials": ("o", "black", tuned),
+        "reloaded": ("s", "#D55E00", lambda rows, name: fixed(rows, name, "reloaded")),
+    }
+    for index, (kind, (marker, color, choose)) in enumerate(kinds.items()):
+        found = [choose(rows, name)["updates"] for name in METHODS]
+        bounds = {
+            place + 0.22 * (index - 1): raw.quartiles(one)
+            for place, one in enumerate(found)
+            if len(one)
+        }
+        heights = list(bounds)
+        spans = np.minimum(list(bounds.values()), _NEVER * horizon).reshape(-1, 3)
+        axis.hlines(heights, spans[:, 0], spans[:, 2], color="#888888", linewidth=1)
+        style = {"color": color, "mec": "black", "label": kind}
+        axis.plot(spans[:, 1], heights, marker, **style)
     axis.axvline(1.1 * horizon, color="black", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", ylim=(len(METHODS) - 0.4, -1.0))
     axis.set(xlabel="updates to the target", title="right of the line: never")

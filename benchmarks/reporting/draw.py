@@ -1,6 +1,7 @@
 """What all pictures share: their size, their font, colours from `methods`."""
 
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,26 @@ def panels(rows: int, columns: int, size: tuple[float, float], **more: Any) -> A
         figsize=(columns * size[0], rows * size[1]), layout="constrained"
     )
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def draw_grid(
+    names: Sequence[str],
+    columns: int,
+    size: tuple[float, float],
+    draw_panel: Callable[[Any, str], None],
+    **more: Any,
+) -> tuple[Any, Any]:
+    """Draw a panel for every task; return the figure and the axes."""
+    figure, grid = panels(-(-len(names) // columns), columns, size, **more)
+    for number, axes in enumerate(grid.flat):
+        if number < len(names):
+            draw_panel(axes, names[number])
+            axes.set_title(names[number].removesuffix(", long"))
+            if "sharex" in more:  # the last of every column has numbers
+                axes.tick_params(labelbottom=number >= len(names) - columns)
+        else:
+            axes.axis("off")
+    return figure, grid
 
 
 def save(figure: Any, path: pathlib.Path, legend: int = 0) -> None:
@@ -46,11 +67,15 @@ def use_numbers(axis: Any, ticks: list[float]) -> None:
     axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
 
 
-def bands(curves: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the quartiles and the median of curves [runs, measures]; inf counts."""
-    curves = np.where(np.isfinite(curves), curves, np.inf)
-    low, middle, high = (
-        np.quantile(curves, share, axis=0, method="nearest")
-        for share in (0.25, 0.5, 0.75)
-    )
-    return low, middle, high
+def draw_runs(
+    axis: Any, runs: Any, floor: float = 0.0, band: bool = True, **style: Any
+) -> None:
+    """Draw the median of runs over their updates, and quartiles; inf is a value."""
+    curves = np.stack(runs["curve"])
+    curves = np.where(np.isfinite(curves), np.maximum(curves, floor), np.inf)
+    low, middle, high = np.quantile(curves, (0.25, 0.5, 0.75), axis=0, method="nearest")
+    updates = runs["every"].iloc[0] * np.arange(1, len(middle) + 1)
+    (line,) = axis.plot(updates, middle, **style)
+    if band:
+        color = line.get_color()
+        axis.fill_between(updates, low, high, color=color, alpha=0.2, linewidth=0)

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,13 +31,12 @@ def draw_digits(folder: pathlib.Path) -> None:
     real = np.asarray(problem.data.judged)[: _SIDE**2]
     shown = {"real": real}
     for name in ("adam", "paper_sgd"):
+        train = make_runner(problem, METHODS[name])
         for kind, found in (("fixed", fixed(rows, name)), ("tuned", tuned(rows, name))):
             if found.empty:
                 continue
-            setting = [list(read_setting(found["setting"].iloc[0]).values())]
-            train = make_runner(problem, METHODS[name])
-            _, params, _ = train(problem.data, jnp.array(setting), jnp.arange(1), None)
-            params = jax.tree.map(lambda leaf: leaf[0], params)
+            setting = list(read_setting(found["setting"].iloc[0]).values())
+            _, params, _ = train(problem.data, jnp.array(setting), 0, None)
             drawn = np.asarray(gan.generate(params, problem.data.latents[: _SIDE**2]))
             spread = drawn.std(0).mean() / real.std(0).mean()
             shown[f"{name}, {kind}\nspread {spread:.2f}"] = drawn

@@ -20,20 +20,15 @@ def report(folder: pathlib.Path) -> dict[str, str]:
         for task in TASKS:
             rows = found[found["problem"] == task]
             runs = {seen: from_rate(rows, f"{base}, {seen}", 1e-3) for seen in SEEN}
-            single = runs["one rate"]
-            if len(single):
-                cells = {seen: _cell(one, single) for seen, one in runs.items()}
-                lines.append({"base": base, "task": task, **cells})
-    versions = ", ".join(sorted(set(found["version"])))
-    return {"table": raw.table(lines), "versions": versions}
+            cells = {seen: _cell(one, runs["one rate"]) for seen, one in runs.items()}
+            lines.append({"base": base, "task": task, **cells})
+    return {"table": raw.table(lines), "versions": raw.versions(found)}
 
 
 def _cell(found: Frame, single: Frame) -> str:
-    if found.empty:
+    if found.empty or single.empty:
         return ""
-    updates, end = raw.format_number(median(found["updates"])), median(found["end"])
+    updates = raw.format_number(median(found["updates"]))
     if found is single:
-        return f"{updates}, ends at {end:.3g}"
-    test = raw.paired_test(found["end"], single["end"])
-    ratio = raw.bold_if(f"{end / median(single['end']):.2f}", test)
-    return f"{updates}, {ratio} ({test.wins} : {test.losses})"
+        return f"{updates}, ends at {median(found['end']):.3g}"
+    return f"{updates}, {raw.paired(found, single, 'end')}"

@@ -1,6 +1,7 @@
 """What long runs end at: tables and pictures, from the raw rows."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,20 @@ DECAYED = {
 SHARES = ("agent", "mnist online, long")
 MISSING = "\N{EN DASH}"
 BOUNDS = {"within 2 %, or lower": 1.02, "within 10 %": 1.1}
+# Ours and a rival, and what it means to end there.
 COUNTED = {
-    "`memory_adam` ends where the best constant Adam does": ("memory_adam", "adam"),
-    "with a linear decay, where the best decayed Adam does": (
-        "memory_adam, decay",
-        "adam, decay",
+    ("memory_adam", "adam"): "`memory_adam` ends where the best constant Adam does",
+    ("memory_adam, decay", "adam, decay"): (
+        "with a linear decay, where the best decayed Adam does"
     ),
-    "`memory_adam` ends where Prodigy does": ("memory_adam", "prodigy"),
-    "`memory_sgd` ends where the best constant momentum does": (
-        "memory_sgd",
-        "momentum",
+    ("memory_adam", "prodigy"): "`memory_adam` ends where Prodigy does",
+    ("memory_sgd", "momentum"): (
+        "`memory_sgd` ends where the best constant momentum does"
     ),
 }
 _SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
 _SHOWN += ("noisy labels",)
+Lines = dict[str, tuple[str, str]]  # method -> label and dash
 _LINES = {
     "adam": ("Adam, best of 20 constant rates", "-"),
     "adam, decay": ("Adam, best of 20 decayed rates", ":"),
@@ -91,7 +92,6 @@ def report(folder: pathlib.Path) -> dict[str, str]:
         "solved": ", ".join(f"{short(name)} {end:g}" for name, end in SOLVED.items()),
         "starts": starts_table(rows),
         "costs": costs_table(costs[costs["experiment"] == "long"]),
-        "missed": missed_table(rows),
         "versions": raw.versions(rows),
     }
 
@@ -137,24 +137,25 @@ def ends_table(rows: Frame, heads: dict[str, str]) -> str:
 
     A method without any run has no column.
     """
-    heads = {
-        name: head for name, head in heads.items() if (rows["method"] == name).any()
-    }
-    ends, lines = ends_of(rows).reindex(columns=list(heads)), []
-    over = [name for name in heads if name.startswith(("memory_adam", "adam"))]
+    there = [name for name in heads if (rows["method"] == name).any()]
+    ends = ends_of(rows).reindex(columns=there)
+    cells = ends.map(lambda end: f"{end:.3g}" if np.isfinite(end) else "diverged")
+    cells = cells.mask(ends.eq(ends.min(axis=1), axis=0), "**" + cells + "**")
+    cells = cells.mask(ends.isna(), MISSING).rename(columns=heads)
+    over = [name for name in there if name.startswith(("memory_adam", "adam"))]
+    if len(over) == 2:
+        pairs = ends[over[::-1]].to_numpy()
+        cells["memory_adam / Adam"] = [divide(*pair) for pair in pairs]
     first = rows.drop_duplicates("problem").set_index("problem")
-    updates = first["every"] * first["curve"].map(len)
-    for task, found in ends.iterrows():
-        line = {"task": short(str(task)), "updates": str(updates.get(task, ""))}
-        for name, head in heads.items():
-            end = found[name]
-            text = f"**{end:.3g}**" if end == found.min() else f"{end:.3g}"
-            text = text if end < np.inf else "diverged"
-            line[head] = MISSING if np.isnan(end) else text
-        if len(over) == 2:
-            line["memory_adam / Adam"] = divide(found[over[1]], found[over[0]])
-        lines.append(line)
-    return raw.table(lines)
+    updates = (first["every"] * first["curve"].map(len)).reindex(ends.index)
+    cells.insert(0, "updates", updates.map("{:.0f}".format).replace("nan", ""))
+    return _table(cells, "task")
+
+
+def _table(cells: Frame, head: str) -> str:
+    """Return cells [tasks, ...] as a table of short names."""
+    names = [short(str(name)) for name in cells.index]
+    return raw.table(cells.set_axis(names).reset_index(names=head))
 
 
 def find_ratios(
@@ -175,12 +176,12 @@ def find_ratios(
     return (ends[ours] / ends[rival]).where(ends[ours] < np.inf, np.inf)
 
 
-def counts(rows: Frame, names: tuple[str, ...] = tuple(COUNTED)) -> str:
+def counts(rows: Frame, number: int = len(COUNTED)) -> str:
     """Return on how many tasks ours end where a rival does, a line per rival."""
     lines = []
-    for text in names:
-        level = find_ratios(rows, *COUNTED[text])
-        strict = find_ratios(rows, *COUNTED[text], bare=True)
+    for pair, text in list(COUNTED.items())[:number]:
+        level = find_ratios(rows, *pair)
+        strict = find_ratios(rows, *pair, bare=True)
         line = {"on how many tasks": text}
         for head, bound in BOUNDS.items():
             one, other = (level <= bound).sum(), (strict <= bound).sum()
@@ -188,18 +189,6 @@ def counts(rows: Frame, names: tuple[str, ...] = tuple(COUNTED)) -> str:
             line[head] += f" ({other} without tolerances)" * bool(one > other)
         lines.append(line)
     return raw.table(lines)
-
-
-def missed_table(rows: Frame) -> str:
-    """Return where ours end above 1.02 times a rival's end, and by how much."""
-    ratios = pd.DataFrame(
-        {f"{one} / {two}": find_ratios(rows, one, two) for one, two in COUNTED.values()}
-    ).reindex(list(LONG))
-    behind = ratios[(ratios > BOUNDS["within 2 %, or lower"]).any(axis=1)]
-    cells = behind.map(lambda x: "diverged" if x == np.inf else f"{x:.2f}")
-    cells = cells.mask(behind.isna(), MISSING)
-    cells.insert(0, "task", [short(str(task)) for task in cells.index])
-    return raw.table(cells)
 
 
 def starts_table(rows: Frame) -> str:
@@ -213,70 +202,51 @@ def starts_table(rows: Frame) -> str:
         }
     ).reindex(list(LONG))
     cells = ratios.map(lambda x: MISSING if np.isnan(x) else f"{x:.3g}")
-    cells.insert(0, "from", [short(str(task)) for task in cells.index])
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
-        within = [
-            f"{(one <= bound).sum()} of {one.count()}" for _, one in ratios.items()
-        ]
-        cells.loc[text] = [f"*within {text}, or lower*", *within]
-    return raw.table(cells)
+        within, known = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
+        cells.loc[f"*within {text}, or lower*"] = within.map(str) + known
+    return _table(cells, "from")
 
 
 def costs_table(costs: Frame) -> str:
     """Return what an update takes beside Adam's, and what a state keeps."""
-    order = list(dict.fromkeys(costs["method"]))
-    if "adam" not in order:
+    if "adam" not in set(costs["method"]):
         return ""
+    order = list(dict.fromkeys(costs["method"]))
     times = costs.pivot_table("milliseconds", "problem", "method", sort=False)[order]
-    over = times.div(times["adam"], axis=0)[order[1:]]
+    over = times.div(times["adam"], axis=0)
+    over.loc["*median*"] = over.median()
     cells = over.map("{:.2f}".format)
-    cells.insert(0, "Adam, ms", times["adam"].map("{:.3g}".format))
-    cells.insert(0, "task", [short(str(task)) for task in cells.index])
-    middle = [f"{one:.2f}" for one in over.median()]
-    cells.loc["median"] = ["*median*", "", *middle]
+    cells["adam"] = times["adam"].map("{:.3g}".format)
     sizes = costs.groupby("method")["state_bytes"].median()[order]
-    states = [f"{one:.1f}" for one in sizes]
-    cells.loc["state"] = ["*bytes of state a parameter*", *states]
-    return raw.table(cells)
+    cells.loc["*bytes of state a parameter*"] = sizes.map("{:.1f}".format)
+    return _table(cells.rename(columns={"adam": "Adam, ms"}).fillna(""), "task")
 
 
 def draw_tasks(
-    rows: Frame,
-    shown: tuple[str, ...],
-    lines: dict[str, tuple[str, str]],
-    path: pathlib.Path,
-    columns: int,
+    rows: Frame, shown: Sequence[str], lines: Lines, path: pathlib.Path, columns: int
 ) -> None:
     """Draw the measure over updates, a panel per task: medians of all runs."""
-    count = -(-len(shown) // columns)
-    figure, grid = draw.panels(count, columns, (3.8, 2.7))
     found = from_starts(rows)
-    for axes, name in zip(grid.ravel(), shown, strict=False):
+
+    def draw_panel(axes: Any, name: str) -> None:
         _draw_panel(axes, found[found["problem"] == name], lines, name in SHARES)
-        axes.set_title(short(name))
-    for axes in grid.ravel()[len(shown) :]:
-        axes.axis("off")
+
+    figure, _ = draw.draw_grid(shown, columns, (3.8, 2.7), draw_panel)
     figure.supxlabel("updates")
     figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
 
 
-def _draw_panel(axes: Any, rows: Frame, lines: dict, is_share: bool) -> None:
-    finite = []
+def _draw_panel(axes: Any, rows: Frame, lines: Lines, is_share: bool) -> None:
     for name, (label, dash) in lines.items():
-        found = rows[rows["method"] == name]
-        if found.empty:
-            continue
-        # A run that broke is above all others, and no line is drawn where most did.
-        curves = np.stack(found["curve"])
-        middle = np.median(np.where(np.isfinite(curves), curves, np.inf), axis=0)
-        updates = found["every"].iloc[0] * np.arange(1, len(middle) + 1)
-        width = 2.5 if name.startswith("memory") else 1.3
-        color = COLORS[name.partition(",")[0]]
-        axes.plot(updates, middle, dash, color=color, lw=width, label=label)
-        finite += [middle] if np.isfinite(middle).all() else []
-    if finite:
-        _limit(axes, np.stack(finite), is_share)
+        if len(found := rows[rows["method"] == name]):
+            width = 2.5 if name.startswith("memory") else 1.3
+            style = {"color": COLORS[name.partition(",")[0]], "label": label}
+            draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
+    curves = np.array([line.get_ydata() for line in axes.lines])
+    if len(curves := curves[np.isfinite(curves).all(axis=-1)]):
+        _limit(axes, curves, is_share)
 
 
 def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:
@@ -288,14 +258,12 @@ def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:
     begin = float(np.median(curves[:, :tenth].max(axis=1)))
     last = float(curves[:, -tenth:].max())
     low, high = float(curves.min()), max(begin, last)
-    if is_share:
-        axes.set_ylim(-0.05 * high, 1.05 * high)
-    elif low < high / 4:
+    if low < high / 4 and not is_share:
         axes.set(yscale="log", ylim=(max(low, 1e-12) / 1.5, high * 1.2))
         if high < 30 * low:
-            draw.use_numbers(
-                axes.yaxis, [x * 10.0**y for y in range(-5, 3) for x in (1, 2, 5)]
-            )
+            ticks = [x * 10.0**y for y in range(-5, 3) for x in (1, 2, 5)]
+            draw.use_numbers(axes.yaxis, ticks)
     else:
-        high = max(low + 0.6 * (high - low), 1.02 * last)
-        axes.set_ylim(low - 0.05 * (high - low), high)
+        low, high = (0.0, high) if is_share else (low, 0.4 * low + 0.6 * high)
+        high = max(high, 1.02 * last)
+        axes.set_ylim(low - 0.05 * (high - low), 1.05 * high)

@@ -1,6 +1,7 @@
 """Tables and pictures of the paper's first experiment."""
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 
 from benchmarks.harness.store import Frame
 from benchmarks.methods import COLORS
-from benchmarks.reporting import comparison, draw
+from benchmarks.reporting import draw
 from benchmarks.reporting import rows as raw
 
 COLUMNS = [
@@ -48,19 +49,16 @@ _SHOWN = {
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
-    """Return the tables; draw the pictures. The tuned comparison may be missing."""
+    """Return the tables; draw the picture."""
     rows = pd.read_csv(folder / "mnist.csv")
     draw_tasks(rows, folder / "mnist.png")
     seeds, horizon = rows["seed"].nunique(), rows["update"].max()
-    found = {
+    return {
         "seeds": f"{seeds}",
         "rules": rules_table(rows),
         "table": f"Updates until {GOAL:.0%} test accuracy on {LAST}, {seeds} seeds; "
         f"a miss counts as {horizon + 1}:\n\n{methods_table(rows)}",
     }
-    if (folder / "mnist_tuned.csv.gz").exists():
-        found |= comparison.report(folder, "mnist_tuned")
-    return found
 
 
 def updates_to_goal(rows: Frame) -> Frame:
@@ -81,88 +79,88 @@ def of_paper(method: str, rate: float) -> float:
     return found[index] if index < len(found) else np.nan
 
 
+def summarize(rows: Frame) -> Frame:
+    """Return (method, meta rate) -> updates to the goal, misses, the paper's figure."""
+    updates, keys = updates_to_goal(rows), ["method", "meta_rate"]
+    summary = updates.groupby(keys, sort=False).agg(["mean", "median", "size"])
+    never = updates[updates == rows["update"].max() + 1].groupby(keys).size()
+    misses = never.reindex(summary.index, fill_value=0)
+    paper = [of_paper(*key) for key in summary.index]
+    return summary.assign(misses=misses, paper=paper)
+
+
 def rules_table(rows: Frame) -> str:
     """Return what both rules of a memory need on the last task."""
-    updates, lines = updates_to_goal(rows).sort_index(), []
-    never = rows["update"].max() + 1
+    found = summarize(rows)
+    cells = found["mean"].map("{:.1f}".format) + [
+        f" ({misses} of {size} never)" if misses else ""
+        for misses, size in found[["misses", "size"]].to_numpy()
+    ]
+    lines = []
     for start in ("reloaded", "new"):
-        for method in (start, start + AUTHORS):
-            line = {"meta rate": LABELS[method]}
-            for rate in META_RATES:
-                found = updates[method, rate]
-                missed = (found == never).sum()
-                line[f"{rate:g}"] = f"{found.mean():.1f}"
-                if missed:
-                    line[f"{rate:g}"] += f" ({missed} of {len(found)} never)"
-            lines.append(line)
-        paper = {f"{rate:g}": f"{of_paper(start, rate)}" for rate in META_RATES}
+        heads = {method: LABELS[method] for method in (start, start + AUTHORS)}
+        lines += [{"meta rate": heads[x], **_by_rate(cells[x])} for x in heads]
+        paper = _by_rate(found["paper"][start].map(str))
         lines.append({"meta rate": f"{start} memory, the paper's figure 1", **paper})
     return raw.table(lines)
 
 
+def _by_rate(cells: Frame) -> dict[str, str]:
+    return {f"{rate:g}": cells[rate] for rate in META_RATES}
+
+
 def methods_table(rows: Frame) -> str:
     """Return the updates to the goal of all methods, beside the paper's."""
-    updates, never = updates_to_goal(rows), rows["update"].max() + 1
-    lines = []
-    for (method, rate), found in updates.groupby(level=[0, 1], sort=False):
-        paper = of_paper(str(method), rate)
-        lines.append(
-            {
-                "method": LABELS[str(method)],
-                "meta rate": f"{rate:g}" if rate else "",
-                "mean": f"{found.mean():.1f}",
-                "median": f"{found.median():.1f}",
-                "misses": str((found == never).sum()),
-                "paper, mean": "" if np.isnan(paper) else f"{paper}",
-            }
-        )
-    return raw.table(lines)
+    found = summarize(rows).reset_index()
+    cells = {
+        "method": found["method"].map(LABELS),
+        "meta rate": found["meta_rate"].map("{:g}".format).replace("0", ""),
+        "mean": found["mean"].map("{:.1f}".format),
+        "median": found["median"].map("{:.1f}".format),
+        "misses": found["misses"].map(str),
+        "paper, mean": found["paper"].map(str).replace("nan", ""),
+    }
+    return raw.table(pd.DataFrame(cells))
 
 
 def draw_tasks(rows: Frame, path: pathlib.Path) -> None:
     """Draw the paper's four panels: a curve per task, and the updates to the goal."""
     figure, grid = draw.panels(2, 2, (5.2, 3.3))
-    rate = META_RATES[1]
-    for axis, (task, some) in zip(grid.flat, rows.groupby("task"), strict=False):
-        for method, color in _SHOWN.items():
-            for name, dash in ((method, "-"), (method + AUTHORS, "--")):
-                is_one = (some["method"] == name) & some["meta_rate"].isin(
-                    (np.nan, rate)
-                )
-                found = some[is_one].groupby("update")["test_accuracy"]
-                # Those that Adam steps without quartiles, which would hide the others.
-                if len(found) and dash == "-":
-                    bounds = found.quantile(0.25), found.quantile(0.75)
-                    axis.fill_between(bounds[0].index, *bounds, color=color, alpha=0.2)
-                axis.plot(found.median(), dash, color=color)
+    shown = rows[rows["meta_rate"].isna() | (rows["meta_rate"] == META_RATES[1])]
+    for axis, (task, some) in zip(grid.flat, shown.groupby("task"), strict=False):
+        for method, name, style in _lines():
+            found = some[some["method"] == name].groupby("update")["test_accuracy"]
+            axis.plot(found.median(), **style)
+            # Those that Adam steps without quartiles, which would hide the others.
+            if method == name:
+                low, high = found.quantile(0.25), found.quantile(0.75)
+                color = style["color"]
+                axis.fill_between(low.index, low, high, color=color, alpha=0.2)
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
         axis.set(ylim=(0.45, 1.01), xlabel="updates", title=f"digits {task}")
         axis.set_ylabel("test accuracy")
-    _draw_goals(grid[1, 1], updates_to_goal(rows).groupby(level=[0, 1]).mean())
+    _draw_goals(grid[1, 1], summarize(rows))
     draw.save(figure, path, legend=2)
 
 
-def _draw_goals(axis: Any, means: Frame) -> None:
+def _lines() -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield what is drawn, its name in the rows, and how."""
+    for method, color in _SHOWN.items():
+        for name, dash in ((method, "-"), (method + AUTHORS, "--")):
+            if name in LABELS:
+                label = LABELS[name]
+                yield method, name, {"color": color, "linestyle": dash, "label": label}
+
+
+def _draw_goals(axis: Any, summary: Frame) -> None:
     """Draw the mean updates to the goal by meta rate, the paper's as diamonds."""
-    bars = [
-        (m, x, r) for m, x in _SHOWN.items() for r in ("", AUTHORS) if m + r in LABELS
-    ]
-    for number, (method, color, rule) in enumerate(bars):
-        name, width = method + rule, 0.8 / len(bars)
-        places = np.arange(len(META_RATES)) + (number + 0.5) * width - 0.4
-        rates = META_RATES if method in ("new", "reloaded") else [0.0] * len(places)
-        heights = [means.get((name, rate), np.nan) for rate in rates]
-        hatch = "////" if rule else ""
-        more = {
-            "color": color,
-            "label": LABELS[name],
-            "hatch": hatch,
-            "edgecolor": "white",
-        }
-        axis.bar(places, heights, width * 0.9, **more, linewidth=0)
-        paper = [of_paper(method, rate) for rate in rates]
-        label = "the paper (figure 1)" if number == 0 else None
-        axis.plot(places, paper, "D", color="white", mec="black", ms=5, label=label)
-    axis.set_xticks(range(len(META_RATES)), [f"{rate:g}" for rate in META_RATES])
-    axis.set(xlabel="meta rate", ylabel=f"mean updates to {GOAL:.0%}")
-    axis.set_title(f"digits {LAST}: updates needed")
+    for method, name, style in _lines():
+        # What has no meta rate needs the same at all.
+        found = summary.loc[name].reindex(META_RATES, method="nearest")
+        axis.plot(found["mean"], **style)
+        if method == name:
+            axis.plot(found["paper"], "D", color=style["color"], mec="black")
+    axis.plot([], [], "D", color="white", mec="black", label="the paper (figure 1)")
+    axis.set(xscale="log", xlabel="meta rate", title=f"digits {LAST}: updates needed")
+    draw.use_numbers(axis.xaxis, list(META_RATES))
+    axis.set_ylabel("mean updates")

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.harness import choose
 from benchmarks.harness.store import TUNING_SEED, Frame
@@ -19,18 +20,15 @@ SCHEDULE, ONE_RATE = "schedule", "one rate"
 STARTS = (SCHEDULE, ONE_RATE, "mean", "shuffled", "frozen", "unrelated")
 LEARNERS = ("memory_adam", "memory_sgd")
 SAVED, LEVEL = 0.8, 1.1  # of a fresh memory's updates, and of tuned Adam's
-OVER_FRESH = ("updates, schedule : fresh", "fresh", "updates")
-PAIRS = (
-    ("updates, schedule : one rate", ONE_RATE, "updates"),
-    ("end, schedule : one rate", ONE_RATE, "end"),
-    ("updates, schedule : mean", "mean", "updates"),
-    ("end, schedule : mean", "mean", "end"),
-    OVER_FRESH,
-    ("end, schedule : fresh", "fresh", "end"),
-)
-# What starts in gray tones is beside: the schedule and its one rate are what counts.
-_MARKS = dict(zip(STARTS, "osD^vx", strict=True))
-_COLORS = ("#D55E00", "#0072B2", "#56B4E9", "#CC79A7", "#009E73", "#999999")
+# The schedule and its one rate are what counts.
+_LOOKS = {
+    SCHEDULE: ("o", "#D55E00"),
+    ONE_RATE: ("s", "#0072B2"),
+    "mean": ("D", "#56B4E9"),
+    "shuffled": ("^", "#CC79A7"),
+    "frozen": ("v", "#009E73"),
+    "unrelated": ("x", "#999999"),
+}
 _LIMITS = (0.3, 3.0)
 Starts = dict[str, Frame]  # start -> its runs on one move
 
@@ -80,8 +78,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     draw_starts(moves, folder / "next_task.png")
     parts = []
     for method, found in moves.items():
-        parts += [f"### {method}", updates_table(found)]
-        parts += [controls_table(found), pooled_table(found)]
+        parts += [f"### {method}", moves_table(found), pooled_table(found)]
     rows = raw.load(folder / "next_task.csv.gz")
     return {
         "counts": counts(moves),
@@ -90,9 +87,9 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def updates_table(moves: dict[str, Starts]) -> str:
-    """Return updates to the target: baselines, a fresh memory, one from before."""
-    return raw.table(
+def moves_table(moves: dict[str, Starts]) -> str:
+    """Return updates to the target; then every start over a fresh memory, and ends."""
+    cells = pd.DataFrame(
         {
             "first task to second": label,
             "tuned Adam": raw.format_updates(runs["adam"]),
@@ -101,29 +98,21 @@ def updates_table(moves: dict[str, Starts]) -> str:
             + "; from "
             + "".join(runs["fresh"]["setting"][:1]).removeprefix("rate="),
             "memory with its schedule": raw.format_updates(runs[SCHEDULE]),
-            "over fresh": paired(runs[SCHEDULE], runs["fresh"]),
+            **{
+                f"{start} : fresh": paired(runs[start], runs["fresh"])
+                for start in STARTS
+            },
+            "end, schedule : fresh": paired(runs[SCHEDULE], runs["fresh"], "end"),
+            "end, schedule : one rate": paired(runs[SCHEDULE], runs[ONE_RATE], "end"),
         }
         for label, runs in moves.items()
     )
+    updates, over = cells.iloc[:, :5], cells.drop(columns=cells.columns[1:5])
+    return f"{raw.table(updates)}\n\n{raw.table(over)}"
 
 
-def controls_table(moves: dict[str, Starts]) -> str:
-    """Return every start over the best fresh memory, then ends with a schedule."""
-    return raw.table(
-        {
-            "over fresh": label,
-            **{start: paired(runs[start], runs["fresh"]) for start in STARTS},
-            "end, schedule over fresh": paired(runs[SCHEDULE], runs["fresh"], "end"),
-            "over one rate": paired(runs[SCHEDULE], runs[ONE_RATE], "end"),
-        }
-        for label, runs in moves.items()
-    )
-
-
-def judge(runs: Starts, other: str, value: str) -> raw.SignTest | None:
-    """Return the paired test of the schedule on a move; None unless both are there."""
-    if runs[SCHEDULE].empty or runs[other].empty:
-        return None
+def judge(runs: Starts, other: str, value: str) -> raw.SignTest:
+    """Return the paired test of the schedule on a move."""
     return raw.paired_test(runs[SCHEDULE][value], runs[other][value])
 
 
@@ -133,14 +122,13 @@ def pooled_table(moves: dict[str, Starts]) -> str:
     for kind in (*CLASSES, "all"):
         some = [runs for x, runs in moves.items() if kind in ("all", labels()[x][0])]
         line = {"seeds lower : higher, p": f"{kind} ({len(some)})"}
-        for head, other, value in PAIRS:
-            tests = [judge(runs, other, value) for runs in some]
-            known = [one for one in tests if one is not None]
-            test = raw.sign_test(
-                sum(x.wins for x in known), sum(x.losses for x in known)
-            )
-            text = raw.bold_if(f"{test.wins} : {test.losses}, {test.p:.2g}", test)
-            line[head] = text if known else ""
+        for other in (ONE_RATE, "mean", "fresh"):
+            for value in ("updates", "end"):
+                tests = [judge(runs, other, value) for runs in some]
+                wins, losses = sum(x.wins for x in tests), sum(x.losses for x in tests)
+                test = raw.sign_test(wins, losses)
+                text = raw.bold_if(f"{wins} : {losses}, {test.p:.2g}", test)
+                line[f"{value}, schedule : {other}"] = text
         lines.append(line)
     return raw.table(lines)
 
@@ -149,34 +137,23 @@ def counts(moves: dict[str, dict[str, Starts]]) -> str:
     """Return on how many moves the memory saves or loses, and fresh is level."""
     lines = []
     for method, found in moves.items():
-        known = [
-            runs for runs in found.values() if len(runs["fresh"]) and len(runs["adam"])
-        ]
-        tests = [
-            raw.paired_test(x[SCHEDULE]["updates"], x["fresh"]["updates"])
-            for x in known
-        ]
+        known = [runs for runs in found.values() if len(runs["adam"])]
+        tests = [judge(runs, "fresh", "updates") for runs in known]
         clear = [raw.is_clear(test) for test in tests]
         ours, fresh, adam = (
             np.array([median(runs[start]["updates"]) for runs in known])
             for start in (SCHEDULE, "fresh", "adam")
         )
-        saved = (ours <= SAVED * fresh) & (SAVED * fresh < np.inf)
-        level = (fresh <= LEVEL * adam) & (fresh < np.inf)
-        total = f" of {len(known)}"
-        lines.append(
-            {
-                "on how many moves": f"`{method}`",
-                f"at most {SAVED:g} of the updates of the best fresh memory": (
-                    f"{saved.sum()}{total}"
-                ),
-                "clearly faster (p < .05)": f"{clear.count(1)}{total}",
-                "clearly slower": f"{clear.count(-1)}{total}",
-                "the best fresh one within 10 % of tuned Adam, or ahead": (
-                    f"{level.sum()}{total}"
-                ),
-            }
-        )
+        saved = (ours <= SAVED * fresh) & np.isfinite(fresh)
+        level = (fresh <= LEVEL * adam) & np.isfinite(fresh)
+        heads = {
+            f"at most {SAVED:g} of the updates of the best fresh memory": saved.sum(),
+            "clearly faster (p < .05)": clear.count(1),
+            "clearly slower": clear.count(-1),
+            "the best fresh one within 10 % of tuned Adam, or ahead": level.sum(),
+        }
+        cells = {head: f"{number} of {len(known)}" for head, number in heads.items()}
+        lines.append({"on how many moves": f"`{method}`", **cells})
     return raw.table(lines)
 
 
@@ -196,20 +173,22 @@ def draw_starts(moves: dict[str, dict[str, Starts]], path: pathlib.Path) -> None
 
 def _draw_method(axes: Any, names: list[str], found: dict[str, Starts]) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
-    for number, (start, mark) in enumerate(_MARKS.items()):
-        over = [
-            median(found[x][start]["updates"]) / median(found[x]["fresh"]["updates"])
-            for x in names
-            if x in found
-        ]
-        heights = np.arange(len(names)) + 0.14 * (number - 2.5)
-        heights = heights[[x in found for x in names]]
-        shown = np.clip(over, *_LIMITS)
-        axes.plot(
-            shown, heights, mark, color=_COLORS[number], markersize=6, label=start
-        )
+    heights = np.array([number for number, x in enumerate(names) if x in found])
     low, high = _LIMITS
+    for number, (start, (mark, color)) in enumerate(_LOOKS.items()):
+        over = [
+            median(runs[start]["updates"]) / median(runs["fresh"]["updates"])
+            for runs in found.values()
+        ]
+        places = heights + 0.14 * (number - 2.5)
+        axes.plot(
+            np.clip(over, low, high),
+            places,
+            mark,
+            color=color,
+            markersize=6,
+            label=start,
+        )
     axes.set(xscale="log", xlim=(low / 1.1, high * 1.1))
     draw.use_numbers(axes.xaxis, [low, 0.5, 1.0, 2.0, high])
-    for row in range(1, len(names)):
-        axes.axhline(row - 0.5, color="#DDDDDD", linewidth=0.8)
+    axes.hlines(np.arange(1, len(names)) - 0.5, low, high, color="#DDDDDD")

@@ -7,6 +7,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.harness.choose import TARGETS
+from benchmarks.harness.store import write_setting
+from benchmarks.methods import LABELS, METHODS
 from benchmarks.reporting import comparison
 from benchmarks.reporting.rows import RESULTS, table
 
@@ -20,6 +22,18 @@ def fill(name: str, tables: Mapping[str, str]) -> str:
     versions = tables.get("versions")
     note = f"\n\n*Rows of memories are of versions {versions}.*" if versions else ""
     return f"{text}{note}\n"
+
+
+def spaces_table() -> str:
+    """Return where the trials of every method are, and its fixed setting."""
+    return table(
+        {
+            "method": LABELS[method.name],
+            "fixed setting": write_setting(method.default),
+            **{name: f"{x:g} to {y:g}" for name, (x, y) in method.space.items()},
+        }
+        for method in METHODS.values()
+    )
 
 
 def write_all(modules: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -38,5 +52,6 @@ def write_all(modules: Mapping[str, Any], say: Callable[[str], None]) -> None:
     }
     (PAGES / "paper.md").write_text(fill("paper", tables))
     targets = table(pd.read_csv(TARGETS, dtype=str).rename(columns={"source": "from"}))
-    (FOLDER / "README.md").write_text(fill("README", {"targets": targets}))
+    lists = {"targets": targets, "spaces": spaces_table()}
+    (FOLDER / "README.md").write_text(fill("README", lists))
     say(f"Wrote {PAGES}, the list {FOLDER / 'README.md'} and pictures in {RESULTS}.")

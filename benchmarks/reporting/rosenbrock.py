@@ -3,14 +3,14 @@
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import matplotlib.cm
 import matplotlib.colors
 import numpy as np
 import optax
 
-from benchmarks.harness.runner import make_runner
-from benchmarks.methods import COLORS, USUAL, Method
+from benchmarks.methods import COLORS
 from benchmarks.problems.tasks import ROSENBROCK_START, rosenbrock, rosenbrock_height
 from benchmarks.reporting import comparison, draw
 from metalr_optax import clipped_product, get_memory, linspace_kernels, paper_sgd
@@ -22,9 +22,9 @@ _NAMES = ("x1", "x2")
 class Descent(NamedTuple):
     """One run: where it was at first and after every update, and its rates."""
 
-    points: np.ndarray  # [updates + 1, 2]
-    losses: np.ndarray  # [updates + 1]
-    rates: np.ndarray  # [updates + 1, 2, local models]
+    points: Any  # [updates + 1, 2]
+    losses: Any  # [updates + 1]
+    rates: Any  # [updates + 1, 2, local models]
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
@@ -35,37 +35,30 @@ def report(folder: pathlib.Path) -> dict[str, str]:
 
 def descend() -> Descent:
     """Run the notebook's setting: base rate 0.001, stepped by Adam(0.001)."""
-    method = Method(
-        "notebook",
-        lambda rate: paper_sgd(
-            initial=rate,
+    problem, optimizer = (
+        rosenbrock(),
+        paper_sgd(
+            initial=1e-3,
             kernels=linspace_kernels(GRID_BOUND, 100),
             memory_optimizer=optax.adam(1e-3),
             signal=clipped_product,
         ),
-        {},
-        USUAL,
-        judged=lambda state, params: (params, get_memory(state)),
     )
-    problem = rosenbrock()
-    first = {f"x{i + 1}": jnp.float32(x) for i, x in enumerate(ROSENBROCK_START)}
 
-    def see(data: None, judged: Any, extra: Any) -> Any:
-        params, memory = judged
-        rates = jnp.stack([memory[name].rates for name in _NAMES])
+    def step(carry: Any, count: jax.Array) -> Any:
+        params, state = carry
+        memory = get_memory(state)
         point = jnp.stack([params[name] for name in _NAMES])
-        return point, problem.measure(data, params, extra), rates
+        rates = jnp.stack([memory[name].rates for name in _NAMES])
+        seen = Descent(point, problem.measure(None, params, ()), rates)
+        gradients, _ = problem.gradients(None, params, (), count)
+        updates, state = optimizer.update(gradients, state, params)
+        return (optax.apply_updates(params, updates), state), seen
 
-    exact = problem._replace(start=lambda *_: (first, ()), measure=see, every=1)
-    setting = jnp.array([[USUAL["rate"]]])
-    seen, _, _ = make_runner(exact, method)(None, setting, jnp.arange(1), None)
-    begin = see(None, (first, get_memory(method.make(1e-3).init(first))), ())
-    return Descent(
-        *(
-            np.concatenate([np.asarray(one)[None], np.asarray(later)[0]])
-            for one, later in zip(begin, seen, strict=True)
-        )
-    )
+    params = dict(zip(_NAMES, map(jnp.float32, ROSENBROCK_START), strict=True))
+    start, counts = (params, optimizer.init(params)), jnp.arange(problem.horizon + 1)
+    _, seen = jax.jit(lambda: jax.lax.scan(step, start, counts))()
+    return jax.tree.map(np.asarray, seen)
 
 
 def draw_descent(descent: Descent, path: pathlib.Path) -> None:
@@ -90,13 +83,11 @@ def draw_descent(descent: Descent, path: pathlib.Path) -> None:
 def _draw_path(axis: Any, descent: Descent) -> None:
     x1, x2 = np.meshgrid(np.linspace(-2.2, 2.2, 200), np.linspace(-1.5, 3.5, 200))
     height = np.asarray(rosenbrock_height(x1, x2))
-    levels = np.geomspace(0.1, height.max(), 12)
-    axis.contourf(
-        x1, x2, height, levels, norm=matplotlib.colors.LogNorm(), cmap="Greys"
-    )
+    levels, norm = np.geomspace(0.1, height.max(), 12), matplotlib.colors.LogNorm()
+    axis.contourf(x1, x2, height, levels, norm=norm, cmap="Greys")
     axis.plot(*descent.points.T, ".-", color=COLORS["paper_sgd"], linewidth=1)
-    axis.plot(*descent.points[0], "o", color=COLORS["adam"], label="start")
-    axis.plot(1.0, 1.0, "*", color=COLORS["paper_adam"], ms=12, label="minimum")
-    axis.set(xlim=(-2.2, 2.2), ylim=(-1.5, 3.5), xlabel="x1", ylabel="x2")
+    axis.plot(*descent.points[0], "o", color="black", label="start")
+    axis.plot(1.0, 1.0, "*", color="red", ms=12, label="minimum")
+    axis.set(xlabel="x1", ylabel="x2")
     axis.legend(loc="lower left")
     axis.set_title(f"path of {len(descent.points) - 1} updates")

@@ -29,11 +29,17 @@ class SignTest(NamedTuple):
 def load(path: pathlib.Path) -> Frame:
     """Return a row a run, with its updates to the problem's target and its end."""
     rows, targets = read_rows(path), choose.load_targets()
-    parts = [
-        choose.judge(some, targets.get(str(name), np.nan), some["every"].iloc[0])
-        for name, some in rows.groupby("problem", sort=False)
+    updates = [
+        choose.updates_to(curve, targets.get(problem, np.nan), every)
+        for problem, curve, every in rows[["problem", "curve", "every"]].to_numpy()
     ]
-    return pd.concat(parts) if parts else choose.judge(rows)
+    return rows.assign(updates=updates, end=[choose.final(x) for x in rows["curve"]])
+
+
+def by_problem(path: pathlib.Path) -> dict[str, Frame]:
+    """Return the judged runs of every problem of a file."""
+    problems = load(path).groupby("problem", sort=False)
+    return {str(name): some for name, some in problems}
 
 
 def find(rows: Frame, method: str, setting: str, start: str = "fresh") -> Frame:
@@ -161,6 +167,7 @@ def table(rows: Iterable[dict[str, Any]] | Frame) -> str:
 
 
 def versions(rows: Frame) -> str:
-    """Return which versions of the package made some rows."""
-    found = rows[rows["method"].str.startswith(("memory", "paper", "learn"))]
+    """Return which versions of the package made the rows of memories, or all rows."""
+    is_ours = rows["method"].str.startswith(("memory", "paper"))
+    found = rows[is_ours] if is_ours.any() else rows
     return ", ".join(sorted(set(found["version"])))

@@ -19,21 +19,17 @@ def report(folder: pathlib.Path, variants: list[str]) -> dict[str, str]:
     Of a share of failures, which comes to 0, the ends themselves.
     """
     found = raw.load(folder / "search.csv.gz")
-    tasks = {task: found[found["problem"] == task] for task in TASKS}
-    lines = []
-    for variant in variants:
-        line = {"variant": variant}
-        for task, rows in tasks.items():
-            pairs = [
-                [
-                    median(from_rate(rows, x, rate)["end"])
-                    for x in (variant, variants[0])
-                ]
-                for rate in RATES
-            ]
-            line[short(task)] = ", ".join(
-                divide(one, 1.0 if task in SHARES else other) for one, other in pairs
-            )
-        lines.append(line)
-    versions = ", ".join(sorted(set(found["version"])))
-    return {"search": raw.table(lines), "versions": versions}
+
+    def end(task: str, variant: str, rate: float) -> float:
+        return median(from_rate(found[found["problem"] == task], variant, rate)["end"])
+
+    def over(task: str, variant: str, rate: float) -> str:
+        usual = 1.0 if task in SHARES else end(task, variants[0], rate)
+        return divide(end(task, variant, rate), usual)
+
+    lines = [
+        {"variant": variant}
+        | {short(x): ", ".join(over(x, variant, rate) for rate in RATES) for x in TASKS}
+        for variant in variants
+    ]
+    return {"search": raw.table(lines), "versions": raw.versions(found)}

@@ -58,10 +58,8 @@ def in_one_tensor(rows: Frame) -> Frame:
 def sizes_table(rows: Frame) -> str:
     """Return ratios by number of parameters, bytes of state and time to compile."""
     single, keys = in_one_tensor(rows), ["method", "kernels"]
-    ratios = single.pivot_table("clipped_ratio", keys, "size", sort=False).sort_index(
-        axis=1
-    )
-    cells = ratios.map(lambda x: "" if np.isnan(x) else f"{x:.2f}")
+    ratios = single.pivot_table("clipped_ratio", keys, "size", sort=False)
+    cells = ratios.sort_index(axis=1).map("{:.2f}".format).replace("nan", "")
     cells.columns = [f"{size:,}" for size in cells.columns]
     usual = single[single["size"] <= 10**7].sort_values("size").groupby(keys).last()
     cells["state"] = usual["state_bytes"].map("{:.2f}".format)
@@ -73,57 +71,47 @@ def sizes_table(rows: Frame) -> str:
 def cases_table(rows: Frame) -> str:
     """Return ratios by number of tensors, and in training."""
     found = rows[(rows["leaves"] > 1) & ~rows["case"].str.startswith("compile")]
-    return table(
-        {
-            "case": one.case,
-            "parameters": f"{one.size:,}",
-            "tensors": str(one.leaves),
-            "method": one.method,
-            "ratio": f"{one.clipped_ratio:.2f}",
-            "% of a step": f"{100 * one.share:.1f}" if one.share else "",
-            "compile": f"{one.compile_seconds:.2f} s",
-        }
-        for one in found.itertuples()
-    )
+    shares = found["share"].map(lambda x: f"{100 * x:.1f}" if x else "")
+    cells = _describe(found).assign(method=found["method"])
+    cells["ratio"] = found["clipped_ratio"].map("{:.2f}".format)
+    cells["% of a step"] = shares
+    cells["compile"] = found["compile_seconds"].map("{:.2f} s".format)
+    cells.insert(0, "case", found["case"])
+    return table(cells)
+
+
+def _describe(found: Frame) -> Frame:
+    sizes = {"size": "parameters", "leaves": "tensors"}
+    return found[list(sizes)].map("{:,}".format).rename(columns=sizes)
 
 
 def compiled_table(rows: Frame) -> str:
     """Return tracing and compiling, over that of clip + adam, and of the own base."""
     found = rows[rows["case"].str.startswith("compile")]
     seconds = found.set_index(["case", "leaves", "method"])["compile_seconds"]
-    return table(
-        {
-            "tensors": f"{one.leaves:,}",
-            "parameters": f"{one.size:,}",
-            "method": one.method,
-            "seconds": f"{one.compile_seconds:.2f}",
-            **{
-                head: f"{one.compile_seconds / seconds[one.case, one.leaves, base]:.2f}"
-                for head, base in (
-                    ("/ clip + adam", "clip + adam"),
-                    ("/ clip and base", clip_of(one.method)),
-                )
-            },
-            "state": f"{one.state_bytes:.3f}",
-            "temporary": f"{one.temporary_bytes:.2f}",
-        }
-        for one in found.itertuples()
-    )
+
+    def over(bases: Frame) -> Frame:
+        keys = zip(found["case"], found["leaves"], bases, strict=True)
+        ratios = found["compile_seconds"] / seconds[list(keys)].to_numpy()
+        return ratios.map("{:.2f}".format)
+
+    cells = _describe(found).assign(method=found["method"])
+    cells["seconds"] = found["compile_seconds"].map("{:.2f}".format)
+    cells["/ clip + adam"] = over(["clip + adam"] * len(found))
+    cells["/ clip and base"] = over(found["method"].map(clip_of))
+    cells["state"] = found["state_bytes"].map("{:.3f}".format)
+    cells["temporary"] = found["temporary_bytes"].map("{:.2f}".format)
+    return table(cells)
 
 
 def progress_table(rows: Frame) -> str:
     """Return what a schedule adds to the time of an update with a rate for a layer."""
-    found = rows[rows["method"].isin(("one rate", "by progress"))]
-    both = found.pivot_table("milliseconds", ["size", "leaves"], "method")
-    over: Frame = both["by progress"] / both["one rate"] if len(both) else pd.Series()
-    return table(
-        {
-            "parameters": f"{size:,}",
-            "tensors": str(leaves),
-            "by progress / one rate": f"{value:.2f}",
-        }
-        for (size, leaves), value in over.items()
-    )
+    found = rows[rows["case"] == "progress"]
+    times = found.pivot_table("milliseconds", ["size", "leaves"], "method")
+    cells = _describe(times.reset_index())
+    ratios = times.get("by progress", np.nan) / times.get("one rate", np.nan)
+    cells["by progress / one rate"] = ratios.map("{:.2f}".format).to_numpy()
+    return table(cells)
 
 
 def logging_shares(rows: Frame) -> dict[str, float]:

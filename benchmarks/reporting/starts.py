@@ -75,10 +75,7 @@ def _draw_method(axes: Any, rows: Frame, name: str) -> None:
         found = raw.from_rate(rows, name, rate)
         if found.empty:
             continue
-        low, middle, high = draw.bands(np.stack(found["curve"]))
-        steps = found["every"].iloc[0] * np.arange(1, len(middle) + 1)
-        axes.plot(steps, middle, color=color, linewidth=2.5, label=_short(rate))
-        axes.fill_between(steps, low, high, color=color, alpha=0.25, linewidth=0)
+        draw.draw_runs(axes, found, color=color, linewidth=2.5, label=_short(rate))
 
 
 def _short(rate: float) -> str:

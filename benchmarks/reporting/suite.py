@@ -1,6 +1,7 @@
 """Tables and pictures of one default from five base rates, on eleven tasks."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,14 @@ PAIRS = (
     ("memory_sgd_m21_sampled", "memory_sgd_m21"),
     ("memory_adam_sampled", "memory_adam"),
 )
-# Ours: what is measured, over which baseline; on how many tasks it is at most that.
-SCORES = {
-    "memory_adam": ("updates", "adam", {1.0: "1", 1.5: "1.5"}),
-    "memory_sgd": ("end", "sgd", {1.0: "1", 1.05: "1.05"}),
-}
-_TITLES = {
-    "updates": "updates to the target, over tuned Adam",
-    "end": "end, over tuned SGD",
-}
+# Ours: what is measured, over which tuned baseline, and on how many tasks it is within.
+SCORES = {"memory_adam": ("updates", "adam"), "memory_sgd": ("end", "sgd")}
+HEADLINES = (
+    ("memory_adam", 1.0, "reaches the target as soon as tuned Adam, or sooner"),
+    ("memory_adam", 1.5, "reaches it within 1.5 times those updates"),
+    ("memory_sgd", 1.0, "ends as low as tuned SGD, or lower"),
+    ("memory_sgd", 1.05, "ends within 5 % of it, or lower"),
+)
 _PROFILED = (*OURS, *BASELINES, "prodigy", "mechanize", "paper_adam")
 _SHOWN = ("noisy teacher", "classes", "gan", "language", "residual", "rosenbrock")
 _LIMITS = (0.8, 30.0)  # ends are drawn between these multiples of the best one
@@ -47,8 +47,7 @@ _LIMITS = (0.8, 30.0)  # ends are drawn between these multiples of the best one
 
 def load(folder: pathlib.Path) -> dict[str, Frame]:
     """Return the judged rows of every task that is there."""
-    found = raw.load(folder / "suite.csv.gz")
-    return {str(name): some for name, some in found.groupby("problem", sort=False)}
+    return raw.by_problem(folder / "suite.csv.gz")
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
@@ -60,19 +59,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     costs = costs[costs["experiment"] == "suite"]
     return {
         "headlines": headlines(tasks),
-        "scores": "\n\n".join(score_table(tasks, name) for name in SCORES),
-        "variants": raw.table(
-            {
-                "end, ratio of medians (lower : higher)": name,
-                **{
-                    f"{plain(LABELS[a])} : {plain(LABELS[b])}": paired(
-                        fixed(rows, a), fixed(rows, b), "end"
-                    )
-                    for a, b in PAIRS
-                },
-            }
-            for name, rows in tasks.items()
-        ),
+        "variants": variants(tasks),
         "tasks": "\n\n".join(
             task_table(rows, costs[costs["problem"] == name])
             for name, rows in tasks.items()
@@ -81,57 +68,41 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     }
 
 
-def scores(rows: Frame, name: str) -> tuple[list[float], float]:
-    """Return the score from every base rate, and that of the tuned baseline."""
-    value, baseline, _ = SCORES[name]
-    ours = [median(from_rate(rows, name, rate)[value]) for rate in OURS[name]]
-    return ours, median(tuned(rows, baseline)[value])
+def variants(tasks: dict[str, Frame]) -> str:
+    """Return the ends of variants over those of what they change."""
+    heads = [" : ".join(plain(LABELS[name]) for name in pair) for pair in PAIRS]
+    return raw.table(
+        {"end, ratio of medians (lower : higher)": task}
+        | {
+            head: paired(fixed(rows, one), fixed(rows, other), "end")
+            for head, (one, other) in zip(heads, PAIRS, strict=True)
+        }
+        for task, rows in tasks.items()
+    )
 
 
-def count_within(tasks: dict[str, Frame], name: str, bound: float) -> list[str]:
-    """Return from every base rate on how many tasks the score is at most a bound."""
-    over = []
-    for rows in tasks.values():
-        ours, best = scores(rows, name)
-        # Never where tuned never gets there either is no success.
-        over.append([x / best if np.isfinite(x) else np.inf for x in ours])
-    counts = (np.array(over) <= bound).sum(axis=0)
-    return [f"{count} of {len(over)}" for count in counts]
+def headlines(tasks: dict[str, Frame]) -> str:
+    """Return on how many tasks a default does as well as what is tuned per task."""
+    lines = []
+    for name, bound, text in HEADLINES:
+        value, baseline = SCORES[name]
+        line = {"from a rate of": f"`{name}` {text}"}
+        for rate in BASE_RATES:
+            ours = [median(from_rate(x, name, rate)[value]) for x in tasks.values()]
+            best = [median(tuned(x, baseline)[value]) for x in tasks.values()]
+            # Never where tuned never gets there either is no success.
+            within = np.isfinite(ours) & (ours <= bound * np.array(best))
+            line[f"{rate:g}"] = f"{within.sum()} of {len(tasks)}"
+            if rate not in OURS[name]:
+                line[f"{rate:g}"] = "refused"
+        lines.append(line)
+    return raw.table(lines)
 
 
 def ruined(found: Frame, rows: Frame) -> int:
     """Return how many runs end above ten times the end of tuned SGD, or nowhere."""
     bound = 10.0 * median(tuned(rows, "sgd")["end"])
     return int((~np.isfinite(found["end"]) | (found["end"] > bound)).sum())
-
-
-def from_all(rows: Frame, name: str) -> Frame:
-    """Return the runs of one of ours from all base rates."""
-    return pd.concat([from_rate(rows, name, rate) for rate in OURS[name]])
-
-
-def score_table(tasks: dict[str, Frame], name: str) -> str:
-    """Return one of ours from every base rate, over the tuned baseline."""
-    value, _, bounds = SCORES[name]
-    head, heads = (
-        f"{LABELS[name]}: {_TITLES[value]}",
-        [f"from {x:g}" for x in OURS[name]],
-    )
-    lines = []
-    for task, rows in tasks.items():
-        ours, best = scores(rows, name)
-        cells = [raw.ratio(one, best) for one in ours]
-        found = from_all(rows, name)
-        lost = f"{ruined(found, rows)} of {len(found)}"
-        lines.append(
-            {head: task, **dict(zip(heads, cells, strict=True)), "ruined": lost}
-        )
-    for bound, text in bounds.items():
-        cells = count_within(tasks, name, bound)
-        lines.append(
-            {head: f"*tasks of at most {text}*", **dict(zip(heads, cells, strict=True))}
-        )
-    return raw.table(lines)
 
 
 def task_table(rows: Frame, costs: Frame) -> str:
@@ -176,34 +147,19 @@ def task_table(rows: Frame, costs: Frame) -> str:
     return f"{head}\n\n{raw.table(lines)}"
 
 
-def headlines(tasks: dict[str, Frame]) -> str:
-    """Return on how many tasks a default does as well as what is tuned per task."""
-    lines = []
-    for name, bound, text in (
-        ("memory_adam", 1.0, "reaches the target as soon as tuned Adam, or sooner"),
-        ("memory_adam", 1.5, "reaches it within 1.5 times those updates"),
-        ("memory_sgd", 1.0, "ends as low as tuned SGD, or lower"),
-        ("memory_sgd", 1.05, "ends within 5 % of it, or lower"),
-    ):
-        cells = count_within(tasks, name, bound)
-        cells += ["refused"] * (len(BASE_RATES) - len(cells))
-        heads = [f"{rate:g}" for rate in BASE_RATES]
-        line = {"from a rate of": f"`{name}` {text}"}
-        lines.append(line | dict(zip(heads, cells, strict=True)))
-    return raw.table(lines)
-
-
 def failures(tasks: dict[str, Frame]) -> dict[str, str]:
     """Return the runs of the defaults that diverged, and where others failed."""
-    runs = {name: [from_all(rows, one) for one in OURS] for name, rows in tasks.items()}
-    every = pd.concat([one for some in runs.values() for one in some])
-    diverged = sum(not np.isfinite(curve).all() for curve in every["curve"])
-    lost = {
-        name: sum(ruined(one, tasks[name]) for one in some)
-        for name, some in runs.items()
+    ours = {
+        task: pd.concat(
+            [from_rate(rows, name, rate) for name in OURS for rate in OURS[name]]
+        )
+        for task, rows in tasks.items()
     }
+    curves = [curve for runs in ours.values() for curve in runs["curve"]]
+    diverged = sum(not np.isfinite(curve).all() for curve in curves)
+    lost = {task: ruined(runs, tasks[task]) for task, runs in ours.items()}
     return {
-        "runs of the two defaults that diverged": f"{diverged} of {len(every)}",
+        "runs of the two defaults that diverged": f"{diverged} of {len(curves)}",
         "that ended above ten times tuned SGD": ", ".join(
             f"{number} on {name}" for name, number in lost.items() if number
         ),
@@ -228,59 +184,51 @@ def landscapes(tasks: dict[str, Frame]) -> str:
 
 
 def draw_starts(
-    tasks: dict[str, Frame], path: pathlib.Path, shown: tuple, columns: int
+    tasks: dict[str, Frame], path: pathlib.Path, shown: Sequence[str], columns: int
 ) -> None:
     """Draw how tasks end over the rate that they were started with."""
-    names = [name for name in shown if name in tasks]
-    count = -(-len(names) // columns)
-    figure, grid = draw.panels(count, columns, (3.6, 2.7), sharex=True, sharey=True)
-    for axes, name in zip(grid.ravel(), names, strict=False):
-        _draw_ends(axes, tasks[name])
-        axes.set_title(name)
-    for axes in grid.ravel()[len(names) :]:
-        axes.axis("off")
-    for axes in grid.ravel()[max(0, len(names) - columns) : len(names)]:
-        axes.tick_params(labelbottom=True)
-    first = grid[0, 0]
-    first.set(xscale="log", yscale="log", ylim=(_LIMITS[0], _LIMITS[1] * 1.2))
-    draw.use_numbers(first.yaxis, [1, 3, 10, 30])
+    names = [name for name in shown if name in tasks] or list(tasks)
+    figure, grid = draw.draw_grid(
+        *(names, columns, (3.6, 2.7)),
+        lambda axes, name: _draw_ends(axes, tasks[name]),
+        sharex=True,
+        sharey=True,
+    )
+    limits = _LIMITS[0], _LIMITS[1] * 1.2
+    grid[0, 0].set(xscale="log", yscale="log", ylim=limits)
+    draw.use_numbers(grid[0, 0].yaxis, [1, 3, 10, 30])
     figure.supxlabel("learning rate at the start")
     figure.supylabel("final loss / best final loss")
     draw.save(figure, path, legend=4)
 
 
-def _draw_ends(axes, rows: Frame) -> None:
-    courses: dict[str, Any] = {}
+def _draw_ends(axes: Any, rows: Frame) -> None:
+    courses: dict[str, Frame] = {}  # rate -> quartiles of ends
     for name in ("adam", "momentum"):
         trials = tried(rows, METHODS[name])
         rates = [read_setting(text)["rate"] for text in trials.index]
         ends = pd.Series(trials["end"].to_numpy(), rates).sort_index()
-        courses[name] = ends.index.to_numpy(float), *[ends.to_numpy()] * 3
+        courses[name] = pd.DataFrame({number: ends for number in range(3)})
     for name, rates in OURS.items():
-        found = [from_rate(rows, name, rate)["end"] for rate in rates]
-        known = [raw.quartiles(one) for one in found if len(one)]
-        courses[name] = rates[: len(known)], *np.array(known).reshape(-1, 3).T
-    best = min(middle.min(initial=np.inf) for _, _, middle, _ in courses.values())
-    for name, (rates, *ends) in courses.items():
-        low, middle, high = (np.clip(one / best, *_LIMITS) for one in ends)
+        found = {rate: from_rate(rows, name, rate)["end"] for rate in rates}
+        known = {rate: raw.quartiles(one) for rate, one in found.items() if len(one)}
+        courses[name] = pd.DataFrame(known, index=range(3)).T
+    best = min(ends[1].min() for ends in courses.values() if len(ends))
+    for name, ends in courses.items():
+        ends = (ends / best).clip(*_LIMITS)
         width, style = (3.0, "-") if name in OURS else (1.2, "--")
         label, color = plain(LABELS[name]), COLORS[name]
-        axes.plot(rates, middle, style, color=color, linewidth=width, label=label)
-        axes.fill_between(rates, low, high, color=color, alpha=0.25, linewidth=0)
+        axes.plot(ends[1], style, color=color, linewidth=width, label=label)
+        more = {"color": color, "alpha": 0.25, "linewidth": 0}
+        axes.fill_between(ends.index, ends[0], ends[2], **more)
 
 
 def profile(tasks: dict[str, Frame]) -> Frame:
     """Return [tasks, methods], median updates over those of the best one there."""
+    best = {name: tuned if name in BASELINES else fixed for name in _PROFILED}
     updates = pd.DataFrame(
-        {
-            method: [
-                median(
-                    (tuned if method in BASELINES else fixed)(one, method)["updates"]
-                )
-                for one in tasks.values()
-            ]
-            for method in _PROFILED
-        }
+        {name: median(find(rows, name)["updates"]) for name, find in best.items()}
+        for rows in tasks.values()
     ).fillna(np.inf)
     return updates.div(updates.min(axis=1), axis=0).fillna(np.inf)
 
@@ -291,15 +239,10 @@ def draw_profile(tasks: dict[str, Frame], path: pathlib.Path) -> None:
     factors = np.geomspace(1.0, 8.0, 200)
     for name, over in profile(tasks).items():
         share = (over.to_numpy()[:, None] <= factors).mean(axis=0)
-        name, is_tuned = str(name), name in BASELINES
-        axes.plot(
-            factors,
-            share,
-            "--" if is_tuned else "-",
-            color=COLORS[name],
-            linewidth=3.0 if name in OURS else 1.5,
-            label=plain(LABELS[name]) + ", best of 20 rates" * is_tuned,
-        )
+        tail, style = (", best of 20 rates", "--") if name in BASELINES else ("", "-")
+        label, width = plain(LABELS[str(name)]) + tail, 3.0 if name in OURS else 1.5
+        color = COLORS[str(name)]
+        axes.plot(factors, share, style, color=color, linewidth=width, label=label)
     axes.set_xscale("log", base=2)
     draw.use_numbers(axes.xaxis, [1, 2, 4, 8])
     axes.set(ylim=(0, 1.02), ylabel="share of tasks")

@@ -15,47 +15,36 @@ STARTS = tuple(f"{when}{how}" for when in MOMENTS for how in ("", ", pooled", ",
 LEARNERS = ("memory_adam", "memory_sgd", "memory_sgd_m21")
 
 
-def load(folder: pathlib.Path) -> dict[str, Frame]:
-    """Return the judged rows of every larger network."""
-    found = raw.load(folder / "transfer.csv.gz")
-    return {str(name): some for name, some in found.groupby("problem", sort=False)}
-
-
 def over_fresh(rows: Frame, name: str, start: str) -> str:
     """Return updates from a start over those of a fresh memory."""
     return paired(fixed(rows, name, start), fixed(rows, name))
 
 
-def report(folder: pathlib.Path) -> dict[str, str]:
-    """Return the updates to the target of every start, beside a fresh memory."""
-    networks = load(folder)
+def starts_of(rows: Frame) -> dict[str, tuple[Frame, Frame]]:
+    """Return label -> runs on a network, and those of the fresh memory beside them."""
+    nothing = rows.iloc[:0]
     found = {
-        f"{LABELS[name]}, best of 20": [tuned(x, name) for x in networks.values()]
+        f"{LABELS[name]}, best of 20": (tuned(rows, name), nothing)
         for name in BASELINES
     }
-    beside = {}
     for name in LEARNERS:
-        starts = {
-            f"fresh from {rate:g}": [
-                from_rate(x, name, rate) for x in networks.values()
-            ]
-            for rate in FRESH
-        }
-        starts |= {
-            start: [fixed(x, name, start) for x in networks.values()]
-            for start in STARTS
-        }
-        usual = starts[f"fresh from {FRESH[-1]:g}"]
-        for start, some in starts.items():
-            key = f"{plain(LABELS[name])}, {start}"
-            found[key] = some
-            if some is not usual:
-                beside[key] = [paired(*pair) for pair in zip(some, usual, strict=True)]
-    lines = []
-    for key, some in found.items():
-        line, blank = {"start": key}, [""] * len(some)
-        for name, one, text in zip(networks, some, beside.get(key, blank), strict=True):
-            line |= {name: raw.format_updates(one), f"{name}, beside fresh": text}
-        lines += [line] if any(map(len, some)) else []
+        fresh, label = from_rate(rows, name, FRESH[1]), plain(LABELS[name])
+        other = from_rate(rows, name, FRESH[0])
+        found[f"{label}, fresh from {FRESH[0]:g}"] = other, fresh
+        found[f"{label}, fresh from {FRESH[1]:g}"] = fresh, nothing
+        for start in STARTS:
+            found[f"{label}, {start}"] = fixed(rows, name, start), fresh
+    return found
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return the updates to the target of every start, beside a fresh memory."""
+    networks, cells = raw.by_problem(folder / "transfer.csv.gz"), {}
+    for network, rows in networks.items():
+        for label, (runs, fresh) in starts_of(rows).items():
+            cells[label, network] = raw.format_updates(runs)
+            cells[label, f"{network}, beside fresh"] = paired(runs, fresh)
+    frame = pd.Series(cells).unstack(sort=False)
+    shown = frame[(frame != "").any(axis=1)].reset_index(names="start")
     versions = raw.versions(pd.concat(networks.values()))
-    return {"table": raw.table(lines), "versions": versions}
+    return {"table": raw.table(shown), "versions": versions}
