@@ -144,7 +144,7 @@ def test_the_page_on_transfer_promises_what_was_measured():
     moves = {name: next_task.load(rows.RESULTS, name) for name in learners}
     table = next_task.counts(moves).splitlines()[2:]
     adam, sgd = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table)
-    larger = transfer.load(rows.RESULTS)["larger mlp"]
+    larger = rows.by_problem(rows.RESULTS / "transfer.csv.gz")["larger mlp"]
     over = [
         transfer.over_fresh(larger, name, "end").strip("*").split()[0]
         for name in learners
