@@ -150,7 +150,7 @@ COLORS = {
     "paper_sgd": "#117733",
     "prodigy": "#CC79A7",
     "mechanize": "#56B4E9",
-    "dowg": "#56B4E9",
+    "dowg": "#AA4499",
     "schedule_free_adamw": "#8C6D31",
 }
 

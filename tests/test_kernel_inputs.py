@@ -15,14 +15,17 @@ PARAMS = {"a": jnp.linspace(-1.0, 1.0, 12).reshape(3, 4), "b": jnp.ones(5)}
 
 
 def run(optimizer: Any, steps: int = 6) -> Any:
-    params = PARAMS
-    state, update = optimizer.init(PARAMS), jax.jit(optimizer.update)
-    for number in range(steps):
-        noise = jax.random.normal(jax.random.key(number), (12,)).reshape(3, 4)
+    """Return the parameters and the state after some noisy steps, one program."""
+    noise = np.random.default_rng(0).normal(size=(steps, 3, 4)).astype(np.float32)
+
+    def step(carry: Any, noise: Any) -> Any:
+        params, state = carry
         grads = {"a": params["a"] + 0.3 * noise, "b": params["b"]}
-        updates, state = update(grads, state, params)
-        params: Any = optax.apply_updates(params, updates)
-    return params, state
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = jax.jit(optimizer.init)(PARAMS)
+    return jax.jit(lambda: jax.lax.scan(step, (PARAMS, start), noise)[0])()
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,17 @@ import pytest
 from flax import linen as nn
 
 from benchmarks.__main__ import main
+from benchmarks.experiments import mnist
 from benchmarks.experiments.mnist import frame_of, make_task, train_run
 from benchmarks.harness.sweep import averaged, shuffled
 from benchmarks.methods import BOUND, MODELS
-from benchmarks.problems.digits import SUBSET, batch_loss, count_errors, load_digits
+from benchmarks.problems.digits import (
+    SUBSET,
+    Digits,
+    batch_loss,
+    count_errors,
+    load_digits,
+)
 from benchmarks.problems.networks import LeNet, apply_lenet
 from benchmarks.reporting import mnist as tables
 from metalr_optax import get_memory, linspace_kernels, paper_sgd
@@ -24,8 +31,14 @@ SMALL = ["--seeds", "1", "--horizon", "3", "--batch-size", "8"]  # as the task b
 
 
 @pytest.fixture(scope="module")
-def task():
-    return make_task(load_digits(), (1, 4), seeds=2, horizon=3, batch_size=8)
+def digits():
+    """A tenth of the images: compiled without optimisation, a network is slow."""
+    return Digits(*(array[::10] for array in load_digits()))
+
+
+@pytest.fixture(scope="module")
+def task(digits):
+    return make_task(digits, (1, 4), seeds=2, horizon=3, batch_size=8)
 
 
 def test_the_bundled_digits_are_balanced():
@@ -36,7 +49,8 @@ def test_the_bundled_digits_are_balanced():
     assert SUBSET.stat().st_size < 3e6
 
 
-def test_a_task_is_two_digits_and_a_pass_without_repeats(task):
+def test_a_task_is_two_digits_and_a_pass_without_repeats():
+    task = make_task(load_digits(), (1, 4), seeds=2, horizon=3, batch_size=8)
     two = task.lessons[0].two
     assert two.train_images.shape == (2000, 28, 28)
     assert float(two.train_images.max()) == 1.0
@@ -84,8 +98,9 @@ def test_a_run_is_plain_training_by_the_rule_of_its_label(
     ):
         params, state, loss, wrong = step(params, state, batch)
         assert float(row.train_loss) == pytest.approx(float(loss), rel=1e-3)
-        right = 1.0 - float(wrong) / len(lesson.two.test_labels)
-        assert float(row.test_accuracy) == pytest.approx(right, abs=2.5 / 400)
+        images = len(lesson.two.test_labels)
+        right = 1.0 - float(wrong) / images
+        assert float(row.test_accuracy) == pytest.approx(right, abs=1.5 / images)
     if rate is not None:
         for layer, memory in get_memory(state).items():
             assert np.ptp(memory.rates) > 1e-3
@@ -160,7 +175,8 @@ def test_tables_show_misses_and_the_papers_figure(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_job_on_a_small_setting(tmp_path, capsys):
+def test_the_whole_job_on_a_small_setting(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mnist, "load_digits", lambda folder: digits)
     main(["mnist", *SMALL, "--out", str(tmp_path / "new" / "folder")])
     expected = "Updates until 98% test accuracy on 1 vs 4, 1 seeds"
     assert expected in capsys.readouterr().out

@@ -21,10 +21,13 @@ from optax import contrib
 
 import metalr_optax
 from benchmarks.harness.arguments import positive
+from benchmarks.harness.costs import time_in_turns
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Frame, write_frame
-from benchmarks.problems.networks import LeNet, Transformer
-from benchmarks.problems.problem import cross_entropy
+from benchmarks.problems.digits import BATCHES, load_pair
+from benchmarks.problems.networks import Transformer
+from benchmarks.problems.problem import Problem, cross_entropy, supervised
+from benchmarks.problems.tasks import next_bytes
 from benchmarks.reporting import speed
 from benchmarks.reporting.speed import clip_of
 from metalr_optax import (
@@ -198,8 +201,10 @@ def make_cases(sizes: list[int]) -> Iterator[Case]:
     yield Case("100 tensors of 40,000", squares, ours, 15)
     for params in (make_leaves(10**4, 1), make_leaves(10**6, 1), squares):
         yield Case("progress", params, [ADAM, *CLIPPED, *BY_PROGRESS], 301)
-    yield training_case("MNIST CNN, batch 64", *cnn(), rounds=201)
-    yield training_case("transformer, 32 x 128 bytes", *transformer(), rounds=31)
+    yield training_case("MNIST CNN, batch 64", load_pair(BATCHES), rounds=201)
+    network, rows = Transformer(width=128, layers=4), next_bytes(128, stride=24)
+    text = supervised("text", network, rows, cross_entropy, 32, 1, 1)
+    yield training_case("transformer, 32 x 128 bytes", text, rounds=31)
 
 
 def make_leaves(size: int, count: int) -> Any:
@@ -237,38 +242,14 @@ def decoder() -> Any:
     return tree
 
 
-def cnn() -> tuple[Any, Callable[[Any], Any]]:
-    """Return the parameters and the gradient of the network of the MNIST pairs."""
-    images = jnp.asarray(np.random.default_rng(0).uniform(size=(64, 28, 28)), "f4")
-    labels = jnp.arange(64) % 2
-    model = LeNet()
-
-    def loss(params: Any) -> jax.Array:
-        logits: Any = model.apply(params, images)
-        return cross_entropy(logits, labels)
-
-    return model.init(jax.random.key(0), images), jax.jit(jax.grad(loss))
-
-
-def transformer() -> tuple[Any, Callable[[Any], Any]]:
-    """Return the parameters and the gradient of a small transformer."""
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (32, 129)))
-    model = Transformer(width=128, layers=4)
-
-    def loss(params: Any) -> jax.Array:
-        logits: Any = model.apply(params, tokens[:, :-1])
-        return cross_entropy(logits, tokens[:, 1:])
-
-    return model.init(jax.random.key(0), tokens[:, :-1]), jax.jit(jax.grad(loss))
-
-
-def training_case(
-    name: str, params: Any, gradient: Callable[[Any], Any], rounds: int
-) -> Case:
-    """Return the case of a model, whose gradient is timed along with the updates."""
+def training_case(name: str, problem: Problem, rounds: int) -> Case:
+    """Return the case of a problem, whose gradient is timed along with the updates."""
+    params, extra = problem.start(problem.data, jax.random.key(0))
+    gradient = jax.jit(problem.gradients)
     also_logged = [(f"{method}, logged", num) for method, num in _LOGGED]
     return Case(
-        name, params, [ADAM, *CLIPPED, *MEMORIES, *also_logged], rounds, gradient
+        *(name, params, [ADAM, *CLIPPED, *MEMORIES, *also_logged], rounds),
+        lambda params: gradient(problem.data, params, extra, 0),
     )
 
 
@@ -332,31 +313,21 @@ def time_updates(case: Case, steps: dict[Any, Any]) -> dict[Any, np.ndarray]:
         for name, num in steps
     }
 
-    def update(method: Any) -> Any:
-        done = steps[method](gradients, states[method], case.params)
-        states[method] = done[1]
-        return done
-
     size = sum(leaf.size for leaf in jax.tree.leaves(case.params))
     repeats = max(1, min(5, 10**6 // size))
-    times: dict[Any, list[float]] = {method: [] for method in [*steps, None]}
-    for _ in range(case.rounds + 2):
-        if case.gradient is not None:
-            call = functools.partial(case.gradient, case.params)
-            times[None].append(_time(call, 1))
-        for method in steps:
-            times[method].append(_time(functools.partial(update, method), repeats))
-    # Two rounds to warm up.
-    return {method: np.array(taken[2:]) for method, taken in times.items() if taken}
 
+    def update(method: Any) -> Any:
+        updates = None
+        for _ in range(repeats):
+            step = steps[method](gradients, states[method], case.params)
+            updates, states[method] = step
+        return updates, states[method]
 
-def _time(function: Callable[[], Any], repeats: int) -> float:
-    """Return the seconds of one call."""
-    result, start = None, time.perf_counter()
-    for _ in range(repeats):
-        result = function()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - start) / repeats
+    calls = {method: functools.partial(update, method) for method in steps}
+    if case.gradient is not None:
+        calls[None] = functools.partial(case.gradient, case.params)
+    times = time_in_turns(calls, case.rounds)
+    return {key: x / (repeats if key else 1) for key, x in times.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

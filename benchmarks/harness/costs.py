@@ -1,13 +1,13 @@
 """What an update of a problem costs with every method: time and bytes of state."""
 
 import pathlib
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
 import metalr_optax
@@ -22,6 +22,19 @@ _KEY = ["experiment", "problem", "method"]
 COLUMNS = [*_KEY, "milliseconds", "state_bytes", "version"]  # bytes a parameter
 
 
+def time_in_turns(
+    calls: Mapping[Any, Callable[[], Any]], rounds: int
+) -> dict[Any, np.ndarray]:
+    """Return the seconds of every call, round after round, but for two to warm up."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: np.array(taken[2:]) for name, taken in times.items()}
+
+
 def add_costs(
     folder: pathlib.Path, experiment: str, problem: Problem, methods: Sequence[Method]
 ) -> None:
@@ -29,20 +42,14 @@ def add_costs(
     calls, sizes = {}, {}
     for method in methods:
         calls[method.name], sizes[method.name] = _prepare(problem, method)
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(_ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append((time.perf_counter() - start) / _UPDATES)
     rows = [
         (
             *(experiment, problem.name, name),
-            float(f"{1e3 * statistics.median(times[name]):.4g}"),
+            float(f"{1e3 * np.median(seconds) / _UPDATES:.4g}"),
             float(f"{sizes[name]:.4g}"),
             metalr_optax.__version__,
         )
-        for name in calls
+        for name, seconds in time_in_turns(calls, _ROUNDS).items()
     ]
     new = pd.DataFrame(rows, columns=COLUMNS)
     known = read_costs(folder)
@@ -57,7 +64,7 @@ def read_costs(folder: pathlib.Path) -> Frame:
 
 
 def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float]:
-    """Return a compiled call of `_UPDATES` updates and the bytes of state."""
+    """Return a call of `_UPDATES` updates and the bytes of state."""
     optimizer = method.make(*method.default.values())
 
     @jax.jit
@@ -70,5 +77,4 @@ def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float
     state = optimizer.init(params)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
-    jax.block_until_ready(call(problem.data, params, extra, state))
     return lambda: call(problem.data, params, extra, state), size

@@ -87,9 +87,9 @@ def headlines(tasks: dict[str, Frame]) -> str:
     for name, bound, text in HEADLINES:
         value, baseline = SCORES[name]
         line = {"from a rate of": f"`{name}` {text}"}
+        best = [median(tuned(x, baseline)[value]) for x in tasks.values()]
         for rate in BASE_RATES:
             ours = [median(from_rate(x, name, rate)[value]) for x in tasks.values()]
-            best = [median(tuned(x, baseline)[value]) for x in tasks.values()]
             # Never where tuned never gets there either is no success.
             within = np.isfinite(ours) & (ours <= bound * np.array(best))
             line[f"{rate:g}"] = f"{within.sum()} of {len(tasks)}"
