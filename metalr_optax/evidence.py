@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metalr_optax.checks import check_like_init, refuse_samples
 from metalr_optax.groups import Label
@@ -188,6 +189,27 @@ def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
     return lambda shared, *slices: jax.vmap(functools.partial(function, shared))(
         *slices
     )
+
+
+def in_float32(base: optax.GradientTransformation) -> Any:
+    """Return a base that computes in float32 what is float16.
+
+    Squares of gradients, and an eps of 1e-8, are 0 in float16.
+    """
+    base = optax.with_extra_args_support(base)
+
+    def wide(x: Any) -> Any:
+        is_half = getattr(x, "dtype", None) == jnp.float16
+        return jnp.asarray(x, jnp.float32) if is_half else x
+
+    def init(params: optax.Params) -> optax.OptState:
+        return base.init(jax.tree.map(wide, params))
+
+    def update(updates, state, params=None, **extra_args):
+        updates, params = jax.tree.map(wide, (updates, params))
+        return base.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:

@@ -11,7 +11,7 @@ import optax
 from metalr_optax import checks
 from metalr_optax.averaging import AverageWeightsState
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import by_row, whole_tensors
+from metalr_optax.evidence import by_row, in_float32, whole_tensors
 from metalr_optax.groups import GroupBy, labels_of
 from metalr_optax.guards import guard
 from metalr_optax.initial import Initial
@@ -23,7 +23,7 @@ from metalr_optax.progress import follow_schedule
 from metalr_optax.rules import SMALLEST_ROOT, agreement_steps, cap, from_optax
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
-from metalr_optax.transform import choose_models, in_float32
+from metalr_optax.transform import choose_models
 
 # A rate per layer: more local models win where inputs are of unequal scale, and lose
 # when samples come one at a time (benchmarks/README.md).

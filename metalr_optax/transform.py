@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax import checks, memory_checks
+from metalr_optax.evidence import in_float32
 from metalr_optax.groups import GroupBy
 from metalr_optax.growing import Learned, grow, growing
 from metalr_optax.history import histories_in, with_history
@@ -300,24 +301,3 @@ def choose_models(
     if isinstance(inputs, ByHistory):
         models = models._replace(histories=histories_in)
     return models, memories
-
-
-def in_float32(base: optax.GradientTransformation) -> Any:
-    """Return a base that computes in float32 what is float16.
-
-    Squares of gradients, and an eps of 1e-8, are 0 in float16.
-    """
-    base = optax.with_extra_args_support(base)
-
-    def wide(x: Any) -> Any:
-        is_half = getattr(x, "dtype", None) == jnp.float16
-        return jnp.asarray(x, jnp.float32) if is_half else x
-
-    def init(params: optax.Params) -> optax.OptState:
-        return base.init(jax.tree.map(wide, params))
-
-    def update(updates, state, params=None, **extra_args):
-        updates, params = jax.tree.map(wide, (updates, params))
-        return base.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(init, update)
