@@ -223,7 +223,8 @@ def root_mean_square(tensor: jax.Array) -> jax.Array:
     usable = largest >= jnp.finfo(tensor.dtype).tiny
     largest = jnp.where(usable, largest, 1)
     total = jnp.sum(jnp.square(tensor / largest))
-    return jnp.where(usable, largest * jnp.sqrt(total / max(tensor.size, 1)), 1)
+    # Chosen before the root, which has no derivative at 0.
+    return largest * jnp.sqrt(jnp.where(usable, total / max(tensor.size, 1), 1))
 
 
 def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:

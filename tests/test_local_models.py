@@ -552,6 +552,18 @@ def test_vmap_and_scan_are_the_loop():
     )
 
 
+def test_a_memory_that_may_grow_holds_no_infinity():
+    """As `jax_debug_infs` finds out."""
+    optimizer = scale_by_memory(kernels=linspace_kernels(1.0, 4), capacity=5)
+    x = jnp.array([0.5, -0.2])
+    with jax.debug_infs(True):
+        state = jax.jit(optimizer.init)(x)
+        update = jax.jit(optimizer.update)
+        for sign in (1, -1, 1):
+            _, state = update(sign * x, state)
+        assert len(get_memory(state)["params"].rates) == 5
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_dtypes_stay(dtype):
     with jax.enable_x64(dtype == jnp.float64):
