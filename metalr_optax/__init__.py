@@ -30,6 +30,7 @@ from metalr_optax.signals import clipped_product as clipped_product
 from metalr_optax.signals import raw_product as raw_product
 from metalr_optax.signals import sign_agreement as sign_agreement
 from metalr_optax.summary import get_kernel_inputs as get_kernel_inputs
+from metalr_optax.summary import get_layer_rates as get_layer_rates
 from metalr_optax.summary import get_rates as get_rates
 from metalr_optax.summary import summarize_memory as summarize_memory
 from metalr_optax.transfer import get_memory as get_memory

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metalr_optax.checks import is_concrete, require
+from metalr_optax.checks import describe, is_concrete, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
 from metalr_optax.memory import MARKS, Kernels, Memory, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
@@ -116,21 +116,23 @@ def adapt_memory(
     for state, labels in memory_states(opt_state):
         if state.memory.disagreement is not None:
             growing.update(labels)
+    for label, source in memory.items():
+        check_memory(f"memory[{label!r}]", source)
     has_values = all(map(is_concrete, jax.tree.leaves((dict(memory), targets))))
     allowed = "have values: adapt it outside of jit"
     require(has_values, "memory and opt_state", allowed, memory)
-    for label, source in memory.items():
-        check_memory(f"memory[{label!r}]", source)
     shapes = {target.rates.shape for target in targets.values()}
     fits = all(len(shape) == 1 for shape in shapes)
     hint = "adapt to one member of a vmapped state and stack"
     require(fits, "opt_state", "have rates of shape [M]", shapes, hint)
     mapping = match_labels(memory, opt_state) if mapping is None else mapping
     fits = isinstance(mapping, Mapping) and set(mapping) == set(targets)
-    allowed = f"have the labels of opt_state, {sorted(targets)}"
-    require(fits, "mapping", allowed, mapping)
-    unknown = sorted(map(str, set(mapping.values()) - {*memory, None}))
-    allowed = f"lead to labels of memory, {sorted(memory)}, or None"
+    allowed = f"have the labels of opt_state, {describe(sorted(targets))}"
+    hint = "match_labels(memory, opt_state) returns one to start from"
+    require(fits, "mapping", allowed, mapping, hint)
+    texts = (value for value in mapping.values() if value is not None)
+    unknown = [x for x in texts if not isinstance(x, str) or x not in memory]
+    allowed = f"lead to labels of memory, {describe(sorted(memory))}, or None"
     require(not unknown, "mapping", allowed, unknown)
     adapted = {}
     for label, target in targets.items():

@@ -156,7 +156,8 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
     for name, average in averages.items():
         allowed = f"have at {name} the shape that init saw, {average.shape}"
         found = shapes.get(name)
-        checks.require(found == average.shape, "params", allowed, found)
+        came = params if found is None else found
+        checks.require(found == average.shape, "params", allowed, came)
 
     def weights_at(path: Any, leaf: Any) -> Any:
         if _name_of(path) in averages:
@@ -193,7 +194,8 @@ def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
 def _averages_in(state: Any) -> dict[str, Any]:
     """Return the averages of all leaves, by the name of the leaf."""
     trees = [node.average for _, node in checks.nodes_of(state, AverageWeightsState)]
-    checks.require(trees, "state", "contain a state of average_weights", state)
+    hint = "pass what init returned: average_weights().init(params), or around it"
+    checks.require(trees, "state", "contain a state of average_weights", state, hint)
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     averages = {_name_of(path[1:]): leaf for path, leaf in leaves}
     fits, allowed = len(averages) == len(leaves), "contain one average of each leaf"

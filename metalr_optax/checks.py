@@ -22,12 +22,11 @@ R = TypeVar("R")
 _RATE_NOT_FACTOR = 0.05
 # A schedule is evaluated from step 0 to the number of steps of a long run.
 _COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
-# An error shows a few entries of a collection and a few characters of each.
-_REPR = reprlib.Repr()
-_REPR.maxlevel = _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 2
-_REPR.maxstring = _REPR.maxother = 60
 
-MOVE = "a state of 0.1 or 0.2 moves by save_memory and initial=load_memory(path)"
+MOVE = (
+    "pass what optimizer.init(params) or update returned; a state of 0.1 or 0.2 moves "
+    "by save_memory and initial=load_memory(path)"
+)
 _REPLACEMENTS = {
     "stacked": "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], "
     "a label for each slice of the first axis",
@@ -75,13 +74,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+class _Repr(reprlib.Repr):
+    """Shows a few entries of a collection, and of any object but a number its type."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            if is_concrete(x) and np.size(x) == 1:
+                return repr(np.asarray(x).item())
+            return f"an array ({type(x).__name__}) of {x.dtype} and shape {x.shape}"
+        if x is None or isinstance(x, numbers.Number):
+            return super().repr_instance(x, level)
+        return f"{type(x).__name__} {getattr(x, '__name__', '')}".rstrip()
+
+
+_REPR = _Repr()
+_REPR.maxlevel = _REPR.maxlist = _REPR.maxdict = _REPR.maxtuple = 2
+_REPR.maxstring = _REPR.maxother = 60
+
+
 def describe(value: Any) -> str:
-    """Return what an error says of a value: type, dtype and shape of an array."""
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        return textwrap.shorten(_REPR.repr(value), 200, placeholder="...")
-    if is_concrete(value) and np.size(value) == 1:
-        return repr(np.asarray(value).item())
-    return f"an array ({type(value).__name__}) of {value.dtype} and shape {value.shape}"
+    """Return what an error says of a value: the type, of an array dtype and shape."""
+    return textwrap.shorten(_REPR.repr(value), 200, placeholder="...")
 
 
 def require(fits: Any, name: str, allowed: str, value: Any, hint: str = "") -> None:
@@ -113,7 +126,7 @@ def check_multiplier(multiplier: Any) -> None:
     """Raise ValueError for what can be no multiplier, warn of a number like a rate.
 
     Building an optimizer needs no device, so arrays of JAX and schedules are left to
-    :func:`warn_of_rate`.
+    :func:`warn_of_rate`, which `init` calls.
     """
     is_late = callable(multiplier) or isinstance(multiplier, jax.Array)
     fits = callable(multiplier) or is_number(multiplier)
@@ -127,6 +140,7 @@ def check_multiplier(multiplier: Any) -> None:
 def warn_of_rate(multiplier: Any) -> None:
     """Warn if the largest value of an array or schedule is like a rate."""
     if isinstance(multiplier, jax.Array):
+        check_number("learning_rate", multiplier, closed=True)
         _warn_of_rates([multiplier])
     elif callable(multiplier):
         # A schedule has values even while `init` is traced.
@@ -158,10 +172,12 @@ def check_start(name: str, initial: Any, largest: float) -> None:
     require(fits, "initial", f"be at most {largest} for {name}, which climbs", initial)
 
 
-def check_transformation(name: str, value: Any) -> None:
-    """Raise ValueError unless value is a transformation of Optax, or None."""
-    fits = value is None or isinstance(value, optax.GradientTransformation)
-    require(fits, name, "be an optax.GradientTransformation or None", value)
+def check_transformation(name: str, value: Any, *, optional: bool = True) -> None:
+    """Raise ValueError unless value is a transformation of Optax, or may be None."""
+    fits = isinstance(value, optax.GradientTransformation)
+    fits = fits or (optional and value is None)
+    allowed = "be an optax.GradientTransformation, such as optax.adam(1.0)"
+    require(fits, name, allowed, value)
 
 
 def check_bounds(rate_bounds: Any) -> None:

@@ -13,6 +13,11 @@ import numpy as np
 from metalr_optax.checks import check_like_init, refuse_samples
 from metalr_optax.groups import Label
 
+# Weights whose root mean square is no larger were put next to zero on purpose, as a
+# LayerScale of 1e-6 is: that says nothing of how large they will be.
+# Layers have more, up to a fan-in of a million.
+NEXT_TO_ZERO = 1e-3
+
 
 class Evidence(NamedTuple):
     """What a gradient says about the last step: means over coordinates.
@@ -116,6 +121,14 @@ def keep(pieces: list[Piece], size: int | None, last: Any, dtype: Any) -> Any:
     return jax.tree.map(lambda old: jnp.array(next(arrays), old.dtype), last)
 
 
+def keep_zeros(pieces: list[Piece], size: int | None, params: Any, dtype: Any) -> Any:
+    """Return what a state keeps before the first step, without a sample of zeros."""
+    if size is None:
+        return jax.tree.map(jnp.zeros_like, params)
+    samples = jax.eval_shape(lambda: keep(pieces, size, params, dtype))
+    return Samples(jnp.zeros(samples.array.shape, dtype))
+
+
 def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
     """Return what :func:`keep` kept, in the shapes of the pieces of a gradient."""
     if not isinstance(last, Samples):
@@ -180,22 +193,19 @@ def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     """Return the root mean squares [L] of the parameters of each memory.
 
-    Zero-initialised groups have the RMS of the whole tree.
+    Groups that start next to zero have the RMS of the whole tree. No size is smaller
+    than ``NEXT_TO_ZERO``.
     """
-
-    def mean_square(shared: Any, row: Any, array: jax.Array) -> jax.Array:
-        del shared, row
-        return jnp.sum(jnp.square(array.astype(dtype))) / max(array.size, 1)
-
     if not pieces:
         return jnp.zeros(0, dtype)
     squares = [
-        by_row(mean_square, piece.rows)(None, piece.rows, piece.array).reshape(-1)
-        for piece in pieces
+        _mean_squares(piece.rows.ndim > 0, dtype, piece.array) for piece in pieces
     ]
     tree = [piece._replace(places=0 * piece.places) for piece in pieces]
     means, mean_of_tree = _mean(pieces, *squares), _mean(tree, *squares)
-    return jnp.sqrt(jnp.where(means > 0, means, mean_of_tree))
+    least = NEXT_TO_ZERO**2
+    means = jnp.where(means > least, means, mean_of_tree)
+    return jnp.sqrt(jnp.maximum(means, least))
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:
@@ -242,6 +252,15 @@ def _mean(pieces: Sequence[Piece], *columns: jax.Array) -> jax.Array:
     weights = jnp.asarray(shares, array.dtype).reshape(-1, *[1] * (array.ndim - 1))
     zeros = jnp.zeros((max(places) + 1, *array.shape[1:]), array.dtype)
     return zeros.at[places].add(weights * array)
+
+
+# Compiled once for all tensors of one shape.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _mean_squares(by_slice: bool, dtype: Any, array: jax.Array) -> jax.Array:
+    """Return the mean square of a tensor, or of each slice of its first axis, [c]."""
+    axes = tuple(range(int(by_slice), array.ndim))
+    total = jnp.sum(jnp.square(array.astype(dtype)), axis=axes)
+    return jnp.reshape(total / max(array.size // max(total.size, 1), 1), -1)
 
 
 # Traced once for all tensors of one shape.

@@ -77,7 +77,8 @@ def save_memory(
 
     .. seealso:: :func:`load_memory`, :func:`load_metadata`.
     """
-    data = _pack(memory, dict(metadata or {}))
+    _check_path(path)
+    data = _pack(memory, {} if metadata is None else metadata)
     place = pathlib.Path(os.path.realpath(path))
     beside = place.with_name(f".memory-{os.urandom(8).hex()}")
     try:
@@ -137,12 +138,14 @@ def load_metadata(path: Path) -> dict[str, str]:
     return _load(path, _strings)
 
 
-def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
+def _pack(memory: Mapping[str, Memory], metadata: Mapping[str, str]) -> bytes:
     """Return the content of a file."""
     check_memories(memory)
+    strings: Any = dict(metadata) if isinstance(metadata, Mapping) else {None: None}
     is_text = all(map(checks.is_text, (*strings, *strings.values())))
     fits = is_text and not set(strings) & set(_RESERVED)
-    require(fits, "metadata", f"be strings with other names than {_RESERVED}", strings)
+    allowed = f"be strings with other names than {_RESERVED}, in a mapping"
+    require(fits, "metadata", allowed, metadata)
     arrays: dict[str, np.ndarray] = {}
     for label in memory:
         arrays |= _arrays(label, memory[label])
@@ -164,9 +167,9 @@ def _pack(memory: Mapping[str, Memory], strings: dict[str, str]) -> bytes:
 def _arrays(label: str, memory: Memory) -> dict[str, np.ndarray]:
     """Return the arrays of a memory by the names they have in a file."""
     name, leaves = f"memory[{label!r}]", jax.tree.leaves(memory)
+    check_memory(name, memory)
     fits = all(map(checks.is_concrete, leaves))
     require(fits, name, "have values: save it outside of jit", memory)
-    check_memory(name, memory)
     dtype = np.result_type(np.float32, *map(np.asarray, leaves))
     require(dtype in (np.float32, np.float64), name, "fit into float64", dtype.name)
     return {
@@ -211,6 +214,7 @@ def _entry(digest: str) -> bytes:
 
 def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     """Parse a file, and name its path in whatever is wrong with it."""
+    _check_path(path)
 
     def opener(name: str, flags: int) -> int:
         # Opening a pipe would otherwise wait for a writer.
@@ -227,6 +231,12 @@ def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
     except Exception as error:  # A hostile header can lead a parser to any.
         reason = str(error)[:250]  # It may quote names of any length.
         raise ValueError(f"{os.fspath(path)} cannot be trusted: {reason}") from error
+
+
+def _check_path(path: Any) -> None:
+    """Raise ValueError unless path is one: a number would be that of an open file."""
+    fits = isinstance(path, str | os.PathLike)
+    require(fits, "path", "be a string or os.PathLike, as in load_memory(path)", path)
 
 
 def _strings(data: bytes) -> dict[str, str]:

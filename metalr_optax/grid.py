@@ -21,7 +21,7 @@ import numpy as np
 
 from metalr_optax.checks import is_concrete
 from metalr_optax.evidence import automatically, explicit_mesh, replicated
-from metalr_optax.memory import REACH, Kernels, accumulate
+from metalr_optax.memory import REACH, Kernels, accumulate, read
 
 # From this size and number of local models on a grid pays.
 LARGE = 2**14
@@ -149,7 +149,8 @@ def read_large(
 
     mesh = explicit_mesh(inputs)
     sharding = jax.typeof(inputs).sharding if mesh else None
-    return automatically(interpolated, sharding)(kernels, rates, inputs)
+    function = _derived_as(read, automatically(interpolated, sharding))
+    return function(kernels, rates, inputs)
 
 
 def accumulate_large(
@@ -192,7 +193,15 @@ def accumulate_large(
         # A CPU is good at counting; elsewhere coordinates would queue for a node.
         return jax.lax.platform_dependent(*arguments, cpu=on_grid, default=exactly)
 
-    return replicated(both, pair[0])(kernels, pair, more)
+    function = _derived_as(exactly, replicated(both, pair[0]))
+    return function(kernels, pair, more)
+
+
+def _derived_as(exact: Callable[..., Any], function: Callable[..., Any]) -> Any:
+    """Return a function with the derivative of an exact one: places have none."""
+    derived = jax.custom_jvp(function)
+    derived.defjvp(lambda x, dx: (function(*x), jax.jvp(exact, x, dx)[1]))
+    return derived
 
 
 def _single(kernels: Kernels) -> Kernels:

@@ -46,10 +46,14 @@ def memory_dtype(params: Any) -> Any:
     """Return the dtype of all memories: float32, or wider with the widest leaf.
 
     Raises:
-      ValueError: a leaf that is not a real floating point array.
+      ValueError: a leaf that is not a real floating point array, or has no values.
     """
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # What a memory starts with depends on the size of the parameters.
+        fits = not isinstance(leaf, jax.ShapeDtypeStruct)
+        hint = "jax.eval_shape(optimizer.init, params) returns a state of shapes"
+        require(fits, "params", "have values, not only shapes", leaf, hint)
         try:
             found = jnp.result_type(leaf)
         except TypeError:
@@ -81,12 +85,19 @@ def _checked(label: Any, path: tuple[Any, ...], leaf: Any) -> Label:
 
 
 def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Drop the attribute `value` in which Flax wraps an array, always on its own."""
-    siblings = collections.Counter(path[:-1] for path in paths)
-    wrapper = jax.tree_util.GetAttrKey("value")
-    return [
-        path[:-1]
-        if len(path) > 1 and path[-1] == wrapper and siblings[path[:-1]] == 1
-        else path
-        for path in paths
-    ]
+    """Drop last keys that belong to an array, which is alone in a node around it.
+
+    Arrays with named axes are in a node that names no keys, those of Flax in an
+    attribute `value`; the first may be in the second.
+    """
+    nodes = (path[:depth] for path in paths for depth in range(len(path)))
+    leaves_in = collections.Counter(nodes)
+    keys = jax.tree_util
+    for wrapper in (keys.FlattenedIndexKey(0), keys.GetAttrKey("value")):
+        paths = [
+            path[:-1]
+            if len(path) > 1 and path[-1] == wrapper and leaves_in[path[:-1]] == 1
+            else path
+            for path in paths
+        ]
+    return paths

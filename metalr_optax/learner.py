@@ -75,12 +75,18 @@ class Learner(NamedTuple):
 
 
 def with_signal(models: LocalModels, signal: Signal | None) -> LocalModels:
-    """Return a family whose evidence comes from a signal."""
-    gather = functools.partial(models.gather, signal or sign_agreement)
-    if models.depends_on_platform:
-        return models._replace(gather=gather)
-    # Traced once for all tensors of one shape.
-    return models._replace(gather=jax.jit(gather), scale=jax.jit(models.scale))
+    """Return a family whose evidence comes from a signal.
+
+    Its functions are traced once for all tensors of one shape, and compiled once where
+    steps are not.
+    """
+    # XLA does not see through a call to the programs of several platforms.
+    jit = functools.partial(jax.jit, inline=models.depends_on_platform)
+    gather = jit(models.gather, static_argnums=0)
+    return models._replace(
+        gather=functools.partial(gather, signal or sign_agreement),
+        scale=jit(models.scale),
+    )
 
 
 def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
@@ -100,18 +106,16 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         name: jnp.array(row, jnp.int32) if name in alone else None
         for row, name in enumerate(names)
     }
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    pieces, zero_pieces = (
-        by_tensor.whole_tensors(tree, labels, rows) for tree in (params, zeros)
+    pieces, size = (
+        by_tensor.whole_tensors(params, labels, rows),
+        learner.evidence_sample,
     )
     return ScaleByMemoryState(
         memory=memory,
         # `optax.tree.map_params` initialises with a tree without leaves and takes the
         # result for a prefix of the state: an array is a prefix of anything.
         rows=rows or jnp.zeros(0, jnp.int32),
-        last_direction=by_tensor.keep(
-            zero_pieces, learner.evidence_sample, zeros, dtype
-        ),
+        last_direction=by_tensor.keep_zeros(pieces, size, params, dtype),
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
         rule_state=learner.rule.init(memory, lambda: by_tensor.sizes_of(pieces, dtype)),
         base_state=learner.base.init(params),
@@ -139,14 +143,15 @@ def step(
         models.gather, histories, gradient, labels, state, size
     )._replace(multiplier=multiplier)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
+    dtype = memory.rates.dtype
+    bounds = learner.rule.bounds(rule_state, dtype)
     direction, base_state = learner.base.update(
         updates, state.base_state, params, **extra_args
     )
-    orientation, dtype = state.orientation, memory.rates.dtype
+    orientation = state.orientation
     if orientation is not None:
         orientation = find_orientation(orientation, gradient, direction)
     pieces = by_tensor.whole_tensors(direction, labels, state.rows)
-    bounds = learner.rule.bounds(rule_state, dtype)
     state = ScaleByMemoryState(
         memory=memory,
         rows=state.rows,

@@ -52,20 +52,22 @@ class LocalModels(NamedTuple):
 
 def scalar(inputs: Any) -> LocalModels:
     """Return the family of a single rate, whatever the direction."""
+    init = functools.partial(stack_memories, inputs)
+    return LocalModels(init, _scale_all, _gather_all)
 
-    def scale(stack: Any, row: Any, direction: jax.Array, _: Any) -> jax.Array:
-        return at(stack.rates, row)[0] * direction.astype(stack.rates.dtype)
 
-    def gather(
-        signal: Signal, shared: Any, _: Any, gradient: Any, last: Any, history: Any
-    ) -> Evidence:
-        stack, turn = shared
-        values = agreement(signal, gradient.astype(stack.rates.dtype), last, turn)
-        sums = _sums(values, jax.lax.abs(values))
-        u, activity = (total / max(values.size, 1) for total in sums)
-        return Evidence(u[None], activity[None], u, activity, jnp.zeros_like(u))
+def _scale_all(stack: Any, row: Any, direction: jax.Array, _: Any) -> jax.Array:
+    return at(stack.rates, row)[0] * direction.astype(stack.rates.dtype)
 
-    return LocalModels(functools.partial(stack_memories, inputs), scale, gather)
+
+def _gather_all(
+    signal: Signal, shared: Any, _: Any, gradient: Any, last: Any, history: Any
+) -> Evidence:
+    stack, turn = shared
+    values = agreement(signal, gradient.astype(stack.rates.dtype), last, turn)
+    sums = _sums(values, jax.lax.abs(values))
+    u, activity = (total / max(values.size, 1) for total in sums)
+    return Evidence(u[None], activity[None], u, activity, jnp.zeros_like(u))
 
 
 def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:

@@ -3,12 +3,15 @@
 Pure functions of arrays; :mod:`metalr_optax.local_models` builds on them.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from metalr_optax.checks import describe
 
 # Inputs further than this many widths outside the outermost kernels are moved to that
 # distance. There a kernel is 1e-14 strong and, with widths of half a spacing, dominates
@@ -87,6 +90,34 @@ class Memory(NamedTuple):
     slopes: Any = None
     history: Any = None
 
+    def __repr__(self) -> str:
+        """Return the rates, and the learned schedule as rates by step."""
+        try:
+            return f"Memory({_rates_as_text(self)})"
+        except (TypeError, ValueError):  # traced, or of a vmap
+            return f"Memory(rates={describe(self.rates)})"
+
+
+def rates_by_step(memory: Memory) -> np.ndarray:
+    """Return the learned schedule as rates: the mean rate [20] at step 1, 2, 4, ..."""
+    rates, weight = np.asarray(memory.rates), np.asarray(memory.evidence_weight)
+    used = np.asarray(memory.kernels.widths) > 0
+    weight = weight[used] if weight.any() else np.ones(used.sum())
+    logs = np.zeros(MARKS.shape) if memory.schedule is None else memory.schedule
+    mean = np.average(rates[used].astype(np.float64), weights=weight)
+    return mean * np.exp(np.asarray(logs))
+
+
+def _rates_as_text(memory: Memory) -> str:
+    rates = np.asarray(memory.rates)[np.asarray(memory.kernels.widths) > 0]
+    low, high, curve = min(rates), max(rates), rates_by_step(memory)
+    text = f"rates={low:.3g}" + (f" to {high:.3g}" if high > low else "")
+    (changes,) = np.nonzero(np.diff(curve))
+    if not len(changes):
+        return text
+    steps = zip(MARKS.astype(int), curve[: changes[-1] + 2], strict=False)
+    return f"{text}, schedule={{{', '.join(f'{t}: {rate:.3g}' for t, rate in steps)}}}"
+
 
 def read(
     kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
@@ -113,6 +144,7 @@ def read(
     return weighted / weights
 
 
+@functools.partial(jax.jit, inline=True)
 def weigh(
     kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -146,6 +178,7 @@ def weigh(
     return nearest, weighted, weights
 
 
+@functools.partial(jax.jit, inline=True)
 def accumulate(
     kernels: Kernels, inputs: jax.Array, values: Sequence[jax.Array]
 ) -> list[jax.Array]:

@@ -52,7 +52,7 @@ def in_use(kernels: Kernels) -> Kernels:
 
 def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None:
     """Raise ValueError unless the memory is usable; traced values are trusted."""
-    require(isinstance(memory, Memory), name, "be a metalr_optax.Memory", memory)
+    check_type(name, memory)
     check_kernels(in_use(memory.kernels), name=name)
     centers, shape = memory.kernels.centers, np.shape(memory.kernels.centers)
     # Those of unused local models are finite too.
@@ -66,6 +66,12 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
         values = getattr(memory, field)
         if values is not None:
             _check_values(name, field, values, field_shape, low, high)
+
+
+def check_type(name: str, memory: Any) -> None:
+    """Raise ValueError unless this is a memory, whatever is in it."""
+    fits, hint = isinstance(memory, Memory), "get_memory(opt_state)[label] returns one"
+    require(fits, name, "be a metalr_optax.Memory", memory, hint)
 
 
 def _check_values(
@@ -86,12 +92,12 @@ def _check_values(
     require(fits, name, allowed, values)
 
 
-def check_memories(memory: Any) -> None:
-    """Raise ValueError unless memory maps labels, which are strings, to something."""
+def check_memories(memory: Any, name: str = "memory") -> None:
+    """Raise ValueError unless a value maps labels, which are strings, to something."""
     fits = isinstance(memory, Mapping) and memory and all(map(checks.is_text, memory))
     allowed = "be a mapping from labels (strings) to metalr_optax.Memory, at least one"
     hint = "get_memory(opt_state) returns that of a state"
-    require(fits, "memory", allowed, memory, hint)
+    require(fits, name, allowed, memory, hint)
 
 
 def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
@@ -126,7 +132,8 @@ def check_initial(initial: Any, kernels: Any, inputs: Any, rate_bounds: Any) -> 
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
         allowed = "be a rate, a metalr_optax.Memory or a mapping from label to Memory"
-        require(checks.is_number(initial), "initial", allowed, initial)
+        hint = "initial=get_memory(opt_state) takes those of a state"
+        require(checks.is_number(initial), "initial", allowed, initial, hint)
         _check_values("initial", "rates", initial, (), *rate_bounds)
         return
     allowed = "be None when initial is a memory, which brings its own"

@@ -21,8 +21,11 @@ def find_orientation(turn: jax.Array, gradient: Any, direction: Any) -> jax.Arra
     """
     if direction is gradient:
         return jnp.ones_like(turn)
+    # Inside of `shard_map` both branches vary over the same devices.
+    leaves = jax.tree.leaves((gradient, direction))
+    known = sum((jnp.zeros_like(leaf, turn.dtype, ()) for leaf in leaves), turn)
     return jax.lax.cond(
-        turn == 0, lambda: _sign(gradient, direction).astype(turn.dtype), lambda: turn
+        turn == 0, lambda: _sign(gradient, direction).astype(turn.dtype), lambda: known
     )
 
 

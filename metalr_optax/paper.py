@@ -13,6 +13,7 @@ from metalr_optax.initial import Initial, kernels_of
 from metalr_optax.kernels import covered
 from metalr_optax.memory import Kernels
 from metalr_optax.orientation import AlongGradient
+from metalr_optax.rules import SMALLEST_ROOT
 from metalr_optax.signals import Signal
 from metalr_optax.transform import scale_by_memory
 
@@ -143,7 +144,9 @@ def paper_adam(
       `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
       2014.
     """
-    adam = optax.with_extra_args_support(optax.scale_by_adam(b1, b2, eps))
+    adam = optax.with_extra_args_support(
+        optax.scale_by_adam(b1, b2, eps, SMALLEST_ROOT)
+    )
     scale = scale_by_memory(
         initial,
         base_optimizer=AlongGradient(*adam),

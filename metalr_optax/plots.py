@@ -4,15 +4,16 @@ Functions take numbers and an Axes of matplotlib and return it. Colours are told
 by colour-blind readers, on white and on black.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from metalr_optax.checks import require
-from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate, read
-from metalr_optax.memory_checks import check_memory, in_use
+from metalr_optax.checks import is_number, require
+from metalr_optax.memory import MARKS, Kernels, Memory, rates_by_step, read
+from metalr_optax.memory_checks import check_memories, check_memory, in_use
 
 # From Okabe and Ito's palette: those that are seen on white and on black.
 _BLUE, _GREY = "#0072B2", "#888888"
@@ -30,7 +31,9 @@ _IMAGE = {"norm": "log", "cmap": "cividis", "shading": "nearest", "rasterized": 
 _read = jax.jit(read)
 
 
-def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) -> Any:
+def plot_memory(
+    memory: Memory | Mapping[str, Memory], ax: Any = None, *, kernel_inputs: Any = None
+) -> Any:
     r"""Draw the landscape of a memory: the rate :math:`\eta(z)` for every input.
 
     Dots are the rates of the local models, as large as the evidence they have had; the
@@ -38,12 +41,13 @@ def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) ->
     gradients fell (their share per bar, on the right axis).
 
     Args:
-      memory: M local models, as :func:`metalr_optax.get_memory` returns them by label.
+      memory: M local models, or label -> them, as :func:`metalr_optax.get_memory`
+        returns them: a landscape for each, with a legend of the labels.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
-      kernel_inputs: [n], where the memory was read, as
-        :func:`metalr_optax.get_kernel_inputs` returns it by label. Those outside of the
-        local models are counted in the outermost bars, those that are not finite in
-        none.
+      kernel_inputs: [n], where the memory was read, or label -> [n], as
+        :func:`metalr_optax.get_kernel_inputs` returns it, counted together. Those
+        outside of the local models are counted in the outermost bars, those that are
+        not finite in none.
 
     Returns:
       The Axes, logarithmic in the rate.
@@ -64,13 +68,30 @@ def plot_memory(memory: Memory, ax: Any = None, *, kernel_inputs: Any = None) ->
 
     .. seealso:: :func:`plot_transfer` for two of them.
     """
-    ax, z = _prepare(ax, "x", memory=memory)
-    ax.plot(z, _landscape(memory, z), color=_BLUE, label="landscape")
-    centers, rates, weight = _local_models(memory)
-    sizes = 6 + 60 * weight / max(float(weight.max()), 1e-30)
-    label = "local models, by evidence"
-    ax.scatter(centers, rates, sizes, _BLUE, label=label, zorder=3)
-    _finish_rates(ax, rates)
+    is_single = not isinstance(memory, Mapping)
+    memories: Any = {"landscape": memory} if is_single else memory
+    check_memories(memories)
+    names = ["memory"] if is_single else [f"memory[{label!r}]" for label in memories]
+    ax, z = _prepare(ax, "x", **dict(zip(names, memories.values(), strict=True)))
+    lines, all_rates = [], []
+    for (label, part), style in zip(memories.items(), itertools.cycle(_STYLES)):
+        dash, color = style
+        lines += ax.plot(z, _landscape(part, z), dash, color=color, label=label)
+        centers, rates, weight = _local_models(part)
+        sizes = 6 + 60 * weight / max(float(weight.max()), 1e-30)
+        dots = "local models, by evidence"
+        ax.scatter(centers, rates, sizes, color, label=dots, zorder=3)
+        all_rates.append(rates)
+    _finish_rates(ax, np.concatenate(all_rates))
+    if not is_single:
+        _draw_legend(ax, lines, memories)
+        if isinstance(kernel_inputs, Mapping):
+            fits = set(memories) == set(kernel_inputs)
+            hint = "get_kernel_inputs(opt_state) returns them"
+            allowed = "have the labels of memory"
+            require(fits, "kernel_inputs", allowed, kernel_inputs, hint)
+            parts = [_numbers("kernel_inputs", z) for z in kernel_inputs.values()]
+            kernel_inputs = np.concatenate([part.ravel() for part in parts])
     if kernel_inputs is not None:
         _draw_histogram(ax, kernel_inputs, _even(ax.xaxis, z[[0, -1]], _BARS + 1))
     return ax
@@ -107,7 +128,10 @@ def plot_memory_history(
       >>> [round(float(rate), 2) for rate in ax.collections[0].get_array()[0]]
       [0.1, 0.2]
     """
-    require(memories, "memories", "hold at least one step", memories)
+    fits = isinstance(memories, Mapping) and memories and all(map(is_number, memories))
+    allowed = "be a mapping from at least one step to metalr_optax.Memory"
+    hint = "for one layer, {step: get_memory(opt_state)[label]}"
+    require(fits, "memories", allowed, memories, hint)
     steps = sorted(memories)
     first = memories[steps[0]]
     for step in steps:
@@ -166,13 +190,16 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
     return ax
 
 
-def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -> Any:
+def plot_rates(
+    rates: Memory | Mapping[str, Any], ax: Any = None, *, steps: Any = None
+) -> Any:
     """Draw the effective rate of every layer over time.
 
     Args:
       rates: label -> [T], or [T, 3] with mean, smallest and largest, which are drawn
         as a band: what :func:`metalr_optax.summarize_memory` logs as ``rate_mean/``,
-        ``rate_min/`` and ``rate_max/``.
+        ``rate_min/`` and ``rate_max/``. Memories are drawn as :func:`plot_schedule`
+        draws them.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
       steps: [T]; default: 1, 2, ...
 
@@ -191,32 +218,37 @@ def plot_rates(rates: Mapping[str, Any], ax: Any = None, *, steps: Any = None) -
       >>> ax.lines[0].get_xydata()[-1].tolist()
       [3.0, 0.1]
     """
-    require(rates, "rates", "hold at least one label", rates)
+    layers: Any = rates if isinstance(rates, Mapping) else {"memory": rates}
+    if any(isinstance(values, Memory) for values in layers.values()):
+        return plot_schedule(layers, ax)
+    allowed = "be a mapping from at least one label to [T] or [T, 3]"
+    hint = "plot_rates(get_memory(opt_state)) draws those of a state"
+    require(isinstance(rates, Mapping) and rates, "rates", allowed, rates, hint)
     ax = _axes(ax)
     lines = []
-    for number, (label, values) in enumerate(rates.items()):
-        shape = np.shape(values)
-        fits = shape and shape[1:] in ((), (1,), (3,))
-        require(fits, f"rates[{label!r}]", "have shape [T] or [T, 3]", shape)
-        mean, *band = np.atleast_2d(np.transpose(values))
-        x = np.arange(1, len(mean) + 1) if steps is None else np.asarray(steps)
-        dash, color = _STYLES[number % len(_STYLES)]
+    for (label, values), style in zip(layers.items(), itertools.cycle(_STYLES)):
+        name, allowed = f"rates[{label!r}]", "have shape [T] or [T, 3]"
+        array = _numbers(name, values, hint)
+        fits = array.ndim and array.shape[1:] in ((), (1,), (3,))
+        require(fits, name, allowed, array, hint)
+        mean, *band = np.atleast_2d(array.T)
+        x = np.arange(1, len(mean) + 1) if steps is None else _numbers("steps", steps)
+        require(x.shape == mean.shape, "steps", f"have shape {mean.shape}", x)
+        dash, color = style
         lines += ax.plot(x, mean, dash, color=color, label=label)
         if band:
             ax.fill_between(x, *band, color=color, alpha=0.2, linewidth=0)
     ax.set(yscale="log", xlabel="step", ylabel=_RATE)
-    beside = _BESIDE | {"ncols": -(-len(rates) // 16), "fontsize": "x-small"}
-    # By hand, or labels that begin with an underscore would be left out.
-    ax.legend(lines, list(rates), **(beside if len(rates) > _MANY else {}))
+    _draw_legend(ax, lines, layers)
     return ax
 
 
-def plot_schedule(memories: Mapping[str, Memory], ax: Any = None) -> Any:
+def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> Any:
     """Draw the schedule that a run leaves: the rate of every layer by progress.
 
     Args:
       memories: label -> :class:`Memory` of a run that went by progress, as
-        :func:`metalr_optax.get_memory` returns them.
+        :func:`metalr_optax.get_memory` returns them, or a single one.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
 
     Returns:
@@ -238,13 +270,13 @@ def plot_schedule(memories: Mapping[str, Memory], ax: Any = None) -> Any:
       >>> [[round(float(x), 2) for x in point] for point in ax.lines[0].get_xydata()]
       [[1.0, 0.4], [2.0, 0.2], [4.0, 0.1]]
     """
-    require(memories, "memories", "hold at least one label", memories)
+    if isinstance(memories, Memory):
+        memories = {"memory": memories}
+    check_memories(memories, "memories")
     curves = {}
     for label, memory in memories.items():
         check_memory(f"memories[{label!r}]", memory, (0.0, np.inf))
-        _, rates, weight = _local_models(memory)
-        logs = np.zeros(len(MARKS)) if memory.schedule is None else memory.schedule
-        curves[label] = float(mean_rate(rates, weight)) * np.exp(logs)
+        curves[label] = rates_by_step(memory)
     moved = np.any([np.diff(curve) != 0 for curve in curves.values()], axis=0)
     num = 2 + int(np.flatnonzero(moved).max(initial=0))
     curves = {label: curve[:num] for label, curve in curves.items()}
@@ -260,7 +292,17 @@ def _axes(ax: Any) -> Any:
     except ImportError as error:
         message = "pictures need matplotlib: pip install 'metalr-optax[plots]'"
         raise ImportError(message) from error
-    return pyplot.gca() if ax is None else ax
+    ax = pyplot.gca() if ax is None else ax
+    hint = "plt.subplots() returns one"
+    require(hasattr(ax, "plot"), "ax", "be a matplotlib.axes.Axes", ax, hint)
+    return ax
+
+
+def _draw_legend(ax: Any, lines: list[Any], labels: Iterable[str]) -> None:
+    """Name lines: beside the picture where there are many of them."""
+    beside = _BESIDE | {"ncols": -(-len(lines) // 16), "fontsize": "x-small"}
+    # By hand, or labels that begin with an underscore would be left out.
+    ax.legend(lines, list(labels), **(beside if len(lines) > _MANY else {}))
 
 
 def _finish_rates(ax: Any, rates: np.ndarray) -> None:
@@ -350,9 +392,7 @@ def _input_label(memory: Memory) -> str:
 
 
 def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
-    values = np.ravel(np.asarray(inputs))
-    fits = jax.dtypes.issubdtype(values.dtype, np.number)
-    require(fits, "kernel_inputs", "be an array of numbers", inputs)
+    values = np.ravel(_numbers("kernel_inputs", inputs))
     values = np.clip(values[np.isfinite(values)], edges[0], edges[-1])
     share = np.histogram(values, edges)[0] / max(len(values), 1)
     current = ax.figure.gca()
@@ -366,3 +406,14 @@ def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
     below.set_ylabel("share of gradients", loc="bottom")
     ax.set_zorder(below.get_zorder() + 1)
     ax.patch.set_visible(False)
+
+
+def _numbers(name: str, values: Any, hint: str = "") -> np.ndarray:
+    """Return values as an array; raise ValueError if they are none."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # parts of unequal length
+        array = np.asarray(None)
+    fits = jax.dtypes.issubdtype(array.dtype, np.number)
+    require(fits, name, "be an array of numbers", values, hint)
+    return array

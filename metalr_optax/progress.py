@@ -17,8 +17,13 @@ from metalr_optax.memory import MARKS, mean_rate
 from metalr_optax.rules import Rule, Sizes
 from metalr_optax.stack import StackedMemory
 
-# A multiplier that has come down so far from its highest value decays.
+# Below this part of its highest value a multiplier decays: rates may only rise.
 _DECAYED = 0.9
+# Below this part of it rates hold: where gradients are exact, evidence would raise them
+# as fast as the multiplier falls.
+_HELD = 0.5
+# A rate has settled once its logarithm has fallen by so much from its highest.
+_SETTLED = 0.1
 
 
 class FollowState(NamedTuple):
@@ -27,7 +32,7 @@ class FollowState(NamedTuple):
     Attributes:
       rule_state: of the rule.
       progress: [], int32, steps since the memories were set.
-      highest_multiplier: [], of the run so far.
+      highest_multiplier: [L], since a memory has settled; 0 before.
     """
 
     rule_state: Any
@@ -38,23 +43,27 @@ class FollowState(NamedTuple):
 def follow_schedule(rule: Rule) -> Rule:
     """Return a rule whose memories learn how rates change with the progress of a run.
 
-    While the multiplier on all rates is below 0.9 of its highest value so far, memories
-    hold: otherwise adaptation would compensate for the decay, or noise would lower the
-    rates that the decay is to lower.
+    While the multiplier on all rates is below 0.9 of its highest value, noise must not
+    lower the rates that the decay is to lower: they may only rise. Below half of it
+    they hold, so that adaptation cannot compensate for the decay. The highest value is
+    that since the rate of a memory has come down for the first time: until then it
+    climbs, whatever the multiplier does.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> FollowState:
-        zero = jnp.zeros([], memory.rates.dtype)
+        zeros = jnp.zeros_like(memory.rates[:, 0])
         state = rule.init(memory, sizes)
-        return FollowState(state, jnp.zeros([], jnp.int32), zero)
+        return FollowState(state, jnp.zeros([], jnp.int32), zeros)
 
     def update(evidence: Evidence, state: FollowState, memory: StackedMemory) -> Any:
         multiplier = jnp.asarray(evidence.multiplier, memory.rates.dtype)
-        holds = multiplier < _DECAYED * state.highest_multiplier
-        step = jnp.where(holds, 0, step_along(memory.schedule, state.progress))
+        decays = multiplier < _DECAYED * state.highest_multiplier
+        holds = multiplier < _HELD * state.highest_multiplier
+        step = jnp.where(decays, 0, step_along(memory.schedule, state.progress))
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         low, high = rule.bounds(rule_state, step.dtype)
-        corrected = jnp.where(holds, memory.rates, new.rates)
+        rises = (new.rates > memory.rates) & ~holds[:, None]
+        corrected = jnp.where(~decays[:, None] | rises, new.rates, memory.rates)
         # Evidence may have left rates above their ceiling, where they were.
         moved = jnp.clip(
             corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)
@@ -63,7 +72,10 @@ def follow_schedule(rule: Rule) -> Rule:
         weight = memory.evidence_weight
         change = jnp.log(mean_rate(rates, weight) / mean_rate(memory.rates, weight))
         schedule = record(memory.schedule, state.progress, step, change)
+        # The first local model of progress keeps the highest rate of the run.
+        settled = (state.highest_multiplier > 0) | (schedule[:, 0] > _SETTLED)
         highest = jnp.maximum(state.highest_multiplier, multiplier)
+        highest = jnp.where(settled, highest, 0)
         progress: Any = optax.safe_increment(state.progress)
         state = FollowState(rule_state, progress, highest)
         return new._replace(rates=rates, schedule=schedule), state

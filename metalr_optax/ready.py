@@ -20,10 +20,10 @@ from metalr_optax.learner import Learner, ScaleByMemoryState, start, step, with_
 from metalr_optax.local_models import at
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.progress import follow_schedule
-from metalr_optax.rules import agreement_steps, cap, from_optax
+from metalr_optax.rules import SMALLEST_ROOT, agreement_steps, cap, from_optax
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
-from metalr_optax.transform import choose_models
+from metalr_optax.transform import choose_models, in_float32
 
 # A rate per layer: more local models win where inputs are of unequal scale, and lose
 # when samples come one at a time (benchmarks/README.md).
@@ -98,6 +98,10 @@ def learn_rates(
     Inside ``optax.MultiSteps`` the sum of gradients would keep such a batch for ever:
     pass it ``should_skip_update_fn=optax.skip_not_finite``.
 
+    The base of float16 parameters has a state of float32, where its ``eps`` is not 0.
+    Steps can be differentiated, where the base can: one of Adam's kind needs an
+    ``eps_root`` for that, which :func:`memory_adam` has.
+
     Args:
       base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or
         ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. Its sign is not
@@ -105,10 +109,12 @@ def learn_rates(
         A weight decay inside of it is part of its direction, and of the evidence. A
         smaller rate inside only makes the start slower: ``init`` warns of it.
       learning_rate: multiplier on all learned rates, a number or a schedule. While it
-        is below 0.9 of its highest value so far, rates hold, so that adaptation cannot
-        cancel your decay. ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to
-        finish a run. What never reaches 0.05 warns: it was probably meant to be
-        ``initial``.
+        is below 0.9 of its highest value, rates may only rise, and below half of it
+        they hold, so that adaptation cannot cancel your decay. Its highest value is
+        that since the rate of a memory has come down by a tenth for the first time:
+        until then it climbs, whatever the multiplier does.
+        ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to finish a run. What
+        never reaches 0.05 warns: it was probably meant to be ``initial``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: where the local models are, in root mean squares of a tensor; default
@@ -118,7 +124,7 @@ def learn_rates(
       memory_optimizer: steps the rates; default :func:`agreement_steps`. With
         ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
       clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
-        last hundred steps.
+        last hundred steps. A gradient above that moves no rate.
       weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
         learned rate of the memory. It is no part of the direction, nor of the evidence.
       mask: a tree of booleans, or a function from parameters to such a tree: what
@@ -127,8 +133,9 @@ def learn_rates(
       rate_bounds: smallest and largest rate a memory may hold.
       largest_step: a memory raises no rate above this times the root mean square of
         its parameters at ``init``, because gradients that agree do not say when a step
-        has become too large for the layer; None for no such ceiling. All-zero layers
-        use the RMS of the whole tree.
+        has become too large for the layer; None for no such ceiling. Layers that start
+        at zero or next to it (an RMS of at most 1e-3, as a LayerScale of 1e-6) use the
+        RMS of the whole tree, and have no ceiling where that is as small.
       evidence_sample: coordinates of a large tensor that give evidence, see
         :func:`scale_by_memory`; default 1,024, and any number from the size of the
         largest tensor on for all.
@@ -164,7 +171,8 @@ def learn_rates(
 
     .. seealso:: :func:`memory_adam`, :func:`memory_sgd`, :func:`scale_by_memory`.
     """
-    checks.check_transformation("base_optimizer", base_optimizer)
+    checks.check_transformation("base_optimizer", base_optimizer, optional=False)
+    checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_multiplier(learning_rate)
     if clip_norm is not None:
         smallest = float(np.finfo(np.float32).tiny)
@@ -182,7 +190,7 @@ def learn_rates(
         initial, kernels, ByRelativeDirection(), rate_bounds
     )
     models, rule = with_signal(models, raw_product), follow_schedule(rule)
-    base = optax.chain(base_optimizer, optax.scale(-1.0))
+    base = optax.chain(in_float32(base_optimizer), optax.scale(-1.0))
     parts = models, rule, base, memories, group_by, size
     learner = Learner(*parts, progress=True, finds_orientation=False)
     # Without a decay the parameters need not be passed.
@@ -419,7 +427,8 @@ def memory_adam(
         learned, and with 0.999, Adam's own default, steps are those of gradients a
         thousand steps ago: the memory takes that for a rate that is too small.
       eps: added to the root of the second moment.
-      eps_root: added to the second moment, as in ``optax.adam``.
+      eps_root: added to the second moment, as in ``optax.adam``, besides 1e-36, with
+        which steps can be differentiated where gradients are zero.
       mu_dtype: dtype of the first moment, as in ``optax.adam``.
       weight_decay: AdamW's; none by default, as in ``optax.adam``.
       mask: what decays.
@@ -474,8 +483,9 @@ def memory_adam(
         check_number(name, value, 0.0, 1.0, closed=True)
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         check_number(name, value, closed=True)
+    root = eps_root + SMALLEST_ROOT
     return learn_rates(
-        optax.adam(1.0, b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        optax.adam(1.0, b1, b2, eps, root, mu_dtype, nesterov=nesterov),
         learning_rate,
         initial=initial,
         kernels=kernels,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import Evidence
+from metalr_optax.evidence import NEXT_TO_ZERO, Evidence
 from metalr_optax.stack import StackedMemory
 
 # The constants of `agreement_steps` were chosen on four problems and confirmed on
@@ -31,6 +31,10 @@ _FORGOTTEN_POWER = 8
 # A local model that few coordinates use shares this much of everyone's activity, so
 # that they do not decide alone.
 _SHARED = 1e-3
+
+# Added to second moments of Adam, whose root has no derivative at 0: with an eps of
+# 1e-8 it changes no bit of a float32.
+SMALLEST_ROOT = 1e-36
 
 
 Sizes = Callable[[], jax.Array]
@@ -107,8 +111,9 @@ def cap(rule: Rule, largest_step: Any) -> Rule:
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> CapState:
-        ceiling = sizes() * largest_step
-        usable = (ceiling > 0) & jnp.isfinite(ceiling)
+        size = sizes()
+        ceiling = size * largest_step
+        usable = (size > NEXT_TO_ZERO) & jnp.isfinite(ceiling)
         # Not infinity, which states do not survive that are blended with zero.
         ceiling = jnp.where(usable, ceiling, jnp.finfo(memory.rates.dtype).max)
         ceiling = ceiling.astype(memory.rates.dtype)

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import nodes_of, require
+from metalr_optax.checks import describe, nodes_of, require
 from metalr_optax.evidence import Samples, replicated
 from metalr_optax.groups import GroupBy, Label, labels_of, names_in, unique
 from metalr_optax.guards import GuardState
 from metalr_optax.learner import ScaleByMemoryState
 from metalr_optax.local_models import kernel_inputs
 from metalr_optax.memory import Kernels, mean_rate, read
-from metalr_optax.rules import AgreementStepsState, inconsistent_evidence
+from metalr_optax.rules import AgreementStepsState, CapState, inconsistent_evidence
 from metalr_optax.stack import ByHistory, StackedMemory, unpack_info
 from metalr_optax.transfer import memory_states
 
 # A local model that has had less than this of the evidence of another is not in use.
 _IN_USE = 0.01
+# Rates are at their ceiling up to rounding.
+_SLACK = 1e-6
 # Beyond it a sign is clear: if nothing drove it, one in forty would be.
 _CLEAR = 0.5
 
@@ -45,7 +47,14 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       drives it, it is 0 with a standard error of 0.23.
     - ``rate_too_small/label``, ``rate_too_large/label``: 1 where that sign is above 0.5
       and below -0.5, else 0. Where both are 0 rates fit, or noise hides what would.
-    - ``at_bound_fraction/label``: of the local models, at a bound of the rates.
+    - ``at_bound_fraction/label``: of the local models, at one of ``rate_bounds``.
+    - ``at_ceiling_fraction/label``: of the local models, at or above the ceiling that
+      ``largest_step`` sets, which counts as no bound. That is normal: the rate has
+      climbed as far as it may. Where ``rate_too_small`` is 1 as well, the ceiling is
+      what holds it down.
+    - ``never_corrected/label``: 1 as long as no step had evidence for the memory, or
+      none for a thousand steps; else 0. Normal in the first step, and for a layer that
+      the loss does not depend on.
     - ``out_of_range_fraction/label``: of the coordinates that looked at the outermost
       local model or further out, what ``optax.clip`` in front has cut back to it among
       them; of large tensors in a sample of 4,096 at most. What is not finite is out of
@@ -71,6 +80,27 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
         ``vmap``.
 
     Examples:
+      A compiled loop cannot say that it learns nothing. Logs say it outside of ``jit``,
+      every hundred steps or so. Here the loss is infinite from the start:
+
+      >>> import warnings, jax, jax.numpy as jnp
+      >>> from metalr_optax import memory_sgd, summarize_memory
+      >>> limits = {"skipped_in_a_row": 10, "never_corrected": 0}
+      >>> def warn_of_standstill(opt_state):
+      ...   for name, value in summarize_memory(opt_state).items():
+      ...     if value > limits.get(name.split("/")[0], jnp.inf):
+      ...       warnings.warn(f"{name} is {float(value):g}")
+      >>> state, update = memory_sgd().init(jnp.zeros(2)), jax.jit(memory_sgd().update)
+      >>> for _ in range(100):
+      ...   _, state = update(jnp.full(2, jnp.inf), state)
+      >>> with warnings.catch_warnings(record=True, action="always") as caught:
+      ...   warn_of_standstill(state)
+      >>> [str(warning.message) for warning in caught]
+      ['never_corrected/params is 1', 'skipped_in_a_row/params is 100']
+
+      With ``"at_ceiling_fraction": 0.99`` among the limits it also warns of rates that
+      have climbed as far as they may.
+
       A rate that is a thousand times too small:
 
       >>> import jax, jax.numpy as jnp, optax
@@ -94,7 +124,9 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
     guards = _guards(opt_state)
     for (state, labels), guard in zip(memory_states(opt_state), guards, strict=True):
         _check_run(state)
-        quantities = _quantities(state.memory, state.info)
+        caps = nodes_of(state.rule_state, CapState)
+        ceilings = jax.tree.leaves([cap.ceiling for _, cap in caps])
+        quantities = _quantities(state.memory, state.info, ceilings)
         for _, rule_state in nodes_of(state.rule_state, AgreementStepsState):
             inconsistent = inconsistent_evidence(rule_state)
             mean = mean_rate(inconsistent, state.memory.evidence_weight)
@@ -157,6 +189,41 @@ def get_rates(
     return jax.tree.unflatten(jax.tree.structure(tree), rates)
 
 
+def get_layer_rates(opt_state: Any) -> dict[str, jax.Array]:
+    r"""Return one learning rate for each layer, by the label of its memory.
+
+    .. math:: \bar v = \sum_m n_m v_m / \sum_m n_m
+
+    with the evidence weight :math:`n_m` of each local model, all alike as long as there
+    is none: ``rate_mean/label`` of :func:`summarize_memory`, without any factor further
+    on in a chain.
+
+    Args:
+      opt_state: as for :func:`summarize_memory`; that of a ``vmap`` too.
+
+    Returns:
+      ``{"label": []}``, or [...] with the axes of a ``vmap``. Works under ``jit``.
+
+    Raises:
+      ValueError: as :func:`metalr_optax.get_memory`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from metalr_optax import get_layer_rates, memory_adam
+      >>> params = {"dense": {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}}
+      >>> state = memory_adam(initial=0.001).init(params)
+      >>> get_layer_rates(state)
+      {'dense': Array(0.001, dtype=float32)}
+
+    .. seealso:: :func:`get_rates`, a rate for every parameter.
+    """
+    rates: dict[str, jax.Array] = {}
+    for state, labels in memory_states(opt_state):
+        means = mean_rate(state.memory.rates, state.memory.evidence_weight)
+        rates |= zip(labels, jnp.unstack(means, axis=-1), strict=True)
+    return rates
+
+
 def get_kernel_inputs(
     opt_state: Any, direction: Any = None, *, group_by: GroupBy | None = None
 ) -> dict[str, jax.Array]:
@@ -198,9 +265,17 @@ def get_kernel_inputs(
 
 # Compiled once for every kind of state, also where nothing around it is.
 @jax.jit
-def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, Any]:
+def _quantities(
+    memory: StackedMemory, info: jax.Array, ceilings: list[jax.Array]
+) -> dict[str, Any]:
     """Return name -> [L]."""
     rates, weights, logs = memory.rates, memory.evidence_weight, unpack_info(info)
+    highest = ceilings[0][:, None] if ceilings else jnp.inf
+    is_high = rates >= highest * (1 - _SLACK)
+    used = memory.kernels[:, 1] > 0
+    at_ceiling = jnp.mean(is_high, axis=-1, dtype=rates.dtype, where=used)
+    # A step counts both as bounds.
+    at_bound = jnp.round(jnp.maximum(logs.at_bound_fraction - at_ceiling, 0), 5)
     in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
     mean, sign = mean_rate(rates, weights), logs.evidence_sign
     return {
@@ -213,7 +288,9 @@ def _quantities(memory: StackedMemory, info: jax.Array) -> dict[str, Any]:
         "evidence_sign": sign,
         "rate_too_small": (sign > _CLEAR).astype(mean.dtype),
         "rate_too_large": (sign < -_CLEAR).astype(mean.dtype),
-        "at_bound_fraction": logs.at_bound_fraction,
+        "at_bound_fraction": at_bound,
+        "at_ceiling_fraction": at_ceiling,
+        "never_corrected": (sign == 0).astype(mean.dtype),
         "out_of_range_fraction": logs.out_of_range_fraction,
     }
 
@@ -241,12 +318,15 @@ def _map_leaves(
     require(len(states) == 1, "opt_state", allowed, len(states), hint)
     state, names = states[0]
     _check_run(state)
+    name = "group_by" if direction is None else "group_by or direction"
+    came = direction if group_by is None else group_by
     direction = _direction(state, direction)
     rules = ("layer", "tensor", "all") if group_by is None else (group_by,)
     candidates = [labels_of(direction, rule) for rule in rules]
     fitting = [labels for labels in candidates if unique(labels) == names]
-    allowed = f"be that of the optimizer, which gave {names}"
-    require(fitting, "group_by", allowed, group_by)
+    allowed = f"be that of the optimizer, which gave {describe(names)}"
+    hint = "get_rates(opt_state, direction, group_by=...) takes any function"
+    require(fitting, name, allowed, came, hint)
     results = []
     for label, leaf in zip(fitting[0], jax.tree.leaves(direction), strict=True):
         rows, is_whole = map(names.index, names_in(label)), isinstance(label, str)

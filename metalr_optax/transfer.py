@@ -81,7 +81,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
       0.25
     """
     allowed = "be a mapping from label to metalr_optax.Memory"
-    checks.require(isinstance(memory, Mapping), "memory", allowed, memory)
+    hint = "adapt_memory(memory, opt_state) returns one"
+    checks.require(isinstance(memory, Mapping), "memory", allowed, memory, hint)
     states = memory_states(opt_state)
     names = [label for _, labels in states for label in labels]
     memory_checks.check_labels("memory", memory, names)
@@ -186,8 +187,8 @@ def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
     Raises:
       ValueError: it cannot.
     """
-    name, is_memory = f"memory[{label!r}]", isinstance(memory, Memory)
-    checks.require(is_memory, name, "be a metalr_optax.Memory", memory)
+    name = f"memory[{label!r}]"
+    memory_checks.check_type(name, memory)
     batch, num = old.rates.shape[:-2], old.rates.shape[-1]
     if old.disagreement is not None and np.ndim(memory.rates) > 0:
         memory = padded(memory, num)

@@ -23,7 +23,7 @@ from metalr_optax.local_models import LocalModels, gaussian, scalar
 from metalr_optax.memory import Kernels, Memory
 from metalr_optax.orientation import AlongGradient
 from metalr_optax.progress import follow_schedule
-from metalr_optax.rules import from_optax
+from metalr_optax.rules import SMALLEST_ROOT, from_optax
 from metalr_optax.signals import Signal
 from metalr_optax.stack import ByDirection, ByHistory, ByRelativeDirection
 
@@ -217,6 +217,10 @@ def scale_by_memory(
       exactly and slowly, and so are all with ``capacity``, ``learned_widths`` or
       ``linear``, where a step also takes some ten sums more.
 
+      Derivatives through steps are those of the program as it is: clips and signs have
+      none. A ``memory_optimizer`` or base of Adam's kind needs an ``eps_root`` for
+      them, or is NaN where evidence or gradients are zero; the default has one.
+
     .. warning::
       The kernels must cover what arrives: directions outside read the outermost rate
       and teach nothing. ``optax.clip`` in front keeps gradients inside. Behind
@@ -235,12 +239,16 @@ def scale_by_memory(
     checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_kernel_inputs(normalize, kernel_input, evidence_sample)
     checks.check_evidence(signal, group_by, evidence_sample)
-    base = optax.with_extra_args_support(base_optimizer or optax.identity())
+    base = optax.with_extra_args_support(optax.identity())
+    if base_optimizer is not None:
+        base = in_float32(base_optimizer)
     learned = Learned(capacity, learned_widths, linear)
     inputs = ByRelativeDirection() if normalize == "rms" else ByDirection()
     if kernel_input == "history":
         base, inputs = with_history(base), ByHistory()
-    rule = from_optax(memory_optimizer or optax.adam(1e-2), rate_bounds)
+    if memory_optimizer is None:
+        memory_optimizer = optax.adam(1e-2, eps_root=SMALLEST_ROOT)
+    rule = from_optax(memory_optimizer, rate_bounds)
     rule = follow_schedule(rule) if progress else rule
     rule = grow(rule, learned) if any(learned) else rule
     models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
@@ -292,3 +300,24 @@ def choose_models(
     if isinstance(inputs, ByHistory):
         models = models._replace(histories=histories_in)
     return models, memories
+
+
+def in_float32(base: optax.GradientTransformation) -> Any:
+    """Return a base that computes in float32 what is float16.
+
+    Squares of gradients, and an eps of 1e-8, are 0 in float16.
+    """
+    base = optax.with_extra_args_support(base)
+
+    def wide(x: Any) -> Any:
+        is_half = getattr(x, "dtype", None) == jnp.float16
+        return jnp.asarray(x, jnp.float32) if is_half else x
+
+    def init(params: optax.Params) -> optax.OptState:
+        return base.init(jax.tree.map(wide, params))
+
+    def update(updates, state, params=None, **extra_args):
+        updates, params = jax.tree.map(wide, (updates, params))
+        return base.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init, update)

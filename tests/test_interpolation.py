@@ -103,6 +103,33 @@ def draw_addresses(kernels, kind, seed) -> Any:
 KINDS = ("even", "normal", "decades", "one place", "beside the centres")
 
 
+@pytest.mark.parametrize("kind", ["equal", "apart"])
+def test_derivatives_are_those_of_one_local_model_at_a_time(kind):
+    """Equal rates are at the bounds of what is read, which must not show."""
+    kernels, rng = RESOLVED["even 4"], np.random.default_rng(0)
+    grid = make_grid(kernels)
+    inputs, weights = rng.normal(size=(2, SIZE)).astype(np.float32)
+    rates = np.ones(4) if kind == "equal" else np.array([1.0, 3.0, 2.0, 9.0])
+    rates = rates.astype(np.float32)
+
+    def total(on_grid, rates, inputs, values):
+        if on_grid:
+            found = read_on_grid(kernels, grid, rates, inputs)
+            sums = evidence_on_grid(kernels, grid, inputs, values)
+        else:
+            found = read(kernels, rates, inputs)
+            sums = evidence(kernels, inputs, values)
+        return jnp.sum(found * weights) + jnp.sum(sums * rates)
+
+    found, expected = (
+        jax.grad(functools.partial(total, on_grid), (0, 1, 2))(rates, inputs, weights)
+        for on_grid in (True, False)
+    )
+    for array, exact in zip(found, expected, strict=True):
+        atol = 1e-3 * np.max(np.abs(exact))
+        np.testing.assert_allclose(array, exact, rtol=1e-3, atol=atol)
+
+
 @pytest.mark.parametrize("name", RESOLVED)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @examples(kind=st.sampled_from(KINDS), silent=st.booleans(), seed=st.integers(0, 2**31))

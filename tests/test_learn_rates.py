@@ -1,7 +1,7 @@
 """What `learn_rates` and its aliases promise, whatever base they go around."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -226,6 +226,34 @@ def test_a_base_gets_its_extra_arguments():
     np.testing.assert_allclose(updates, 0.03 * expected, rtol=1e-6)
 
 
+HALF: Any = {
+    "memory_adam": lambda: memory_adam(),
+    "mu_dtype": lambda: memory_adam(mu_dtype="float32", nesterov=True),
+    "paper_adam": lambda: paper_adam(),
+    "rmsprop": lambda: learn_rates(optax.rmsprop(1.0)),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_a_base_steps_in_float16_as_in_float32(name):
+    """Though 1e-4 squared is 0 in float16, and so is an eps of 1e-8."""
+    optimizer = HALF[name]()
+    update = jax.jit(optimizer.update)
+
+    def moves(dtype):
+        params, found = jnp.array([1.0, 0.5], dtype), []
+        state = optimizer.init(params)
+        for gradient in ([1.0, 0.0], [1e-4, 0.0], [1e-4, 1e-4]):
+            updates, state = update(jnp.array(gradient, dtype), state, params)
+            assert updates.dtype == dtype
+            found.append(updates)
+        return np.array(found, np.float32)
+
+    found, expected = moves(jnp.float16), moves(jnp.float32)
+    assert np.all(expected[0] == [expected[0, 0], 0.0])
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-6)
+
+
 def test_a_multiplier_is_as_precise_as_the_parameters():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         optimizer: Any = learn_rates(optax.sgd(1.0), 0.1, initial=0.25)
@@ -331,7 +359,9 @@ def test_no_rate_climbs_above_its_part_of_the_weights():
     expected = {"wide": 0.2 * np.sqrt(12 / 4), "zero": 0.2 * np.sqrt(12 / 8)}
     rates, state = climb(optimizer, ROOMS)
     chex.assert_trees_all_close(rates, expected, rtol=1e-5)
-    assert summarize_memory(state)["at_bound_fraction/wide"] == 1.0
+    logs = summarize_memory(state)
+    assert logs["at_ceiling_fraction/wide"] == 1.0
+    assert logs["at_bound_fraction/wide"] == 0.0
     # The ceiling stays where other memories are put.
     lower = {
         label: one._replace(rates=one.rates / 9)
@@ -340,6 +370,40 @@ def test_no_rate_climbs_above_its_part_of_the_weights():
     moved = set_memory(optimizer.init(ROOMS), lower)
     rates, _ = climb(optimizer, ROOMS, state=moved)
     chex.assert_trees_all_close(rates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("initial", [1e-3, 1e-5])
+def test_a_layer_that_starts_next_to_zero_learns_as_from_zero(initial):
+    """As a LayerScale of 1e-6 does: its size says nothing of how large it will be."""
+    optimizer: Any = memory_adam(initial=initial)
+
+    def steps_to(gamma):
+        params: Any = {"scale": {"gamma": gamma}}
+
+        def step(carry, _):
+            params, state = carry
+            gradient = jax.tree.map(lambda x: 2 * (x - 1), params)
+            updates, state = optimizer.update(gradient, state)
+            params = cast(Any, optax.apply_updates(params, updates))
+            return (params, state), params["scale"]["gamma"]
+
+        start = params, optimizer.init(params)
+        return jnp.argmax(jax.lax.scan(step, start, length=60)[1] > 0.9)
+
+    steps = jax.jit(jax.vmap(steps_to))(jnp.array([0.0, 1e-6, -1e-4]))
+    assert steps[0] > 5
+    assert jnp.all(abs(steps - steps[0]) <= 1)
+
+
+def test_ceilings_are_those_of_layers_unless_they_start_next_to_zero():
+    sizes = {"zero": 0.0, "tiny": 1e-6, "small": 2e-3, "usual": 0.5}
+    params = {name: {"w": jnp.full(4, size)} for name, size in sizes.items()}
+    state = learn_rates(optax.lion(1.0)).init(params)
+    whole = np.sqrt(np.mean(np.square([*sizes.values()])))
+    found = dict(zip(sorted(sizes), optax.tree.get(state, "ceiling"), strict=True))
+    expected = {**sizes, "zero": whole, "tiny": whole}
+    for name, size in expected.items():
+        np.testing.assert_allclose(found[name], 0.1 * size, rtol=1e-6)
 
 
 def test_without_a_ceiling_the_bound_is_the_limit():
@@ -511,6 +575,16 @@ def test_a_factor_does_not_warn(make, factor):
 def test_what_is_no_factor_is_refused(factor):
     with pytest.raises(ValueError, match="learning_rate must be a number of at least"):
         memory_adam(factor)
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("factor", [-1.0, np.nan, np.inf])
+def test_an_array_that_is_no_factor_is_refused_at_init(make, factor):
+    """When it is built, no device is asked for the value."""
+    optimizer = make(jnp.float32(factor))
+    for init in (optimizer.init, jax.jit(optimizer.init)):
+        with pytest.raises(ValueError, match=r"learning_rate must be a number in \[0"):
+            init(jnp.ones(2))
 
 
 def test_arguments_stand_where_optax_has_them():

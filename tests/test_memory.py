@@ -1,5 +1,6 @@
 """Invariants of reading and correcting a memory."""
 
+import re
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from metalr_optax import (
     get_memory,
     linspace_kernels,
     logspace_kernels,
+    memory_adam,
     raw_product,
     scale_by_memory,
     sign_agreement,
@@ -181,6 +183,39 @@ def test_a_direction_is_turned_along_its_gradient(signal, gradient, direction):
         np.testing.assert_array_equal(turned, along)
     unknown = agreement(signal, gradient, direction, jnp.float32(0))
     np.testing.assert_array_equal(unknown, np.zeros(16))
+
+
+def test_a_memory_prints_its_rates_and_its_schedule_as_rates():
+    falling = np.log(np.array([4.0, 2.0, 2.0] + 17 * [1.0]))
+    for array in (np.asarray, jnp.asarray):
+        kernels = Kernels(*map(array, linspace_kernels(2.0, 3)))
+        memory = Memory(kernels, array([0.1, 0.1, 0.4]), array([3.0, 0.0, 1.0]))
+        assert repr(memory) == "Memory(rates=0.1 to 0.4)"
+        # The mean rate by evidence is .175.
+        learned = repr(memory._replace(schedule=array(falling)))
+        assert learned == (
+            "Memory(rates=0.1 to 0.4, schedule={1: 0.7, 2: 0.35, 4: 0.35, 8: 0.175})"
+        )
+    state = memory_adam(initial=1e-3).init({"dense": jnp.ones(2)})
+    assert repr(get_memory(state)) == "{'dense': Memory(rates=0.001)}"
+    # Local models that are not in use have no rate.
+    state = scale_by_memory(0.25, capacity=30).init(jnp.ones(2))
+    assert repr(get_memory(state)["params"]) == "Memory(rates=0.25)"
+
+
+def test_a_memory_without_values_prints_their_shape():
+    printed = []
+    memory = get_memory(memory_adam().init(jnp.ones(2)))["params"]
+    jax.jit(lambda memory: printed.append(repr(memory)))(memory)
+    printed.append(repr(jax.eval_shape(lambda: memory)))
+    many = jax.tree.map(lambda x: jnp.stack([x, x]), memory)
+    printed.append(repr(many._replace(schedule=many.schedule + 1)))
+    for text in printed:
+        assert re.match(r"Memory\(rates=an array .* and shape \((2, )?1,?\)\)$", text)
+    assert repr(jax.tree.map(lambda _: None, memory)) == "Memory(rates=None)"
+    # Concrete ones have values inside of jit too.
+    jax.jit(lambda: printed.append(repr(memory)))()
+    assert printed[-1] == "Memory(rates=0.001)"
 
 
 def test_sign_agreement_does_not_underflow():

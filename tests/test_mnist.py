@@ -57,7 +57,8 @@ def test_a_task_is_two_digits_and_a_pass_without_repeats():
     assert two.train_labels.mean() == 0.5
     batches = [one.batches for one in task.lessons]
     assert all(len(set(one.ravel().tolist())) == 24 for one in batches)
-    assert not np.array_equal(*batches)
+    first, second = batches
+    assert not np.array_equal(first, second)
     again = make_task(load_digits(), (1, 4), seeds=1, horizon=3, batch_size=8)
     np.testing.assert_array_equal(again.lessons[0].batches, batches[0])
 

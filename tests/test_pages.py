@@ -3,6 +3,7 @@
 import pathlib
 import re
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,10 @@ def rates_of_a_sample():
     get_rates(optimizer.init(PARAMS))
 
 
+# An array, as `optax.inject_hyperparams` makes of a number.
+THREE: Any = jnp.array(3)
+AN_OLD_ONE: Any = {"stacked": None}
+
 # The beginning of a message -> what raises it, or warns with it.
 CAUSES = {
     "learning_rate up to": lambda: memory_adam(1e-3),
@@ -57,11 +62,11 @@ CAUSES = {
         initial=get_memory(memory_adam().init({"a": PARAMS["a"]}))
     ).init(PARAMS),
     "state must be": lambda: memory_adam().update(PARAMS, ADAM.init(PARAMS), PARAMS),
-    "memory_adam() has no": lambda: memory_adam(stacked=None),
+    "memory_adam() has no": lambda: memory_adam(**AN_OLD_ONE),
     "opt_state must be": lambda: summarize_memory(
         jax.vmap(memory_adam().init)({"a": jnp.ones((3, 2))})
     ),
-    "evidence_sample must": lambda: scale_by_memory(evidence_sample=jnp.array(3)),
+    "evidence_sample must": lambda: scale_by_memory(evidence_sample=THREE),
     "direction must be given": rates_of_a_sample,
 }
 

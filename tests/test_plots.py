@@ -17,6 +17,7 @@ from metalr_optax import (
     plot_memory,
     plot_memory_history,
     plot_rates,
+    plot_schedule,
     plot_transfer,
 )
 
@@ -208,6 +209,40 @@ def test_a_transfer_has_the_axis_of_its_kernels(ax):
     assert ax.get_xscale() == "symlog"
 
 
+def test_memories_of_a_state_are_drawn_together(ax):
+    """A landscape each, bars of all kernel inputs together, and the right labels."""
+    memories = {"a": Memory(KERNELS, RATES), "_b": Memory(KERNELS, RATES / 9)}
+    inputs = {"a": np.array([0.51, 0.51, 0.51]), "_b": np.array([-0.51])}
+    assert plot_memory(memories, ax, kernel_inputs=inputs) is ax
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["a", "_b"]
+    for line, factor in zip(ax.lines, (1, 1 / 9), strict=True):
+        z, rates = line.get_data()
+        expected = factor * landscape(KERNELS, RATES, z)
+        np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    colors = [line.get_color() for line in ax.lines]
+    assert colors[0] != colors[1]
+    dots = [to_rgb(dots.get_facecolor()[0][:3]) for dots in ax.collections[:2]]
+    assert dots == [to_rgb(color) for color in colors]
+    assert ax.get_ylim()[0] < 0.1 / 9
+    (below,) = [other for other in ax.figure.axes if other is not ax]
+    (bars,) = below.patches
+    share, edges = bars.get_data()[:2]
+    assert share[np.searchsorted(edges, 0.51) - 1] == 0.75
+    assert share[np.searchsorted(edges, -0.51) - 1] == 0.25
+
+
+def test_the_rates_of_memories_are_their_schedules(ax):
+    falling = np.log(np.array([4.0, 2.0] + 18 * [1.0]))
+    memory = Memory(linspace_kernels(1.0, 1), np.array([0.1]), schedule=falling)
+    for argument in (memory, {"dense": memory}):
+        for plot in (plot_rates, plot_schedule):
+            line = plot(argument, Figure().subplots()).lines[0]
+            points = [[1.0, 0.4], [2.0, 0.2], [4.0, 0.1]]
+            np.testing.assert_allclose(line.get_xydata(), points)
+    assert plot_rates({"dense": memory}, ax).get_xlabel() == "update"
+
+
 def test_labels_of_many_layers_stand_beside_the_picture():
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
@@ -285,7 +320,16 @@ def test_the_current_axes_are_the_default():
             lambda ax: plot_memory(Memory(KERNELS, RATES), ax, kernel_inputs={"a": 1}),
             "kernel_inputs must be an array of numbers",
         ),
+        (
+            lambda ax: plot_memory(
+                {"a": Memory(KERNELS, RATES)}, ax, kernel_inputs={"b": [1.0]}
+            ),
+            "kernel_inputs must have the labels of memory",
+        ),
+        (lambda ax: plot_memory({}, ax), "memory must be a mapping from labels"),
         (lambda ax: plot_rates({}, ax), "at least one label"),
+        (lambda ax: plot_rates({"a": [0.1, 0.2]}, ax, steps=[1.0]), "steps must have"),
+        (lambda ax: plot_rates({"a": [0.1]}, cast(Any, "no")), r"subplots\(\)"),
         (lambda ax: plot_rates({"a": np.ones((2, 2))}, ax), r"rates\['a'\] must have"),
     ],
 )

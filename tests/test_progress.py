@@ -223,6 +223,65 @@ def test_set_memory_begins_progress_anew_and_keeps_the_count_of_updates():
         np.testing.assert_array_equal(later[20:], later[20])
 
 
+@pytest.mark.parametrize(("value", "rises"), [(0.5, True), (0.49, False)])
+def test_once_settled_rates_may_rise_but_not_fall_while_a_multiplier_decays(
+    value, rises
+):
+    """And below half of its highest they hold."""
+    parts = noisy(24), noisy(24, seed=1)
+    # They agree for 16 steps and contradict each other for 8, and that twice.
+    gradients = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    factor = optax.piecewise_constant_schedule(1.0, {24: value})
+    optimizer = memory_sgd(factor, momentum=0.0, clip_norm=None)
+    curve = np.asarray(run(optimizer, gradients)[1][1]["a"])[:, 0]
+    assert curve[23] < 0.8 * curve[15]
+    assert (curve[39] > 1.5 * curve[23]) == rises
+    assert np.all(np.diff(curve[23:]) >= 0)
+    if not rises:
+        np.testing.assert_array_equal(curve[24:], curve[23])
+
+
+def test_a_rate_climbs_and_settles_whatever_a_multiplier_did_before():
+    optimizers = [
+        memory_sgd(factor, momentum=0.0, clip_norm=None)
+        for factor in (1.0, optax.piecewise_constant_schedule(1.0, {5: 0.1}))
+    ]
+    plain, early = (run(optimizer, noisy(40))[1][1]["a"] for optimizer in optimizers)
+    assert plain[-1] < 0.8 * plain[15]
+    np.testing.assert_allclose(early, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("initial", [1e-5, 1e-3])
+@pytest.mark.parametrize("value", [0.1, 0.5])
+def test_a_multiplier_that_falls_early_does_not_end_learning(initial, value):
+    """It ends about as low as with the small multiplier throughout."""
+    x = jax.random.normal(jax.random.key(0), (64, 5))
+    keys = jax.random.split(jax.random.key(1))
+    params = {
+        "in": jax.random.normal(keys[0], (5, 16)) / 2,
+        "out": jax.random.normal(keys[1], (16, 2)) / 4,
+    }
+    labels = jnp.sin(2 * x[:, :2]) + x[:, 2:4]
+
+    def loss(params):
+        return jnp.mean((jnp.tanh(x @ params["in"]) @ params["out"] - labels) ** 2)
+
+    def end(factor):
+        optimizer = memory_adam(factor, initial=initial)
+
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        start = params, optimizer.init(params)
+        (found, _), _ = jax.jit(lambda s: jax.lax.scan(step, s, None, 200))(start)
+        return float(loss(found))
+
+    early = end(optax.piecewise_constant_schedule(1.0, {5: value}))
+    assert early < 1.1 * end(value) < 0.3 * float(loss(params))
+
+
 def test_a_rate_is_within_its_bounds_wherever_a_schedule_leads():
     wide = Memory(linspace_kernels(1.0, 1), np.array([1e-3]), schedule=9 * LOGS)
     state, (updates, rates) = run(make(wide), noisy(70))

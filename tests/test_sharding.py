@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from train_sharded import train
@@ -20,6 +21,7 @@ from metalr_optax import (
     memory_adam,
     paper_adam,
     paper_sgd,
+    scale_by_memory,
     summarize_memory,
 )
 
@@ -142,6 +144,35 @@ def test_logs_and_rates_of_sharded_parameters_are_those_of_one_device(kind):
             strict=True,
         ):
             np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        memory_adam(optax.linear_schedule(1.0, 0.0, 10), weight_decay=0.1),
+        scale_by_memory(base_optimizer=optax.scale_by_adam()),
+    ],
+    ids=["memory_adam", "scale_by_memory"],
+)
+def test_devices_of_a_shard_map_may_learn_each_from_its_own_gradients(optimizer):
+    def two_steps(gradients):
+        params = jnp.ones(gradients.shape[1:])
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    mesh = jax.make_mesh((4,), ("z",), (AxisType.Auto,))
+    spec = PartitionSpec(None, "z")
+    apart = jax.shard_map(
+        two_steps, mesh=mesh, in_specs=spec, out_specs=PartitionSpec("z")
+    )
+    gradients = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    alone = jax.jit(jax.vmap(two_steps, in_axes=1))
+    expected = alone(gradients.reshape(2, 4, 2))
+    found = jax.jit(apart)(gradients)
+    np.testing.assert_allclose(found, expected.ravel(), rtol=1e-6)
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):

@@ -13,6 +13,7 @@ from metalr_optax import (
     Memory,
     agreement_steps,
     get_kernel_inputs,
+    get_layer_rates,
     get_memory,
     get_rates,
     learn_rates,
@@ -332,6 +333,82 @@ def test_collapsed_rates_are_seen():
     assert logs["rate_over_highest/w"] < 1e-3
     assert logs["rate_over_start/w"] < 0.1
     assert logs["rate_too_large/w"] == 1
+
+
+def test_a_ceiling_is_told_from_a_bound():
+    """Of gradients that always agree: one rate climbs to each of the two."""
+    params = {"ceiling": jnp.full(3, 2.0), "bound": jnp.full(3, 200.0)}
+    optimizer = memory_adam(largest_step=0.01, rate_bounds=(1e-9, 1.0))
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(60):
+        _, state = update(params, state)
+    logs = summarize_memory(state)
+    # Rates may be at .01 of 2 and of 200, but not above 1.
+    assert logs["rate_mean/ceiling"] == pytest.approx(0.02, rel=1e-5)
+    assert logs["rate_mean/bound"] == pytest.approx(1.0, rel=1e-5)
+    expected = {"at_ceiling_fraction": (1, 0), "at_bound_fraction": (0, 1)}
+    for name, values in expected.items():
+        assert (logs[f"{name}/ceiling"], logs[f"{name}/bound"]) == values, name
+    assert logs["rate_too_small/ceiling"] == 1
+
+
+def test_of_some_local_models_the_part_at_the_ceiling_is_counted():
+    """At the bound, between, at the ceiling of .2, and one that started above it."""
+    rates = np.array([1e-3, 0.1, 0.2, 0.4])
+    memory = Memory(Kernels(np.arange(4.0), np.full(4, 0.3)), rates)
+    arguments: Any = {"initial": memory, "rate_bounds": (1e-3, 2.0)}
+    for largest_step, at_bound, at_ceiling in ((0.1, 0.25, 0.5), (None, 0.25, 0)):
+        optimizer = learn_rates(
+            optax.sgd(1.0),
+            **arguments,
+            memory_optimizer=STILL,
+            largest_step=largest_step,
+        )
+        params = {"w": jnp.full(3, 2.0)}
+        logs = summarize_memory(optimizer.init(params))
+        assert logs["at_bound_fraction/w"] == 0  # which no step has looked at
+        assert logs["at_ceiling_fraction/w"] == at_ceiling
+        _, state = optimizer.update(params, optimizer.init(params))
+        logs = summarize_memory(state)
+        assert logs["at_bound_fraction/w"] == at_bound
+        assert logs["at_ceiling_fraction/w"] == at_ceiling
+
+
+@pytest.mark.parametrize("make", [memory_adam, memory_sgd, paper_sgd, paper_adam])
+def test_a_memory_that_was_never_corrected_is_known(make):
+    """Of a layer without gradients, and of any in the first step."""
+    gradient = {"used": jnp.ones(3), "unused": jnp.zeros(3)}
+    for steps, expected in ((1, 1), (2, 0), (9, 0)):
+        logs = summarize_memory(run(make(), [gradient] * steps)[-1])
+        assert logs["never_corrected/used"] == expected
+        assert logs["never_corrected/unused"] == 1
+    logs = summarize_memory(make().init(gradient))
+    assert logs["never_corrected/used"] == 1
+
+
+def test_a_loss_that_is_infinite_from_the_start_is_seen_in_two_keys():
+    gradient = {"w": jnp.full(3, jnp.inf)}
+    logs = summarize_memory(run(memory_adam(), [gradient] * 20)[-1])
+    assert (logs["skipped_in_a_row/w"], logs["never_corrected/w"]) == (20, 1)
+
+
+def test_there_is_one_rate_for_each_layer():
+    kernels = Kernels(np.array([-1.0, 1.0]), np.ones(2))
+    memory = Memory(kernels, np.array([0.1, 0.3]), np.array([3.0, 1.0]))
+    params = {"a": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, "c": jnp.ones(3)}
+    optimizer = optax.partition(
+        {"many": paper_sgd(initial=memory), "one": memory_adam(initial=0.01)},
+        {"a": "many", "c": "one"},
+    )
+    rates = get_layer_rates(optimizer.init(params))
+    assert sorted(rates) == ["a", "c"]
+    np.testing.assert_allclose([rates["a"], rates["c"]], [0.15, 0.01], rtol=1e-6)
+    logs = summarize_memory(optimizer.init(params))
+    assert rates == {label: logs[f"rate_mean/{label}"] for label in rates}
+    many = jax.vmap(lambda x: memory_sgd(initial=0.5).init({"w": x}))(jnp.ones((7, 2)))
+    np.testing.assert_allclose(get_layer_rates(many)["w"], np.full(7, 0.5))
+    inside = jax.jit(get_layer_rates)(optimizer.init(params))
+    chex.assert_trees_all_equal(inside, rates)
 
 
 def test_a_vmapped_state_is_sent_through_vmap():

@@ -70,6 +70,63 @@ def test_labels_of_flax_nnx_drop_the_wrapper():
     assert labels(params, "tensor") == ["first/bias", "first/kernel", "free"]
 
 
+@jax.tree_util.register_pytree_node_class
+class NamedArray:
+    """An array and the names of its axes: a node that names no keys."""
+
+    def __init__(self, array, axes):
+        self.array, self.axes = array, axes
+
+    def tree_flatten(self):
+        return (self.array,), self.axes
+
+    @classmethod
+    def tree_unflatten(cls, axes, children):
+        (array,) = children
+        return cls(array, axes)
+
+
+class NamedLinear(eqx.Module):
+    weight: NamedArray
+    bias: NamedArray
+
+
+@pytest.mark.parametrize("around", [lambda array: array, flax.nnx.Param])
+def test_labels_drop_a_node_around_an_array(around):
+    """As around none of them, in any container, also within the wrapper of Flax."""
+    weight = around(NamedArray(jnp.ones((3, 2)), ("in", "out")))
+    bias = around(NamedArray(jnp.ones(2), ("out",)))
+    params = {
+        "l0": {"weight": weight, "bias": bias},
+        "l1": NamedLinear(weight, bias),
+        "l2": [weight, bias],
+        "l3": bias,
+    }
+    assert labels(params) == ["l0", "l1", "l2", "l3"]
+    assert labels(params, "tensor") == [
+        *("l0/bias", "l0/weight", "l1/bias", "l1/weight", "l2/0", "l2/1", "l3")
+    ]
+
+
+def test_labels_keep_a_node_with_other_arrays():
+    """A layer that names no keys, of an array and a layer, is no wrapper."""
+
+    @jax.tree_util.register_pytree_node_class
+    class Layer:
+        def __init__(self, array, inner):
+            self.children = array, inner
+
+        def tree_flatten(self):
+            return self.children, None
+
+        @classmethod
+        def tree_unflatten(cls, _, children):
+            return cls(*children)
+
+    params = {"block": {"layer": Layer(jnp.ones(2), {"inner": jnp.ones(3)})}}
+    assert labels(params, "tensor") == ["block/layer/0", "block/layer/1/inner"]
+
+
 def test_labels_of_haiku_keep_their_slashes():
     net = haiku.transform(lambda x: haiku.nets.MLP([3, 2])(x))
     params = net.init(jax.random.key(0), jnp.zeros(2))
@@ -498,6 +555,17 @@ def test_a_refusal_is_short_for_large_models(tmp_path):
 def test_parameters_that_are_not_real_floats_fail_at_init(params, match):
     with pytest.raises(ValueError, match=match):
         scale_by_memory().init(params)
+
+
+@pytest.mark.parametrize("make", [memory_adam, paper_sgd, scale_by_memory])
+def test_shapes_without_values_fail_at_init_with_the_call_that_takes_them(make):
+    """A state follows from the size of the parameters, which shapes do not tell."""
+    shapes = {"a": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    with pytest.raises(ValueError, match=r"params .*jax\.eval_shape\(optimizer\.init"):
+        make().init(shapes)
+    state = jax.eval_shape(make().init, shapes)
+    expected = make().init({"a": jnp.ones(3)})
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)
 
 
 def test_labels_that_do_not_fit_fail_at_init():

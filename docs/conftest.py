@@ -4,7 +4,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(request, tmp_path, monkeypatch):
+def empty_folder(tmp_path, monkeypatch):
     """Enter an empty folder before the doctests of a page."""
-    if request.node.path.suffix == ".md":
-        monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
