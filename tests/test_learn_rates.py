@@ -452,9 +452,8 @@ def test_a_factor_that_falls_is_not_made_up_for():
     assert again["params"] > 2 * rates["params"]
     # Injected factors are schedules too.
     injected = optax.inject_hyperparams(memory_adam)(late, initial=1e-5, b1=0.0)
-    state = injected.init(params)._replace(
-        count=jnp.array(16, jnp.int32), inner_state=settled
-    )
+    begun: Any = injected.init(params)
+    state = begun._replace(count=jnp.array(16, jnp.int32), inner_state=settled)
     rates_of_injected, _ = climb(injected, params, 6, state)
     chex.assert_trees_all_close(rates_of_injected, rates, rtol=1e-4)
 
