@@ -202,8 +202,12 @@ def test_the_whole_job_on_a_small_setting(digits, tmp_path, capsys, monkeypatch)
     [
         ("train-images-idx3-ubyte", b"not digits", "is damaged: its MD5 is"),
         ("train-images-idx3-ubyte.gz", b"not gzip", "cannot read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"x" * 99)[:-9], "cannot read"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"digits"), "is damaged"),
+        (
+            "train-images-idx3-ubyte.gz",
+            gzip.compress(b"x" * 99, mtime=0)[:-9],
+            "cannot read",
+        ),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"digits", mtime=0), "is damaged"),
     ],
 )
 def test_damaged_files_are_refused_by_path(tmp_path, name, content, message):
