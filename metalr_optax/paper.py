@@ -38,7 +38,7 @@ def paper_sgd(
     clipped, so that they stay visible. The rest is :func:`scale_by_memory`.
 
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule. The
+      learning_rate: multiplier on all learned rates, a number or a schedule. The
         memory does not see it; 1 is the paper.
       initial: see :func:`scale_by_memory`, as all that follow.
       kernels: where the local models are, in units of the gradient.
@@ -46,7 +46,7 @@ def paper_sgd(
       signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are seen; default all.
+      evidence_sample: coordinates of a large tensor that give evidence; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.
@@ -108,7 +108,7 @@ def paper_adam(
     them: kernels that are much narrower than usual gradients change Adam too.
 
     Args:
-      learning_rate: factor on all learned rates, a number or a schedule.
+      learning_rate: multiplier on all learned rates, a number or a schedule.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the root of the second moment.
@@ -118,7 +118,7 @@ def paper_adam(
       signal: what a gradient says about the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: how many coordinates of a large tensor are seen; default all.
+      evidence_sample: coordinates of a large tensor that give evidence; default all.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends.

@@ -252,8 +252,8 @@ def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> An
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
 
     Returns:
-      The Axes, logarithmic in updates and in rates, with a line per label as
-      :func:`plot_rates` draws it: the mean rate at update 1, 2, 4 and so on, up to
+      The Axes, logarithmic in steps and in rates, with a line per label as
+      :func:`plot_rates` draws it: the mean rate at step 1, 2, 4 and so on, up to
       where no rate changes any more.
 
     Raises:
@@ -282,7 +282,7 @@ def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> An
     curves = {label: curve[:num] for label, curve in curves.items()}
     ax = plot_rates(curves, ax, steps=MARKS[:num])
     ax.set_xscale("log", base=2)
-    ax.set_xlabel("update")
+    ax.set_xlabel("step")
     return ax
 
 

@@ -17,11 +17,8 @@ from metalr_optax.memory import MARKS, mean_rate
 from metalr_optax.rules import Rule, Sizes
 from metalr_optax.stack import StackedMemory
 
-# Below this part of its highest value a multiplier decays: rates may only rise.
+# A multiplier that has come down so far from its highest value decays.
 _DECAYED = 0.9
-# Below this part of it rates hold: where gradients are exact, evidence would raise them
-# as fast as the multiplier falls.
-_HELD = 0.5
 # A rate has settled once its logarithm has fallen by so much from its highest.
 _SETTLED = 0.1
 
@@ -43,11 +40,10 @@ class FollowState(NamedTuple):
 def follow_schedule(rule: Rule) -> Rule:
     """Return a rule whose memories learn how rates change with the progress of a run.
 
-    While the multiplier on all rates is below 0.9 of its highest value, noise must not
-    lower the rates that the decay is to lower: they may only rise. Below half of it
-    they hold, so that adaptation cannot compensate for the decay. The highest value is
-    that since the rate of a memory has come down for the first time: until then it
-    climbs, whatever the multiplier does.
+    While the multiplier on all rates is below 0.9 of its highest value, memories hold:
+    otherwise adaptation would compensate for the decay, or noise would lower the rates
+    that the decay is to lower. The highest value is that since the rate of a memory has
+    come down for the first time: until then it climbs, whatever the multiplier does.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> FollowState:
@@ -57,13 +53,11 @@ def follow_schedule(rule: Rule) -> Rule:
 
     def update(evidence: Evidence, state: FollowState, memory: StackedMemory) -> Any:
         multiplier = jnp.asarray(evidence.multiplier, memory.rates.dtype)
-        decays = multiplier < _DECAYED * state.highest_multiplier
-        holds = multiplier < _HELD * state.highest_multiplier
-        step = jnp.where(decays, 0, step_along(memory.schedule, state.progress))
+        holds = multiplier < _DECAYED * state.highest_multiplier
+        step = jnp.where(holds, 0, step_along(memory.schedule, state.progress))
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         low, high = rule.bounds(rule_state, step.dtype)
-        rises = (new.rates > memory.rates) & ~holds[:, None]
-        corrected = jnp.where(~decays[:, None] | rises, new.rates, memory.rates)
+        corrected = jnp.where(holds[:, None], memory.rates, new.rates)
         # Evidence may have left rates above their ceiling, where they were.
         moved = jnp.clip(
             corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)

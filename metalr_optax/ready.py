@@ -109,10 +109,10 @@ def learn_rates(
         A weight decay inside of it is part of its direction, and of the evidence. A
         smaller rate inside only makes the start slower: ``init`` warns of it.
       learning_rate: multiplier on all learned rates, a number or a schedule. While it
-        is below 0.9 of its highest value, rates may only rise, and below half of it
-        they hold, so that adaptation cannot cancel your decay. Its highest value is
-        that since the rate of a memory has come down by a tenth for the first time:
-        until then it climbs, whatever the multiplier does.
+        is below 0.9 of its highest value, rates hold, so that adaptation cannot cancel
+        your decay. Its highest value is that since the rate of a memory has come down
+        by a tenth for the first time: until then it climbs, whatever the multiplier
+        does.
         ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to finish a run. What
         never reaches 0.05 warns: it was probably meant to be ``initial``.
       initial: the rate the memory starts with, or memories, see

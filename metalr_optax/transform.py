@@ -127,7 +127,7 @@ def scale_by_memory(
         between a quarter of the distance to the nearest neighbour and all of it.
       linear: whether a local model also has a slope :math:`b_m` in [-.45, .45] that is
         learned, and reads :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))`
-        for :math:`v_m`, within ``rate_bounds``. The module ``regression`` has the
+        for :math:`v_m`, within ``rate_bounds``. The module ``growing`` has the
         formulas.
       kernel_input: what kernels see: the ``"direction"``, or the ``"history"`` of a
         coordinate, a running mean of :math:`\mathrm{sign}(g_i) \mathrm{sign}(o d^-_i)`

@@ -240,7 +240,7 @@ def test_the_rates_of_memories_are_their_schedules(ax):
             line = plot(argument, Figure().subplots()).lines[0]
             points = [[1.0, 0.4], [2.0, 0.2], [4.0, 0.1]]
             np.testing.assert_allclose(line.get_xydata(), points)
-    assert plot_rates({"dense": memory}, ax).get_xlabel() == "update"
+    assert plot_rates({"dense": memory}, ax).get_xlabel() == "step"
 
 
 def test_labels_of_many_layers_stand_beside_the_picture():

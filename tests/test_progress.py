@@ -223,22 +223,15 @@ def test_set_memory_begins_progress_anew_and_keeps_the_count_of_updates():
         np.testing.assert_array_equal(later[20:], later[20])
 
 
-@pytest.mark.parametrize(("value", "rises"), [(0.5, True), (0.49, False)])
-def test_once_settled_rates_may_rise_but_not_fall_while_a_multiplier_decays(
-    value, rises
-):
-    """And below half of its highest they hold."""
+def test_a_rate_that_has_come_down_holds_while_a_multiplier_decays():
     parts = noisy(24), noisy(24, seed=1)
     # They agree for 16 steps and contradict each other for 8, and that twice.
     gradients = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    factor = optax.piecewise_constant_schedule(1.0, {24: value})
+    factor = optax.piecewise_constant_schedule(1.0, {24: 0.89})
     optimizer = memory_sgd(factor, momentum=0.0, clip_norm=None)
     curve = np.asarray(run(optimizer, gradients)[1][1]["a"])[:, 0]
     assert curve[23] < 0.8 * curve[15]
-    assert (curve[39] > 1.5 * curve[23]) == rises
-    assert np.all(np.diff(curve[23:]) >= 0)
-    if not rises:
-        np.testing.assert_array_equal(curve[24:], curve[23])
+    np.testing.assert_array_equal(curve[24:], curve[23])
 
 
 def test_a_rate_climbs_and_settles_whatever_a_multiplier_did_before():

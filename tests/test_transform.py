@@ -442,7 +442,7 @@ def test_aliases_clip_to_the_kernels():
         ({"initial": None}, "initial must be a rate, .* got None"),
         (
             {"initial": optax.constant_schedule(0.1)},
-            "initial must be a rate, .* got <f",
+            "initial must be a rate, .* got function <lambda>",
         ),
         ({"initial": [MEMORY]}, "initial must be a rate"),
         ({"initial": tuple(MEMORY)}, "initial must be a rate"),
@@ -469,7 +469,7 @@ def test_aliases_clip_to_the_kernels():
         ({"kernels": np.zeros(3)}, "kernels must be metalr_optax.Kernels"),
         (
             {"base_optimizer": optax.adam},
-            "base_optimizer must be .* got <function adam",
+            "base_optimizer must be .* got function adam",
         ),
         ({"memory_optimizer": 0.1}, "memory_optimizer must be .* got 0.1"),
         ({"signal": "sign"}, "signal must be a function .* got 'sign'"),
@@ -493,19 +493,19 @@ def test_bad_arguments_fail_at_construction(arguments, match):
 @pytest.mark.parametrize(
     ("initial", "match"),
     [
-        (np.ones(3), r"got an array \(ndarray\) of float64 and shape \(3,\)$"),
+        (np.ones(3), r"got an array \(ndarray\) of float64 and shape \(3,\);"),
         (
             jnp.ones((2, 1)),
-            r"got an array \(ArrayImpl\) of float32 and shape \(2, 1\)$",
+            r"got an array \(ArrayImpl\) of float32 and shape \(2, 1\);",
         ),
-        (np.ones(1), "got 1.0$"),
-        ("x" * 1000, r"got \'x+\.\.\.x+\'$"),
+        (np.ones(1), "got 1.0;"),
+        ("x" * 1000, r"got \'x+\.\.\.x+\';"),
         (
             dict.fromkeys("ab", 99 * [0.1]),
-            r"initial\['a'\] must .* got \[0.1, 0.1, \.\.\.\]$",
+            r"initial\['a'\] must .* got \[0.1, 0.1, \.\.\.\];",
         ),
         ({"a": MEMORY._replace(rates=np.full(5, 7.0))}, r"float64 and shape \(5,\)$"),
-        ([MEMORY, MEMORY], r"got \[Memory\(.*, Memory\(.*\]$"),
+        ([MEMORY, MEMORY], r"got \[Memory, Memory\];"),
     ],
 )
 def test_a_refusal_is_one_line_whatever_was_given(initial, match):
