@@ -68,8 +68,12 @@ def guard(
         scale = _scale(norm, usual, clip_norm)
 
         def limited_update(updates: Any, inner_state: Any) -> Any:
-            limited, extra = _limited(updates, scale, clip_norm, extra_args)
-            return optimizer.update(limited, inner_state, params, **extra)
+            limited = jax.tree.map(
+                # In the wide dtype: float16 has no such small scales.
+                lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
+                updates,
+            )
+            return optimizer.update(limited, inner_state, params, **extra_args)
 
         # Traced with the types that a choice between steps gives to every array.
         inner_state = varying_like(is_good, state.inner_state)
@@ -141,25 +145,6 @@ def update_if(
     ]
     moves = [read(v) for v in program.outvars[:split]]
     return jax.tree.unflatten(jax.tree.structure(out), [*moves, *leaves])
-
-
-def _limited(
-    updates: Any, scale: jax.Array, clip_norm: Any, extra_args: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Return scaled gradients, and extra arguments with what they are evidence of.
-
-    A gradient that is an outlier says nothing about the rates of others.
-    """
-    limited = jax.tree.map(
-        # In the wide dtype: float16 has no such small scales.
-        lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
-        updates,
-    )
-    if clip_norm is not None:
-        return limited, extra_args
-    gradient = extra_args.get("grad", limited)
-    evidence = jax.tree.map(lambda g: jnp.where(scale < 1, 0, g), gradient)
-    return limited, extra_args | {"grad": evidence}
 
 
 def _scale(norm: jax.Array, usual: jax.Array, clip_norm: Any) -> jax.Array:

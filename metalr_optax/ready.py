@@ -112,9 +112,8 @@ def learn_rates(
         is below 0.9 of its highest value, rates hold, so that adaptation cannot cancel
         your decay. Its highest value is that since the rate of a memory has come down
         by a tenth for the first time: until then it climbs, whatever the multiplier
-        does.
-        ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to finish a run. What
-        never reaches 0.05 warns: it was probably meant to be ``initial``.
+        does. ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to finish a run.
+        What never reaches 0.05 warns: it was probably meant to be ``initial``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: where the local models are, in root mean squares of a tensor; default
@@ -124,7 +123,7 @@ def learn_rates(
       memory_optimizer: steps the rates; default :func:`agreement_steps`. With
         ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
       clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
-        last hundred steps. A gradient above that moves no rate.
+        last hundred steps.
       weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
         learned rate of the memory. It is no part of the direction, nor of the evidence.
       mask: a tree of booleans, or a function from parameters to such a tree: what

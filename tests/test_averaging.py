@@ -695,7 +695,7 @@ def _another_shape(state):
         (lambda s: (optax.adam(1.0).init(PARAMS), PARAMS), "state must contain a"),
         (lambda s: ({}, PARAMS), "state must contain a state of average_weights, got"),
         (lambda s: ((s, s), PARAMS), "state must contain one average .* '2 averages'"),
-        (lambda s: (s, PARAMS["a"]), r"params must have at a/b .*\(2,\), got None"),
+        (lambda s: (s, PARAMS["a"]), r"params must have at a/b .*\(2,\), got {'b'"),
         (_another_shape, r"params must have at a/w the shape .*\(2, 2\), got \(2, 3\)"),
     ],
 )

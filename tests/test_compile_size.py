@@ -40,7 +40,7 @@ def lines(optimizer, number):
     ids=["memory_adam", "memory_sgd", "lion"],
 )
 def test_a_program_grows_no_faster_than_a_model(optimizer):
-    assert lines(optimizer, 200) <= GROWTH * lines(optimizer, 50)
+    assert lines(optimizer, 120) <= GROWTH * lines(optimizer, 30)
 
 
 def modules_entered(function, *arguments):

@@ -89,7 +89,13 @@ _ROWS = [
     Row("scale_by_memory", SETTLING, "clip and descend"),
     *(
         # Steps of Adafactor are a part of the parameters, which are 0 at the start.
-        Row("learn_rates", base=base, valley=1.0 if base == "adafactor" else 0.0)
+        # Without a clip SGD diverges: what starts next to zero has no ceiling.
+        Row(
+            "learn_rates",
+            {"clip_norm": 1.0} if base in ("sgd", "momentum") else {},
+            base=base,
+            valley=1.0 if base == "adafactor" else 0.0,
+        )
         for base in BASES
     ),
 ]

@@ -139,25 +139,6 @@ def test_how_large_a_gradient_is_too_large(usual):
     np.testing.assert_allclose(state.usual_norm, 5 * usual, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("scale", "number"), [(1e-12, 1), (1e-3, 10)])
-def test_rates_hold_while_the_limit_holds_steps_down(scale, number):
-    """Gradients that were small at first are limited until usual ones are known."""
-    optimizer: Any = memory_sgd(clip_norm=None)
-
-    def step(carry, count):
-        x, state = carry
-        gradient = 2 * x * jnp.where(count < number, scale, 1.0)
-        updates, state = optimizer.update(gradient, state)
-        x = jnp.asarray(optax.apply_updates(x, updates))
-        return (x, state), jnp.sum(x**2)
-
-    x = jnp.array([1.0, -2.0])
-    start = x, optimizer.init(x)
-    _, losses = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(150)))(start)
-    assert losses.max() <= 5.001
-    assert losses[-1] < 1e-3
-
-
 @pytest.mark.parametrize("tiny", [1e-20, 1e-30, 1e-45, 0.0])
 def test_gradients_of_next_to_nothing_are_no_usual_ones(tiny):
     """A layer that is not in use yet does not hold up the steps after it is."""
