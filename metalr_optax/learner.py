@@ -106,10 +106,8 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         name: jnp.array(row, jnp.int32) if name in alone else None
         for row, name in enumerate(names)
     }
-    pieces, size = (
-        by_tensor.whole_tensors(params, labels, rows),
-        learner.evidence_sample,
-    )
+    size = learner.evidence_sample
+    pieces = by_tensor.whole_tensors(params, labels, rows)
     return ScaleByMemoryState(
         memory=memory,
         # `optax.tree.map_params` initialises with a tree without leaves and takes the
