@@ -2,10 +2,12 @@
 
 Constant: Adam and momentum, each with the best of 20 rates for the task, chosen by its
 end on a seed that nothing else uses. Decay: the same with a rate that falls linearly to
-zero over the run, chosen anew. As they come: Prodigy, also with that decay, and
-schedule-free AdamW. AdamW has the rate of the best Adam and a decay of weights of .01.
-Ours start from 1e-5 and .001, with and without a linear factor; memory_adam without
-one also from 1e-6 and 1e-4.
+zero over the run, chosen anew, and with averaged weights, chosen for these. NAdam
+warms up for a twentieth of the run and then falls along a cosine, the best of 20 too.
+As they come: Prodigy, also with that decay, and schedule-free AdamW. AdamW has the rate
+of the best Adam and a decay of weights of .01. Ours start from 1e-5 and .001, with and
+without a linear factor and with averaged weights; memory_adam without a factor also
+from 1e-6 and 1e-4.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from benchmarks.methods import METHODS, USUAL, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 from benchmarks.reporting import long
-from metalr_optax import memory_adam, memory_sgd
+from metalr_optax import average_weights, averaged_weights, memory_adam, memory_sgd
 
 TIME = "5 hours; with --baselines half a day on one core, with --costs minutes"
 _DECAYS_WEIGHTS = ("language, long", "classes, long", "residual, long", "noisy labels")
@@ -36,8 +38,27 @@ def falling(horizon: int, rate: Any = 1.0) -> optax.Schedule:
     return optax.linear_schedule(rate, 0.0, horizon)
 
 
+def cosine(horizon: int, rate: Any) -> optax.Schedule:
+    """Return a rate that warms up for a twentieth of a run and falls to zero."""
+    return optax.warmup_cosine_decay_schedule(0.0, rate, horizon // 20, horizon)
+
+
+def average(method: Method) -> Method:
+    """Return a method whose averaged weights are judged."""
+    return method._replace(
+        name=f"{method.name}, average",
+        make=lambda rate: optax.chain(method.make(rate), average_weights()),
+        judged=averaged_weights,
+    )
+
+
 def tuned_methods(problem: Problem) -> list[Method]:
     """Return the baselines whose rate is tuned, those of Adam first."""
+    adam = METHODS["adam"]
+    nadam = adam._replace(
+        name="nadam, cosine",
+        make=lambda rate: optax.nadam(cosine(problem.horizon, rate)),
+    )
     methods = []
     for name in ("adam", "momentum"):
         method = METHODS[name]
@@ -45,8 +66,8 @@ def tuned_methods(problem: Problem) -> list[Method]:
             name=f"{name}, decay",
             make=lambda rate, make=method.make: make(falling(problem.horizon, rate)),
         )
-        methods += [method, decayed]
-    return methods
+        methods += [method, decayed, average(method)]
+    return [*methods, nadam]
 
 
 def fixed_methods(problem: Problem) -> list[Method]:
@@ -60,7 +81,7 @@ def fixed_methods(problem: Problem) -> list[Method]:
 
 
 def our_methods(problem: Problem) -> list[Method]:
-    """Return the defaults, with and without a linear factor."""
+    """Return the defaults: constant, with a linear factor, with averaged weights."""
     factor = falling(problem.horizon)
     methods = []
     for name, make in _OURS.items():
@@ -69,7 +90,7 @@ def our_methods(problem: Problem) -> list[Method]:
             name=f"{name}, decay",
             make=lambda rate, make=make: make(factor, initial=rate),
         )
-        methods += [constant, decayed]
+        methods += [constant, decayed, average(constant)]
     return methods
 
 
@@ -93,7 +114,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         elif arguments.costs:
             methods = tuned_methods(problem) + fixed_methods(problem)
             methods += our_methods(problem)
-            constant = [one for one in methods if "decay" not in one.name]
+            constant = [one for one in methods if "," not in one.name]
             add_costs(arguments.out, "long", problem, constant)
         else:
             run_ours(problem, store, arguments.seeds)
@@ -104,7 +125,8 @@ def run_ours(problem: Problem, store: Store, seeds: int) -> None:
     """Run ours from every base rate, and what runs as it comes."""
     pairs = [(one, seeds_of(one.default, seeds)) for one in fixed_methods(problem)]
     for method in our_methods(problem):
-        rates = long.ALL_RATES if method.name == "memory_adam" else long.RATES
+        is_wide = method.name in ("memory_adam", "memory_adam, average")
+        rates = long.ALL_RATES if is_wide else long.RATES
         jobs = [job for rate in rates for job in seeds_of({"rate": rate}, seeds)]
         pairs.append((method, jobs))
     run_methods(problem, store, pairs)
