@@ -107,6 +107,10 @@ ROWS = {
 }
 
 
+# Optax splits complex numbers, in the same way for every row.
+COMPLEX = ("memory_sgd-bare", "memory_adam-bare", "paper_adam-bare")
+
+
 def parabola(dtype):
     start = jnp.array([-1.0, 10.0, 1.0], dtype)
     goal = jnp.array([1.0, -1.0, 1.0], dtype)
@@ -141,7 +145,7 @@ def bowl(dtype):
         (name, target, dtype)
         for name, row in ROWS.items()
         for target in ([bowl, valley] if row.base else [parabola, valley])
-        for dtype in (["float32"] if row.base else ["float32", "complex64"])
+        for dtype in (["float32", "complex64"] if name in COMPLEX else ["float32"])
     ],
 )
 def test_convergence(name, target, dtype):
@@ -204,7 +208,14 @@ def test_one_program_a_state_of_one_kind_and_any_extra_argument(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", [one for one in ROWS if "bare" in one])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, row in ROWS.items()
+        if row.wrapper == "bare" and row.base in (None, "lion")
+    ],
+)
 def test_injected_arguments_change_nothing(name):
     row = ROWS[name]
     optimizer, update, params, _ = steps_of(name)
@@ -214,9 +225,10 @@ def test_injected_arguments_change_nothing(name):
     injected = inject(**row.given())
     state, state_injected = optimizer.init(params), injected.init(params)
     grads = jax.tree.map(lambda x: 2 * x, params)
+    update_injected = jax.jit(injected.update)
     for _ in range(2):
         updates, state = update(grads, state, params, value=jnp.float32(0), other=1)
-        expected, state_injected = injected.update(grads, state_injected, params)
+        expected, state_injected = update_injected(grads, state_injected, params)
         # Compiled in one piece or in many: another rounding.
         chex.assert_trees_all_close(updates, expected, rtol=1e-2 if static else 1e-3)
     if "learning_rate" not in row.arguments:  # the count of a schedule is elsewhere
@@ -232,9 +244,10 @@ def test_a_schedule_is_a_factor_at_the_count_of_its_step(name):
     scheduled = maker(lambda count: jnp.array(factors)[count])
     plain, params = maker(), jnp.array([1.0, -2.0])
     states = [one.init(params) for one in (scheduled, plain)]
+    updates = [jax.jit(one.update) for one in (scheduled, plain)]
     for factor in factors:
-        found, states[0] = scheduled.update(params, states[0], params)
-        expected, states[1] = plain.update(params, states[1], params)
+        found, states[0] = updates[0](params, states[0], params)
+        expected, states[1] = updates[1](params, states[1], params)
         np.testing.assert_allclose(found, factor * expected, rtol=1e-5)
 
 
