@@ -23,7 +23,7 @@ NEXT_TO_ZERO = 1e-3
 class Evidence(NamedTuple):
     """What a gradient says about the last step: means over coordinates.
 
-    Of one tensor the arrays have no axis of L memories; ``multiplier`` is None there.
+    Of one tensor the arrays have no axis of L memories, and the last two are None.
 
     Attributes:
       u: [L, M], of agreement times activation.
@@ -33,6 +33,7 @@ class Evidence(NamedTuple):
       outside: [L], whether the last direction was out of range.
       sums: what else a family needs, [L, M] each, or None.
       multiplier: [], what rates are multiplied with further down.
+      was_limited: [], bool, whether the step was made smaller as an outlier.
     """
 
     u: Any
@@ -42,6 +43,7 @@ class Evidence(NamedTuple):
     outside: Any
     sums: Any = None
     multiplier: Any = None
+    was_limited: Any = None
 
 
 class Piece(NamedTuple):

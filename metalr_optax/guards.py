@@ -27,16 +27,17 @@ class GuardState(NamedTuple):
     Attributes:
       inner_state: of what is guarded.
       usual_norm: [], the largest norm of a gradient of the last hundred steps or so.
-      skipped: [2], int32, steps skipped so far, and since the last step taken.
+      counts: [3], int32, steps skipped so far, steps skipped since the last step taken,
+        and 1 where that was limited as an outlier, else 0.
     """
 
     inner_state: Any
     usual_norm: jax.Array
-    skipped: jax.Array
+    counts: jax.Array
 
 
 def guard(
-    optimizer: optax.GradientTransformationExtraArgs, clip_norm: Any = None
+    init: Callable[..., Any], update: Callable[..., Any], clip_norm: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Return an optimizer that skips bad steps whole and limits the norm of others.
 
@@ -48,15 +49,21 @@ def guard(
     A step is bad if a coordinate is not finite, or if the norm over the whole tree is
     more than 1e18 times as large as usual (and as 1). Then updates are zero and the
     inner state is as before.
+
+    Args:
+      init: of the optimizer.
+      update: (updates, state, params, extra_args, was_limited) -> (updates, state);
+        the last argument tells whether the step before was limited as an outlier.
+      clip_norm: largest norm of a gradient; then no step counts as an outlier.
     """
 
-    def init(params: optax.Params) -> GuardState:
-        inner_state = optimizer.init(params)
+    def guarded_init(params: optax.Params) -> GuardState:
+        inner_state = init(params)
         dtype = memory_dtype(params)
-        zeros = jnp.zeros(2, jnp.int32)
+        zeros = jnp.zeros(3, jnp.int32)
         return GuardState(inner_state, jnp.zeros([], dtype), zeros)
 
-    def update(updates, state, params=None, **extra_args):
+    def guarded_update(updates, state, params=None, **extra_args):
         if not isinstance(state, GuardState):
             check_state(state, GuardState)
         updates = jax.tree.map(jnp.asarray, updates)
@@ -66,6 +73,7 @@ def guard(
         norm = _norm(updates, jnp.maximum(usual, 1))
         is_good = jnp.isfinite(norm)
         scale = _scale(norm, usual, clip_norm)
+        total, _, was_limited = state.counts
 
         def limited_update(updates: Any, inner_state: Any) -> Any:
             limited = jax.tree.map(
@@ -73,22 +81,21 @@ def guard(
                 lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
                 updates,
             )
-            return optimizer.update(limited, inner_state, params, **extra_args)
+            return update(limited, inner_state, params, extra_args, was_limited > 0)
 
         # Traced with the types that a choice between steps gives to every array.
         inner_state = varying_like(is_good, state.inner_state)
         moves, inner_state = update_if(is_good, limited_update, updates, inner_state)
         usual = jnp.where(is_good, _new_usual(norm, usual), usual)
-        total, _ = kept = state.skipped
-        skipped = jnp.where(
-            is_good,
-            jnp.stack([total, jnp.zeros_like(total)]),
-            optax.safe_increment(kept),
-        )
+        is_outlier = (scale < 1) & (clip_norm is None)
+        taken = [total, jnp.zeros_like(total), is_outlier.astype(total.dtype)]
+        more = optax.safe_increment(state.counts[:2])
+        skipped = jnp.append(more, was_limited)
+        counts = jnp.where(is_good, jnp.stack(taken), skipped)
         moves = jax.tree.map(lambda move: jnp.where(is_good, move, 0), moves)
-        return moves, GuardState(inner_state, usual, skipped)
+        return moves, GuardState(inner_state, usual, counts)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(guarded_init, guarded_update)
 
 
 def varying_like(array: jax.Array, tree: Any) -> Any:

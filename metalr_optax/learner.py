@@ -128,6 +128,7 @@ def step(
     params: optax.Params | None,
     extra_args: dict[str, Any],
     multiplier: Any = 1.0,
+    was_limited: Any = False,
 ) -> tuple[optax.Updates, ScaleByMemoryState]:
     """Return the scaled directions, in the dtype of the rates, and the new state."""
     updates, gradient = jax.tree.map(jnp.asarray, (updates, extra_args.get("grad")))
@@ -139,7 +140,7 @@ def step(
     histories, size = models.histories(state.base_state), learner.evidence_sample
     evidence = by_tensor.collect(
         models.gather, histories, gradient, labels, state, size
-    )._replace(multiplier=multiplier)
+    )._replace(multiplier=multiplier, was_limited=was_limited)
     memory, rule_state = learner.rule.update(evidence, state.rule_state, state.memory)
     dtype = memory.rates.dtype
     bounds = learner.rule.bounds(rule_state, dtype)

@@ -20,7 +20,13 @@ from metalr_optax.learner import Learner, ScaleByMemoryState, start, step, with_
 from metalr_optax.local_models import at
 from metalr_optax.memory import Kernels, Memory, mean_rate
 from metalr_optax.progress import follow_schedule
-from metalr_optax.rules import SMALLEST_ROOT, agreement_steps, cap, from_optax
+from metalr_optax.rules import (
+    SMALLEST_ROOT,
+    agreement_steps,
+    cap,
+    distrust_limited,
+    from_optax,
+)
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
 from metalr_optax.transform import choose_models
@@ -123,7 +129,7 @@ def learn_rates(
       memory_optimizer: steps the rates; default :func:`agreement_steps`. With
         ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
       clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
-        last hundred steps.
+        last hundred steps; then no rate is raised by what is above it.
       weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
         learned rate of the memory. It is no part of the direction, nor of the evidence.
       mask: a tree of booleans, or a function from parameters to such a tree: what
@@ -188,14 +194,16 @@ def learn_rates(
     models, memories = choose_models(
         initial, kernels, ByRelativeDirection(), rate_bounds
     )
-    models, rule = with_signal(models, raw_product), follow_schedule(rule)
+    models = with_signal(models, raw_product)
+    rule = follow_schedule(distrust_limited(rule))
     base = optax.chain(in_float32(base_optimizer), optax.scale(-1.0))
     parts = models, rule, base, memories, group_by, size
     learner = Learner(*parts, progress=True, finds_orientation=False)
     # Without a decay the parameters need not be passed.
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
-    return guard(_descent(learner, base_optimizer, learning_rate, decay), clip_norm)
+    descent = _descent(learner, base_optimizer, learning_rate, decay)
+    return guard(*descent, clip_norm)
 
 
 def _descent(
@@ -203,8 +211,8 @@ def _descent(
     base_optimizer: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
     decay: optax.GradientTransformation | None,
-) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer that a learner and a multiplier make."""
+) -> tuple[Callable[..., LearnRatesState], Callable[..., Any]]:
+    """Return `init` and `update`, for a guard, of a learner and a multiplier."""
 
     def init(params: optax.Params) -> LearnRatesState:
         state = start(learner, params)
@@ -213,13 +221,14 @@ def _descent(
         count = jnp.zeros([], jnp.int32) if callable(learning_rate) else None
         return LearnRatesState(state, count)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params, extra_args, was_limited):
         multiplier: Any = learning_rate
         count = state.count
         if callable(learning_rate):
             multiplier, count = learning_rate(count), optax.safe_increment(count)
+        told = {"multiplier": multiplier, "was_limited": was_limited}
         scaled, memory_state = step(
-            learner, updates, state.memory_state, params, extra_args, multiplier
+            learner, updates, state.memory_state, params, extra_args, **told
         )
         if decay is not None:
             scaled = _decayed(decay, learner.group_by, memory_state, scaled, params)
@@ -229,7 +238,7 @@ def _descent(
             memory_state, count
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return init, update
 
 
 def _decayed(

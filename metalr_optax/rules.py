@@ -132,6 +132,22 @@ def cap(rule: Rule, largest_step: Any) -> Rule:
     return Rule(init, update, bounds)
 
 
+def distrust_limited(rule: Rule) -> Rule:
+    """Return a rule that raises no rate by evidence about a step that was limited.
+
+    Its direction was made smaller than the rate says: that the next gradient agrees is
+    no sign that the rate is too small.
+    """
+
+    def update(evidence: Evidence, state: Any, memory: StackedMemory) -> Any:
+        new, state = rule.update(evidence, state, memory)
+        lower = jnp.minimum(new.rates, memory.rates)
+        rates = jnp.where(evidence.was_limited, lower, new.rates)
+        return new._replace(rates=rates), state
+
+    return rule._replace(update=update)
+
+
 class AgreementStepsState(NamedTuple):
     """State of :func:`agreement_steps`, of rates [L, M] of L memories.
 

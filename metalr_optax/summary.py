@@ -132,8 +132,8 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
             mean = mean_rate(inconsistent, state.memory.evidence_weight)
             quantities["inconsistent_evidence"] = mean
         # Without a guard there are no counts.
-        for counts in jax.tree.leaves(getattr(guard, "skipped", None)):
-            total, in_a_row = counts.astype(jnp.float32)
+        for counts in jax.tree.leaves(getattr(guard, "counts", None)):
+            total, in_a_row, _ = counts.astype(jnp.float32)
             quantities["skipped"] = [total] * len(labels)
             quantities["skipped_in_a_row"] = [in_a_row] * len(labels)
         for name, values in quantities.items():
