@@ -115,6 +115,38 @@ def check_number(
         require(fits, name, allowed, value)
 
 
+def is_among(value: Any, *choices: Any) -> bool:
+    """Return whether a value is one of a few; an array, which has no truth, is none."""
+    return any(value is choice for choice in choices) or (
+        isinstance(value, str) and value in choices
+    )
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise ValueError unless value is True or False."""
+    require(isinstance(value, bool), name, "be True or False", value)
+
+
+def check_mask(mask: Any) -> None:
+    """Raise ValueError unless mask is None, a function or a tree of booleans."""
+    flags = [
+        isinstance(leaf, bool)
+        or jnp.issubdtype(getattr(leaf, "dtype", float), np.bool_)
+        for leaf in jax.tree.leaves(mask)
+    ]
+    fits = callable(mask) or all(flags)
+    allowed = "be a tree of booleans, or a function from parameters to such a tree"
+    require(fits, "mask", allowed, mask)
+
+
+def check_moments(b1: Any, b2: Any, eps: Any, eps_root: Any = 0.0) -> None:
+    """Raise ValueError unless Adam can have these."""
+    for name, value in (("b1", b1), ("b2", b2)):
+        check_number(name, value, 0.0, 1.0, closed=True)
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        check_number(name, value, closed=True)
+
+
 def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
     """Raise ValueError unless value is an integer that is large enough."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -194,8 +226,9 @@ def check_bounds(rate_bounds: Any) -> None:
 
 def check_kernel_inputs(normalize: Any, kernel_input: Any, size: Any) -> None:
     """Raise ValueError unless kernels can be given this."""
-    require(normalize in ("rms", None), "normalize", "be 'rms' or None", normalize)
-    fits = kernel_input in ("direction", "history")
+    fits = is_among(normalize, "rms", None)
+    require(fits, "normalize", "be 'rms' or None", normalize)
+    fits = is_among(kernel_input, "direction", "history")
     require(fits, "kernel_input", "be 'direction' or 'history'", kernel_input)
     for name, value in (("normalize", normalize), ("evidence_sample", size)):
         fits = kernel_input == "direction" or value is None
@@ -206,7 +239,7 @@ def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
     """Raise ValueError unless evidence can be had in this way."""
     allowed = "be a function of (gradient, last_direction)"
     require(signal is None or callable(signal), "signal", allowed, signal)
-    fits = callable(group_by) or group_by in ("layer", "tensor", "all")
+    fits = callable(group_by) or is_among(group_by, "layer", "tensor", "all")
     allowed = "be 'layer', 'tensor', 'all' or a function (path, leaf) -> label"
     require(fits, "group_by", allowed, group_by)
     if size is not None:

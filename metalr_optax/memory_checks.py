@@ -155,7 +155,7 @@ def check_local_models(initial: Any, num: int, learned: Any) -> None:
         hint = f" (the local models at the start are {num}) or None"
         checks.check_integer("capacity", learned.capacity, max(num, 2), hint)
     for name, value in (("learned_widths", learned.widths), ("linear", learned.slopes)):
-        require(isinstance(value, bool), name, "be True or False", value)
+        checks.check_flag(name, value)
         fits = not value or num > 1 or learned.capacity is not None
         allowed = "be False with a single local model, which has no input"
         require(fits, name, allowed, value)

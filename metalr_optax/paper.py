@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metalr_optax.checks import check_multiplier, warn_of_rate
+from metalr_optax.checks import check_moments, check_multiplier, warn_of_rate
 from metalr_optax.groups import GroupBy
 from metalr_optax.initial import Initial, kernels_of
 from metalr_optax.kernels import covered
@@ -124,7 +124,8 @@ def paper_adam(
       A :class:`optax.GradientTransformationExtraArgs` that descends.
 
     Raises:
-      ValueError: see :func:`scale_by_memory`.
+      ValueError: a decay outside [0, 1), a negative ``eps``; else see
+        :func:`scale_by_memory`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax
@@ -144,6 +145,7 @@ def paper_adam(
       `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_,
       2014.
     """
+    check_moments(b1, b2, eps)
     adam = optax.with_extra_args_support(
         optax.scale_by_adam(b1, b2, eps, SMALLEST_ROOT)
     )

@@ -183,6 +183,7 @@ def learn_rates(
         smallest = float(np.finfo(np.float32).tiny)
         check_number("clip_norm", clip_norm, smallest, closed=True)
     check_number("weight_decay", weight_decay, closed=True)
+    checks.check_mask(mask)
     rule = from_optax(memory_optimizer or agreement_steps(), rate_bounds)
     if largest_step is not None:
         check_number("largest_step", largest_step)
@@ -487,10 +488,7 @@ def memory_adam(
     .. seealso:: :func:`paper_adam`, :func:`scale_by_memory`.
     """
     checks.check_start("memory_adam", initial, _LARGEST_START_OF_ADAM)
-    for name, value in (("b1", b1), ("b2", b2)):
-        check_number(name, value, 0.0, 1.0, closed=True)
-    for name, value in (("eps", eps), ("eps_root", eps_root)):
-        check_number(name, value, closed=True)
+    checks.check_moments(b1, b2, eps, eps_root)
     root = eps_root + SMALLEST_ROOT
     return learn_rates(
         optax.adam(1.0, b1, b2, eps, root, mu_dtype, nesterov=nesterov),

@@ -240,6 +240,7 @@ def scale_by_memory(
     checks.check_transformation("memory_optimizer", memory_optimizer)
     checks.check_kernel_inputs(normalize, kernel_input, evidence_sample)
     checks.check_evidence(signal, group_by, evidence_sample)
+    checks.check_flag("progress", progress)
     base = optax.with_extra_args_support(optax.identity())
     if base_optimizer is not None:
         base = in_float32(base_optimizer)
@@ -251,8 +252,8 @@ def scale_by_memory(
         memory_optimizer = optax.adam(1e-2, eps_root=SMALLEST_ROOT)
     rule = from_optax(memory_optimizer, rate_bounds)
     rule = follow_schedule(rule) if progress else rule
-    rule = grow(rule, learned) if any(learned) else rule
     models, memories = choose_models(initial, kernels, inputs, rate_bounds, learned)
+    rule = grow(rule, learned) if any(learned) else rule
     models = with_signal(models, signal)
     parts = models, rule, base, memories, group_by, evidence_sample, progress
     finds = not isinstance(base_optimizer, AlongGradient)

@@ -43,7 +43,7 @@ OBJECTS: dict[str, tuple[Any, str]] = {
     "logs": (summarize_memory(STATE), "fraction/dense|0.5"),
 }
 # Arguments that take any value, or that Optax and matplotlib look at.
-FREE = {"mask", "nesterov", "mu_dtype", "accumulator_dtype", "colorbar", "progress"}
+FREE = {"nesterov", "mu_dtype", "accumulator_dtype", "colorbar"}
 # What an argument is meant for; the others are meant for none of the objects.
 MEANT = {
     "number": "kernel_inputs power bound width smallest step gain b1 b2 eps eps_root "
@@ -56,8 +56,8 @@ MEANT = {
     "memory": "initial before after rates memories",
     "kernels": "kernels kernel_inputs",
     "array": "kernel_inputs",
-    "function": "signal group_by learning_rate",
-    "class": "signal group_by learning_rate",
+    "function": "signal group_by learning_rate mask",
+    "class": "signal group_by learning_rate mask",
     "average": "state",
 }
 # Arguments for objects, which come from a call.
@@ -94,11 +94,6 @@ def is_meant(name, argument, kind):
     value = OBJECTS[kind][0]
     if argument in FREE or argument in MEANT.get(kind, "").split():
         return True
-    # A flag; and Optax looks at these.
-    if name == "paper_adam" and argument in ("b1", "b2", "eps"):
-        return True
-    if name == "scale_by_memory" and kind == "array":
-        return argument in ("capacity", "learned_widths", "linear")
     if name == "match_labels" and argument == "memory":
         return isinstance(value, dict)  # It only looks at labels.
     if name == "plot_memory" and argument == "memory":
