@@ -93,7 +93,7 @@ def test_every_cause_has_an_entry():
 
 
 def test_comparisons_count_as_the_rows_do():
-    tasks = suite.load(rows.RESULTS)
+    tasks = rows.by_problem(rows.RESULTS / "suite.csv.gz")
     long_rows = long.load(rows.RESULTS)
 
     def reached(name):
@@ -132,7 +132,7 @@ def test_comparisons_count_as_the_rows_do():
 
 
 def test_the_pages_count_landscapes_as_the_rows_do():
-    text = suite.landscapes(suite.load(rows.RESULTS))
+    text = suite.landscapes(rows.by_problem(rows.RESULTS / "suite.csv.gz"))
     lower, higher, total = (
         sum(map(int, re.findall(pattern, text)))
         for pattern in (r"lower on (\d+)", r"higher on (\d+)", r"of (\d+) tasks")
@@ -146,8 +146,7 @@ def test_the_pages_count_landscapes_as_the_rows_do():
 
 def test_the_page_on_transfer_promises_what_was_measured():
     learners = "memory_adam", "memory_sgd"
-    moves = {name: next_task.load(rows.RESULTS, name) for name in learners}
-    table = next_task.counts(moves).splitlines()[2:]
+    table = next_task.counts(next_task.load(rows.RESULTS)).splitlines()[2:]
     adam, sgd = ([cell.strip() for cell in line.split("|")[2:-1]] for line in table)
     larger = rows.by_problem(rows.RESULTS / "transfer.csv.gz")["larger mlp"]
     over = [

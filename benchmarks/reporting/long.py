@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.harness.costs import read_costs
-from benchmarks.harness.store import TUNING_SEED, Frame, write_setting
+from benchmarks.harness.store import KEY, TUNING_SEED, Frame, write_setting
 from benchmarks.methods import COLORS
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.reporting import draw
@@ -36,6 +36,15 @@ CONSTANT = {
 DECAYED = {
     f"{name}, decay": head for name, head in CONSTANT.items() if name != "schedule_free"
 }
+AVERAGED = {
+    "adam, decay": "Adam, best decayed",
+    "adam, average": "Adam, averaged",
+    "momentum, average": "momentum, averaged",
+    "nadam, cosine": "NAdam, cosine",
+    "schedule_free": "schedule-free",
+    "memory_adam, average": "**memory_adam**, averaged",
+    "memory_sgd, average": "**memory_sgd**, averaged",
+}
 # Judged by a share of failures, which comes to 0.
 SHARES = ("agent", "mnist online, long")
 MISSING = "\N{EN DASH}"
@@ -50,15 +59,27 @@ COUNTED = {
     ("memory_sgd", "momentum"): (
         "`memory_sgd` ends where the best constant momentum does"
     ),
+    ("memory_adam, average", "adam, decay"): (
+        "averaged weights at a constant multiplier, where the best decayed Adam does"
+    ),
+    ("memory_adam, average", "adam, average"): (
+        "averaged weights, where the best averaged Adam does"
+    ),
+    ("memory_adam, average", "prodigy, decay"): (
+        "averaged weights, where Prodigy with a decay does"
+    ),
+    ("memory_adam, average", "schedule_free"): (
+        "averaged weights, where schedule-free AdamW does"
+    ),
 }
 _SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
 _SHOWN += ("noisy labels",)
-Lines = dict[str, tuple[str, str]]  # method -> label and dash
-_LINES = {
+_LINES = {  # method -> label and dash
     "adam": ("Adam, best of 20 constant rates", "-"),
     "adam, decay": ("Adam, best of 20 decayed rates", ":"),
     "memory_adam": ("memory_adam", "-"),
     "memory_adam, decay": ("memory_adam, decayed", ":"),
+    "memory_adam, average": ("memory_adam, averaged", "-."),
 }
 _ALL_LINES = _LINES | {
     "momentum": ("momentum, best of 20 rates", "-"),
@@ -75,8 +96,8 @@ def load(folder: pathlib.Path) -> Frame:
     rows = raw.load(folder / "long.csv.gz")
     if folder.resolve() != raw.RESULTS:
         published = raw.load(raw.RESULTS / "long.csv.gz")
-        is_tuned = published["method"].str.partition(",")[0].isin(("adam", "momentum"))
-        rows = pd.concat([published[is_tuned], rows])
+        is_tuned = published["method"].str.match("adam|momentum|nadam")
+        rows = pd.concat([published[is_tuned], rows]).drop_duplicates(KEY, keep="last")
     return rows[rows["seed"] < TUNING_SEED]
 
 
@@ -85,14 +106,16 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     rows, costs = load(folder), read_costs(folder)
     draw_tasks(rows, _SHOWN, _LINES, folder / "long.png", 3)
     draw_tasks(rows, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    average = ("memory_adam, average", "adam, decay")
     return {
         "counts": counts(rows),
-        "constant": ends_table(rows, CONSTANT),
-        "decayed": ends_table(rows, DECAYED),
+        "constant": ends_table(rows, CONSTANT, "memory_adam", "adam"),
+        "decayed": ends_table(rows, DECAYED, "memory_adam, decay", "adam, decay"),
+        "averaged": ends_table(rows, AVERAGED, *average),
         "solved": ", ".join(f"{short(name)} {end:g}" for name, end in SOLVED.items()),
-        "starts": starts_table(rows),
+        "starts": starts_table(rows, "memory_adam", "adam"),
+        "averaged_starts": starts_table(rows, *average),
         "costs": costs_table(costs[costs["experiment"] == "long"]),
-        "versions": raw.versions(rows),
     }
 
 
@@ -104,19 +127,15 @@ def short(name: str) -> str:
 def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     """Return the runs of ours from some rates, and of others at their one setting.
 
-    Only of what was run from all starts, with the same seeds, at least three.
+    Only of what was run from all starts with all seeds.
     """
-    is_ours = rows["method"].str.startswith("memory")
     texts = [write_setting({"rate": rate}) for rate in rates]
+    is_ours = rows["method"].str.startswith("memory")
     rows = rows[~is_ours | rows["setting"].isin(texts)]
-
-    def is_whole(some: Frame) -> bool:
-        seeds = some.groupby("setting")["seed"].agg(frozenset)
-        expected = len(rates) if some["method"].iloc[0].startswith("memory") else 1
-        whole = len(seeds) == expected and seeds.nunique() == 1
-        return whole and seeds.iloc[0] >= set(range(SEEDS))
-
-    return rows.groupby(["problem", "method"]).filter(is_whole)
+    setting = ["problem", "method", "setting"]
+    rows = rows[rows.groupby(setting)["seed"].transform("nunique") >= SEEDS]
+    starts = rows.groupby(setting[:2])["setting"].transform("nunique")
+    return rows[starts == np.where(is_ours[rows.index], len(rates), 1)]
 
 
 def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
@@ -125,37 +144,28 @@ def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     return found.unstack().reindex(list(LONG))
 
 
-def divide(one: float, other: float) -> str:
-    """Return a ratio of ends, a dash where there is none."""
-    if not np.isfinite([one, other]).all() or other <= 0:
-        return MISSING
-    return f"{one / other:.3g}"
-
-
-def ends_table(rows: Frame, heads: dict[str, str]) -> str:
-    """Return a table of ends: a row per task, its lowest in bold.
+def ends_table(rows: Frame, heads: dict[str, str], ours: str, rival: str) -> str:
+    """Return a table of ends: a row per task, its lowest in bold, and a ratio.
 
     A method without any run has no column.
     """
-    there = [name for name in heads if (rows["method"] == name).any()]
-    ends = ends_of(rows).reindex(columns=there)
-    cells = ends.map(lambda end: f"{end:.3g}" if np.isfinite(end) else "diverged")
+    ends = ends_of(rows)
+    ends = ends[[name for name in heads if name in ends]]
+    cells = raw.write_cells(ends, "{:.3g}", "diverged").mask(ends.isna(), MISSING)
     cells = cells.mask(ends.eq(ends.min(axis=1), axis=0), "**" + cells + "**")
-    cells = cells.mask(ends.isna(), MISSING).rename(columns=heads)
-    over = [name for name in there if name.startswith(("memory_adam", "adam"))]
-    if len(over) == 2:
-        pairs = ends[over[::-1]].to_numpy()
-        cells["memory_adam / Adam"] = [divide(*pair) for pair in pairs]
+    if ours in ends and rival in ends:
+        finite = ends.where(np.isfinite)
+        head = "memory_adam / Adam"
+        cells[head] = raw.write_cells(finite[ours] / finite[rival], "{:.3g}", MISSING)
     first = rows.drop_duplicates("problem").set_index("problem")
     updates = (first["every"] * first["curve"].map(len)).reindex(ends.index)
-    cells.insert(0, "updates", updates.map("{:.0f}".format).replace("nan", ""))
-    return _table(cells, "task")
+    cells.insert(0, "updates", raw.write_cells(updates, "{:.0f}"))
+    return _table(cells.rename(columns=heads), "task")
 
 
 def _table(cells: Frame, head: str) -> str:
     """Return cells [tasks, ...] as a table of short names."""
-    names = [short(str(name)) for name in cells.index]
-    return raw.table(cells.set_axis(names).reset_index(names=head))
+    return raw.table(cells.rename(index=short).reset_index(names=head))
 
 
 def find_ratios(
@@ -180,39 +190,37 @@ def counts(rows: Frame, number: int = len(COUNTED)) -> str:
     """Return on how many tasks ours end where a rival does, a line per rival."""
     lines = []
     for pair, text in list(COUNTED.items())[:number]:
-        level = find_ratios(rows, *pair)
-        strict = find_ratios(rows, *pair, bare=True)
+        level, strict = (find_ratios(rows, *pair, bare=bare) for bare in (False, True))
         line = {"on how many tasks": text}
         for head, bound in BOUNDS.items():
-            one, other = (level <= bound).sum(), (strict <= bound).sum()
-            line[head] = f"{one} of {len(level)}"
-            line[head] += f" ({other} without tolerances)" * bool(one > other)
-        lines.append(line)
+            within, bare = (level <= bound).sum(), (strict <= bound).sum()
+            line[head] = f"{within} of {len(level)}"
+            line[head] += f" ({bare} without tolerances)" * bool(within > bare)
+        if len(level):
+            lines.append(line)
     return raw.table(lines)
 
 
-def starts_table(rows: Frame) -> str:
-    """Return the ends of memory_adam over the best Adam's, by its start."""
+def starts_table(rows: Frame, ours: str, rival: str) -> str:
+    """Return the ends of ours over the rival's, by its start."""
     ratios = pd.DataFrame(
         {
-            f"{rate:g}": find_ratios(
-                rows, "memory_adam", "adam", bare=True, rates=(rate,)
-            )
+            f"{rate:g}": find_ratios(rows, ours, rival, bare=True, rates=(rate,))
             for rate in ALL_RATES
         }
     ).reindex(list(LONG))
-    cells = ratios.map(lambda x: MISSING if np.isnan(x) else f"{x:.3g}")
+    cells = ratios.map("{:.3g}".format).replace("nan", MISSING)
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
-        within, known = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
-        cells.loc[f"*within {text}, or lower*"] = within.map(str) + known
+        within, there = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
+        cells.loc[f"*within {text}, or lower*"] = within.map(str) + there
     return _table(cells, "from")
 
 
 def costs_table(costs: Frame) -> str:
     """Return what an update takes beside Adam's, and what a state keeps."""
-    if "adam" not in set(costs["method"]):
+    if costs.empty:
         return ""
-    order = list(dict.fromkeys(costs["method"]))
+    order = costs["method"].unique()
     times = costs.pivot_table("milliseconds", "problem", "method", sort=False)[order]
     over = times.div(times["adam"], axis=0)
     over.loc["*median*"] = over.median()
@@ -220,33 +228,32 @@ def costs_table(costs: Frame) -> str:
     cells["adam"] = times["adam"].map("{:.3g}".format)
     sizes = costs.groupby("method")["state_bytes"].median()[order]
     cells.loc["*bytes of state a parameter*"] = sizes.map("{:.1f}".format)
-    return _table(cells.rename(columns={"adam": "Adam, ms"}).fillna(""), "task")
+    return _table(cells.rename(columns={"adam": "Adam, ms"}), "task")
 
 
 def draw_tasks(
-    rows: Frame, shown: Sequence[str], lines: Lines, path: pathlib.Path, columns: int
+    rows: Frame,
+    shown: Sequence[str],
+    lines: dict[str, tuple[str, str]],
+    path: pathlib.Path,
+    columns: int,
 ) -> None:
     """Draw the measure over updates, a panel per task: medians of all runs."""
-    found = from_starts(rows)
-
-    def draw_panel(axes: Any, name: str) -> None:
-        _draw_panel(axes, found[found["problem"] == name], lines, name in SHARES)
-
-    figure, _ = draw.draw_grid(shown, columns, (3.8, 2.7), draw_panel)
+    runs = from_starts(rows)
+    figure, panels = draw.task_panels(shown, columns, (3.8, 2.7))
+    for task, axes in panels.items():
+        some = runs[runs["problem"] == task]
+        for name, (label, dash) in lines.items():
+            if len(found := some[some["method"] == name]):
+                width = 2.5 if name.startswith("memory") else 1.3
+                style = {"color": COLORS[name.partition(",")[0]], "label": label}
+                draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
+        curves = np.array([line.get_ydata() for line in axes.lines])
+        if len(curves := curves[np.isfinite(curves).all(axis=-1)]):
+            _limit(axes, curves, task in SHARES)
     figure.supxlabel("updates")
     figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
-
-
-def _draw_panel(axes: Any, rows: Frame, lines: Lines, is_share: bool) -> None:
-    for name, (label, dash) in lines.items():
-        if len(found := rows[rows["method"] == name]):
-            width = 2.5 if name.startswith("memory") else 1.3
-            style = {"color": COLORS[name.partition(",")[0]], "label": label}
-            draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
-    curves = np.array([line.get_ydata() for line in axes.lines])
-    if len(curves := curves[np.isfinite(curves).all(axis=-1)]):
-        _limit(axes, curves, is_share)
 
 
 def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:

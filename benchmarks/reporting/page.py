@@ -19,9 +19,20 @@ PROSE, PAGES = FOLDER / "prose", FOLDER.parent / "docs" / "benchmarks"
 def fill(name: str, tables: Mapping[str, str]) -> str:
     """Return a page's prose with its tables, and the versions of its rows."""
     text = (PROSE / f"{name}.md").read_text().strip().format(**tables)
-    versions = tables.get("versions")
-    note = f"\n\n*Rows of memories are of versions {versions}.*" if versions else ""
-    return f"{text}{note}\n"
+    return f"{text}{versions(name)}\n"
+
+
+def versions(name: str) -> str:
+    """Return a note on the versions of the package that made the rows of memories."""
+    for path in RESULTS.glob(f"{name}.csv*"):
+        rows = pd.read_csv(path, usecols=lambda head: head in ("method", "version"))
+        if "version" in rows:
+            is_ours = rows["method"].str.startswith(("memory", "paper"))
+            found = sorted(
+                (rows[is_ours] if is_ours.any() else rows)["version"].unique()
+            )
+            return f"\n\n*Rows of memories are of versions {', '.join(found)}.*"
+    return ""
 
 
 def spaces_table() -> str:
@@ -38,13 +49,12 @@ def spaces_table() -> str:
 
 def write_all(modules: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Write every page and its pictures, and the list of pages."""
-    PAGES.mkdir(exist_ok=True)
     for name, module in modules.items():
         if (PROSE / f"{name}.md").exists():
             (PAGES / f"{name}.md").write_text(fill(name, module.report(RESULTS)))
             say(f"{name}: page and pictures are done")
     problems = {}
-    for stem in comparison.PROBLEMS:
+    for stem in comparison.STEMS:
         problems |= comparison.load(RESULTS, stem)
     tables = {
         "answers": comparison.answers(problems),

@@ -1,7 +1,6 @@
 """The picture of the README: the test loss over steps, from five rates."""
 
 import pathlib
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,7 +35,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
         }
         for rate in RATES
     ]
-    return {"table": raw.table(lines), "versions": raw.versions(rows)}
+    return {"table": raw.table(lines)}
 
 
 def ends(rows: Frame, name: str) -> list[float]:
@@ -48,34 +47,20 @@ def ends(rows: Frame, name: str) -> list[float]:
 def draw_starts(rows: Frame, path: pathlib.Path) -> None:
     """Draw both optimizers from every rate: medians and quartiles of the seeds."""
     figure, (panels,) = draw.panels(1, 2, (2.8, 3.9), sharex=True, sharey=True)
+    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(RATES)))
     for axes, (name, title) in zip(panels, _PANELS.items(), strict=True):
-        _draw_method(axes, rows, name)
+        for rate, color in zip(RATES, colors, strict=True):
+            style = {"color": color, "linewidth": 2.5, "label": _short(rate)}
+            draw.draw_runs(axes, raw.from_rate(rows, name, rate), **style)
         axes.set(title=title, yscale="log", xticks=[0, 200, 400])
         axes.grid(alpha=0.3)
     draw.use_numbers(panels[0].yaxis, [0.1, 0.2, 0.5, 1, 2])
     panels[0].set_ylabel("test loss")
     figure.supxlabel("steps")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        title="learning rate at the start",
-        loc="outside upper center",
-        ncols=len(RATES),
-        columnspacing=1.0,
-        handlelength=0.8,
-        handletextpad=0.3,
-        frameon=False,
-    )
+    spaces = {"columnspacing": 1.0, "handlelength": 0.8, "handletextpad": 0.3}
     # A phone shows it at 360 pixels: 10 points there are 15 here.
-    figure.savefig(path, dpi=160, facecolor="white")
-
-
-def _draw_method(axes: Any, rows: Frame, name: str) -> None:
-    colors = plt.get_cmap("viridis")(np.linspace(0.0, 0.85, len(RATES)))
-    for rate, color in zip(RATES, colors, strict=True):
-        found = raw.from_rate(rows, name, rate)
-        if found.empty:
-            continue
-        draw.draw_runs(axes, found, color=color, linewidth=2.5, label=_short(rate))
+    title = "learning rate at the start"
+    draw.save(figure, path, legend=len(RATES), dpi=160, title=title, **spaces)
 
 
 def _short(rate: float) -> str:
