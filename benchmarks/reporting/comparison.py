@@ -8,14 +8,13 @@ import pandas as pd
 
 from benchmarks.harness.choose import load_targets
 from benchmarks.harness.costs import read_costs
-from benchmarks.harness.store import TUNING_SEED, Frame
+from benchmarks.harness.store import Frame
 from benchmarks.methods import BASELINES, COLORS, LABELS, METHODS, WITH_MEMORY, plain
 from benchmarks.reporting import draw
 from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import fixed, median, tuned
 
 PAPERS = ("paper_sgd", "paper_adam")
-STEMS = ("mnist_tuned", "rnn", "gan", "rosenbrock")
 STARTS = {
     "fresh": "new",
     "reloaded": "reloaded, learning on",
@@ -43,28 +42,20 @@ def load(folder: pathlib.Path, stem: str) -> dict[str, Frame]:
 def report(folder: pathlib.Path, stem: str) -> dict[str, str]:
     """Return the tables of all problems; draw their picture."""
     problems, costs = load(folder, stem), read_costs(folder)
+    costs = costs[costs["experiment"] == stem].set_index(["problem", "method"])
     draw_problems(problems, folder / f"{stem}.png")
-    costs = costs[costs["experiment"] == stem]
-    parts = [
-        describe(name, rows, costs[costs["problem"] == name].set_index("method"))
-        for name, rows in problems.items()
-    ]
-    return {"answers": answers(problems), "problems": "\n\n".join(parts)}
+    tables = {"answers": answers(problems)}
+    for name, rows in problems.items():
+        tables[name] = methods_table(rows, costs.loc[name])
+        tables[f"{name}, reloaded"] = reloaded_table(rows)
+    return tables
 
 
-def describe(name: str, rows: Frame, costs: Frame) -> str:
-    """Return all tables of a problem as Markdown."""
-    first, seeds = rows.iloc[0], rows[rows["seed"] < TUNING_SEED]["seed"].nunique()
-    horizon = len(first["curve"]) * first["every"]
-    text = (
-        f"## {name}\n\nUpdates to a target of {load_targets()[name]:.4g} or less "
-        f"within {horizon}, measured every {first['every']}; {seeds} seeds: median "
-        "[quartiles], runs that missed.\n\n"
-    ) + methods_table(rows, costs)
-    if (rows["start"] == "reloaded").any():
-        text += "\n\nWith a memory learned on the related task, at the fixed setting:"
-        text += f"\n\n{reloaded_table(rows)}"
-    return text
+def overall(folder: pathlib.Path) -> dict[str, str]:
+    """Return what all experiments of the paper say."""
+    stems = ("mnist_tuned", "rnn", "gan", "rosenbrock")
+    problems = {x: rows for stem in stems for x, rows in load(folder, stem).items()}
+    return {"answers": answers(problems), "counts": counts(problems)}
 
 
 def methods_table(rows: Frame, costs: Frame) -> str:
@@ -74,7 +65,7 @@ def methods_table(rows: Frame, costs: Frame) -> str:
         usual, best = fixed(rows, name), tuned(rows, name)
         if usual.empty:
             continue
-        cost = costs.loc[name]
+        cost, size = costs.loc[name, ["milliseconds", "state_bytes"]]
         line = {
             "method": LABELS[name],
             "one fixed setting": raw.format_updates(usual),
@@ -85,11 +76,9 @@ def methods_table(rows: Frame, costs: Frame) -> str:
             "end, most trials": raw.format_end(best),
             "chosen by the most trials": "".join(best["setting"][:1]),
             "beside the best tuned baseline": raw.paired(best, rival),
-            "ms per update": f"{cost['milliseconds']:.3g}",
-            "ms to the target": raw.format_number(
-                median(best["updates"]) * cost["milliseconds"]
-            ),
-            "state, bytes per parameter": f"{cost['state_bytes']:.2f}",
+            "ms per update": f"{cost:.3g}",
+            "ms to the target": raw.format_number(cost * median(best["updates"])),
+            "state, bytes per parameter": f"{size:.2f}",
         }
         lines.append(line)
     return raw.table(lines)

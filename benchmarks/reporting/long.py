@@ -33,9 +33,7 @@ CONSTANT = {
     "memory_adam": "**memory_adam**",
     "memory_sgd": "**memory_sgd**",
 }
-DECAYED = {
-    f"{name}, decay": head for name, head in CONSTANT.items() if name != "schedule_free"
-}
+DECAYED = {f"{x}, decay": head for x, head in CONSTANT.items() if x != "schedule_free"}
 AVERAGED = {
     "adam, decay": "Adam, best decayed",
     "adam, average": "Adam, averaged",
@@ -48,30 +46,17 @@ AVERAGED = {
 # Judged by a share of failures, which comes to 0.
 SHARES = ("agent", "mnist online, long")
 MISSING = "\N{EN DASH}"
-BOUNDS = {"within 2 %, or lower": 1.02, "within 10 %": 1.1}
-# Ours and a rival, and what it means to end there.
-COUNTED = {
-    ("memory_adam", "adam"): "`memory_adam` ends where the best constant Adam does",
-    ("memory_adam, decay", "adam, decay"): (
-        "with a linear decay, where the best decayed Adam does"
-    ),
-    ("memory_adam", "prodigy"): "`memory_adam` ends where Prodigy does",
-    ("memory_sgd", "momentum"): (
-        "`memory_sgd` ends where the best constant momentum does"
-    ),
-    ("memory_adam, average", "adam, decay"): (
-        "averaged weights at a constant multiplier, where the best decayed Adam does"
-    ),
-    ("memory_adam, average", "adam, average"): (
-        "averaged weights, where the best averaged Adam does"
-    ),
-    ("memory_adam, average", "prodigy, decay"): (
-        "averaged weights, where Prodigy with a decay does"
-    ),
-    ("memory_adam, average", "schedule_free"): (
-        "averaged weights, where schedule-free AdamW does"
-    ),
-}
+# Ours and rivals: on how many tasks do they end where those do?
+COUNTED = (
+    ("memory_adam", "adam"),
+    ("memory_adam, decay", "adam, decay"),
+    ("memory_adam", "prodigy"),
+    ("memory_sgd", "momentum"),
+    ("memory_adam, average", "adam, decay"),
+    ("memory_adam, average", "adam, average"),
+    ("memory_adam, average", "prodigy, decay"),
+    ("memory_adam, average", "schedule_free"),
+)
 _SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
 _SHOWN += ("noisy labels",)
 _LINES = {  # method -> label and dash
@@ -104,17 +89,17 @@ def load(folder: pathlib.Path) -> Frame:
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables; draw the pictures."""
     rows, costs = load(folder), read_costs(folder)
-    draw_tasks(rows, _SHOWN, _LINES, folder / "long.png", 3)
-    draw_tasks(rows, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
-    average = ("memory_adam, average", "adam, decay")
+    runs, ends = from_starts(rows), ends_of(rows)
+    draw_tasks(runs, _SHOWN, _LINES, folder / "long.png", 3)
+    draw_tasks(runs, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    updates = (rows["every"] * rows["curve"].map(len)).groupby(rows["problem"]).first()
     return {
-        "counts": counts(rows),
-        "constant": ends_table(rows, CONSTANT, "memory_adam", "adam"),
-        "decayed": ends_table(rows, DECAYED, "memory_adam, decay", "adam, decay"),
-        "averaged": ends_table(rows, AVERAGED, *average),
-        "solved": ", ".join(f"{short(name)} {end:g}" for name, end in SOLVED.items()),
+        **{f"{ours} over {x}": count(ends, ours, x) for ours, x in COUNTED},
+        "constant": ends_table(updates, ends, CONSTANT),
+        "decayed": ends_table(updates, ends, DECAYED),
+        "averaged": ends_table(updates, ends, AVERAGED),
         "starts": starts_table(rows, "memory_adam", "adam"),
-        "averaged_starts": starts_table(rows, *average),
+        "averaged starts": starts_table(rows, "memory_adam, average", "adam, decay"),
         "costs": costs_table(costs[costs["experiment"] == "long"]),
     }
 
@@ -124,7 +109,7 @@ def short(name: str) -> str:
     return name.removesuffix(", long")
 
 
-def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
+def from_starts(rows: Frame, rates: Sequence[float] = RATES) -> Frame:
     """Return the runs of ours from some rates, and of others at their one setting.
 
     Only of what was run from all starts with all seeds.
@@ -135,31 +120,30 @@ def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     setting = ["problem", "method", "setting"]
     rows = rows[rows.groupby(setting)["seed"].transform("nunique") >= SEEDS]
     starts = rows.groupby(setting[:2])["setting"].transform("nunique")
-    return rows[starts == np.where(is_ours[rows.index], len(rates), 1)]
+    needed = np.where(rows["method"].str.startswith("memory"), len(rates), 1)
+    return rows[starts == needed]
 
 
-def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
+def ends_of(rows: Frame, rates: Sequence[float] = RATES) -> Frame:
     """Return median ends [tasks, methods]; nan unless all runs are there."""
     found = from_starts(rows, rates).groupby(["problem", "method"])["end"].median()
     return found.unstack().reindex(list(LONG))
 
 
-def ends_table(rows: Frame, heads: dict[str, str], ours: str, rival: str) -> str:
+def ends_table(updates: Frame, ends: Frame, heads: dict[str, str]) -> str:
     """Return a table of ends: a row per task, its lowest in bold, and a ratio.
 
-    A method without any run has no column.
+    Of our Adam and of Adam. A method without any run has no column.
     """
-    ends = ends_of(rows)
     ends = ends[[name for name in heads if name in ends]]
     cells = raw.write_cells(ends, "{:.3g}", "diverged").mask(ends.isna(), MISSING)
     cells = cells.mask(ends.eq(ends.min(axis=1), axis=0), "**" + cells + "**")
-    if ours in ends and rival in ends:
-        finite = ends.where(np.isfinite)
-        head = "memory_adam / Adam"
-        cells[head] = raw.write_cells(finite[ours] / finite[rival], "{:.3g}", MISSING)
-    first = rows.drop_duplicates("problem").set_index("problem")
-    updates = (first["every"] * first["curve"].map(len)).reindex(ends.index)
-    cells.insert(0, "updates", raw.write_cells(updates, "{:.0f}"))
+    (ours,) = (name for name in heads if name.startswith("memory_adam"))
+    if ours in ends:
+        finite, rival = ends.where(np.isfinite), next(iter(heads))
+        over = finite[ours] / finite[rival]
+        cells["memory_adam / Adam"] = raw.write_cells(over, "{:.3g}", MISSING)
+    cells.insert(0, "updates", updates.map(str))
     return _table(cells.rename(columns=heads), "task")
 
 
@@ -168,47 +152,34 @@ def _table(cells: Frame, head: str) -> str:
     return raw.table(cells.rename(index=short).reset_index(names=head))
 
 
-def find_ratios(
-    rows: Frame,
-    ours: str,
-    rival: str,
-    *,
-    bare: bool = False,
-    rates: tuple[float, ...] = RATES,
-) -> Frame:
+def find_ratios(ends: Frame, ours: str, rival: str, *, bare: bool = False) -> Frame:
     """Return task -> end of ours over that of a rival; what is solved is level.
 
     Only of tasks where both are known. Infinite where ours diverged.
     """
-    ends = ends_of(rows, rates).reindex(columns=[ours, rival]).dropna()
-    floors = pd.Series({} if bare else SOLVED, dtype=float).reindex(ends.index)
+    ends = ends.reindex(columns=[ours, rival]).dropna()
+    floors = pd.Series({} if bare else SOLVED, ends.index, float)
     ends = ends.clip(lower=floors.fillna(np.finfo(float).tiny), axis=0)
     return (ends[ours] / ends[rival]).where(ends[ours] < np.inf, np.inf)
 
 
-def counts(rows: Frame, number: int = len(COUNTED)) -> str:
-    """Return on how many tasks ours end where a rival does, a line per rival."""
-    lines = []
-    for pair, text in list(COUNTED.items())[:number]:
-        level, strict = (find_ratios(rows, *pair, bare=bare) for bare in (False, True))
-        line = {"on how many tasks": text}
-        for head, bound in BOUNDS.items():
-            within, bare = (level <= bound).sum(), (strict <= bound).sum()
-            line[head] = f"{within} of {len(level)}"
-            line[head] += f" ({bare} without tolerances)" * bool(within > bare)
-        if len(level):
-            lines.append(line)
-    return raw.table(lines)
+def count(ends: Frame, ours: str, rival: str) -> str:
+    """Return on how many tasks ours end where a rival does, within 2 % and 10 %."""
+    level, strict = (find_ratios(ends, ours, rival, bare=x) for x in (False, True))
+    cells = []
+    for bound in (1.02, 1.1):
+        within, bare = (level <= bound).sum(), (strict <= bound).sum()
+        note = f" ({bare} without tolerances)" if within > bare else ""
+        cells.append(f"{within} of {len(level)}{note}")
+    return " | ".join(cells if len(level) else [MISSING, MISSING])
 
 
 def starts_table(rows: Frame, ours: str, rival: str) -> str:
     """Return the ends of ours over the rival's, by its start."""
-    ratios = pd.DataFrame(
-        {
-            f"{rate:g}": find_ratios(rows, ours, rival, bare=True, rates=(rate,))
-            for rate in ALL_RATES
-        }
-    ).reindex(list(LONG))
+    ratios = pd.DataFrame(index=list(LONG))
+    for rate in ALL_RATES:
+        over = find_ratios(ends_of(rows, [rate]), ours, rival, bare=True)
+        ratios[f"{rate:g}"] = over
     cells = ratios.map("{:.3g}".format).replace("nan", MISSING)
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
         within, there = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
@@ -232,14 +203,13 @@ def costs_table(costs: Frame) -> str:
 
 
 def draw_tasks(
-    rows: Frame,
+    runs: Frame,
     shown: Sequence[str],
     lines: dict[str, tuple[str, str]],
     path: pathlib.Path,
     columns: int,
 ) -> None:
     """Draw the measure over updates, a panel per task: medians of all runs."""
-    runs = from_starts(rows)
     figure, panels = draw.task_panels(shown, columns, (3.8, 2.7))
     for task, axes in panels.items():
         some = runs[runs["problem"] == task]
@@ -248,19 +218,21 @@ def draw_tasks(
                 width = 2.5 if name.startswith("memory") else 1.3
                 style = {"color": COLORS[name.partition(",")[0]], "label": label}
                 draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
-        curves = np.array([line.get_ydata() for line in axes.lines])
-        if len(curves := curves[np.isfinite(curves).all(axis=-1)]):
-            _limit(axes, curves, task in SHARES)
+        _limit(axes, task in SHARES)
     figure.supxlabel("updates")
     figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
 
 
-def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:
+def _limit(axes: Any, is_share: bool) -> None:
     """Show from the lowest measure up to where learning begins, if need be by decades.
 
     Every end is inside. A share of errors that is 0 has no place on such an axis.
     """
+    curves = [line.get_ydata() for line in axes.lines]
+    curves = np.array([curve for curve in curves if np.isfinite(curve).all()])
+    if not len(curves):
+        return
     tenth = max(1, curves.shape[1] // 10)
     begin = float(np.median(curves[:, :tenth].max(axis=1)))
     last = float(curves[:, -tenth:].max())

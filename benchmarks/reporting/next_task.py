@@ -60,19 +60,20 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables of both methods and what they count up to; draw them."""
     moves = load(folder)
     draw_starts(moves, folder / "next_task.png")
-    parts = [
-        f"### {method}\n\n{moves_tables(found)}\n\n{pooled_table(found)}"
-        for method, found in moves.items()
-    ]
-    return {"counts": counts(moves), "tables": "\n\n".join(parts)}
+    tables = {method: " | ".join(counts(found)) for method, found in moves.items()}
+    for method, found in moves.items():
+        tables[f"updates of {method}"] = updates_table(found)
+        tables[f"{method} over fresh"] = over_fresh_table(found)
+        tables[f"seeds of {method}"] = pooled_table(found)
+    return tables
 
 
-def moves_tables(moves: Moves) -> str:
-    """Return updates to the target; then every start over a fresh memory, and ends."""
-    updates, over = [], []
+def updates_table(moves: Moves) -> str:
+    """Return updates to the target."""
+    lines = []
     for (_, label), runs in moves.items():
         texts = {start: raw.format_updates(found) for start, found in runs.items()}
-        best = "".join(runs["fresh"]["setting"][:1]).removeprefix("rate=")
+        best = runs["fresh"]["setting"].iloc[0].removeprefix("rate=")
         line = {
             "first task to second": label,
             "tuned Adam": texts["adam"],
@@ -80,31 +81,35 @@ def moves_tables(moves: Moves) -> str:
             "best fresh memory": f"{texts['fresh']}; from {best}",
             "memory with its schedule": texts[SCHEDULE],
         }
-        updates.append(line)
-        line = {"first task to second": label}
-        for start in STARTS:
-            line[f"{start} : fresh"] = paired(runs[start], runs["fresh"])
-        for other in ("fresh", ONE_RATE):
-            text = paired(runs[SCHEDULE], runs[other], "end")
-            line[f"end, schedule : {other}"] = text
-        over.append(line)
-    return f"{raw.table(updates)}\n\n{raw.table(over)}"
+        lines.append(line)
+    return raw.table(lines)
+
+
+def over_fresh_table(moves: Moves) -> str:
+    """Return the updates from every start over those of a fresh memory, and ends."""
+    return raw.table(
+        {
+            "first task to second": label,
+            **{f"{x} : fresh": paired(runs[x], runs["fresh"]) for x in STARTS},
+            "end, schedule : fresh": paired(runs[SCHEDULE], runs["fresh"], "end"),
+            "end, schedule : one rate": paired(runs[SCHEDULE], runs[ONE_RATE], "end"),
+        }
+        for (_, label), runs in moves.items()
+    )
 
 
 def pooled_table(moves: Moves) -> str:
     """Return sign tests over the seeds of every class of moves, and of all."""
     lines = []
+    rivals = list(itertools.product((ONE_RATE, "mean", "fresh"), ("updates", "end")))
     for kind in (*CLASSES, "all"):
         some = [runs for (own, _), runs in moves.items() if kind in ("all", own)]
         line = {"seeds lower : higher, p": f"{kind} ({len(some)})"}
-        rivals = itertools.product((ONE_RATE, "mean", "fresh"), ("updates", "end"))
         for other, value in rivals:
-            counted = [
-                raw.count_seeds(runs[SCHEDULE][value], runs[other][value])
-                for runs in some
-            ]
-            wins, losses = np.reshape(counted, (-1, 2)).sum(axis=0)
-            text = f"{wins:g} : {losses:g}, {raw.sign_test(wins, losses):.2g}"
+            pairs = [(runs[SCHEDULE][value], runs[other][value]) for runs in some]
+            counted = np.array([raw.count_seeds(*pair) for pair in pairs])
+            wins, losses = counted.reshape(-1, 2).sum(axis=0, dtype=int)
+            text = f"{wins} : {losses}, {raw.sign_test(wins, losses):.2g}"
             text = raw.bold_if_clear(text, wins, losses)
             line[f"{value}, schedule : {other}"] = text
         lines.append(line)
@@ -119,26 +124,15 @@ def medians(moves: Moves) -> Frame:
     )
 
 
-def counts(moves: dict[str, Moves]) -> str:
-    """Return on how many moves the memory saves or loses, and fresh is level."""
-    lines = []
-    for method, found in moves.items():
-        updates = medians(found)
-        fresh = updates["fresh"].where(np.isfinite)
-        signs = [raw.judge(runs[SCHEDULE], runs["fresh"]) for runs in found.values()]
-        saved, level = (
-            updates[SCHEDULE] <= SAVED * fresh,
-            fresh <= LEVEL * updates["adam"],
-        )
-        heads = {
-            f"at most {SAVED:g} of the updates of the best fresh memory": saved.sum(),
-            "clearly faster (p < .05)": signs.count(1),
-            "clearly slower": signs.count(-1),
-            "the best fresh one within 10 % of tuned Adam, or ahead": level.sum(),
-        }
-        cells = {head: f"{number} of {len(found)}" for head, number in heads.items()}
-        lines.append({"on how many moves": f"`{method}`", **cells})
-    return raw.table(lines)
+def counts(moves: Moves) -> list[str]:
+    """Return on how many moves the memory saves, wins and loses, and fresh is level."""
+    updates = medians(moves)
+    fresh = updates["fresh"].where(np.isfinite)
+    signs = [raw.judge(runs[SCHEDULE], runs["fresh"]) for runs in moves.values()]
+    saved = (updates[SCHEDULE] <= SAVED * fresh).sum()
+    level = (fresh <= LEVEL * updates["adam"]).sum()
+    numbers = saved, signs.count(1), signs.count(-1), level
+    return [f"{number} of {len(moves)}" for number in numbers]
 
 
 def draw_starts(moves: dict[str, Moves], path: pathlib.Path) -> None:

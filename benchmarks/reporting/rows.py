@@ -60,7 +60,12 @@ def tuned(rows: Frame, name: str, *budgets: int) -> Frame:
 
 
 def quartiles(values: Any) -> np.ndarray:
-    """Return the quartiles and the median as [low, median, high]; inf is a value."""
+    """Return the quartiles and the median as [low, median, high]; inf is a value.
+
+    Nan of nothing.
+    """
+    if not len(values):
+        return np.full(3, np.nan)
     low, high = (
         np.quantile(values, (0.25, 0.5, 0.75), method=method)
         for method in ("lower", "higher")
@@ -70,7 +75,7 @@ def quartiles(values: Any) -> np.ndarray:
 
 def median(values: Any) -> float:
     """Return the median, where inf is a value; nan of nothing."""
-    return float(quartiles(values)[1]) if len(values) else np.nan
+    return float(quartiles(values)[1])
 
 
 def soonest(candidates: Iterable[Frame]) -> Frame:
@@ -97,10 +102,9 @@ def judge(first: Frame, second: Frame, value: str = "updates") -> float:
 
     Nan where there is nothing to compare.
     """
-    if first.empty or second.empty:
-        return np.nan
     wins, losses = count_seeds(first[value], second[value])
-    return np.sign(wins - losses) * (sign_test(wins, losses) < SIGNIFICANT)
+    is_clear = sign_test(wins, losses) < SIGNIFICANT
+    return np.sign(wins - losses) * is_clear if len(first) and len(second) else np.nan
 
 
 def bold_if_clear(text: str, wins: int, losses: int) -> str:
@@ -113,8 +117,16 @@ def paired(first: Frame, second: Frame, value: str = "updates") -> str:
     if first.empty or second.empty:
         return ""
     wins, losses = count_seeds(first[value], second[value])
-    text = ratio(median(first[value]), median(second[value]))
-    return bold_if_clear(f"{text} ({wins} : {losses})", wins, losses)
+    text = f"{ratio(first, second, value)} ({wins} : {losses})"
+    return bold_if_clear(text, wins, losses)
+
+
+def ratio(first: Frame, second: Frame, value: str = "updates") -> str:
+    """Return the ratio of medians; both sides of it where one is not finite."""
+    over, under = median(first[value]), median(second[value])
+    if np.isfinite(over) and np.isfinite(under) and under > 0:
+        return f"{over / under:.2f}"
+    return f"{format_number(over)} / {format_number(under)}"
 
 
 def format_number(value: float) -> str:
@@ -138,13 +150,6 @@ def format_updates(found: Frame) -> str:
     missed = int(np.isinf(found["updates"]).sum())
     text = middle if low == high else f"{middle} [{low}, {high}]"
     return text + (f", {missed} missed" if 0 < missed < len(found) else "")
-
-
-def ratio(first: float, second: float) -> str:
-    """Return a ratio; both sides of it where one is not finite."""
-    if np.isfinite(first) and np.isfinite(second) and second > 0:
-        return f"{first / second:.2f}"
-    return f"{format_number(first)} / {format_number(second)}"
 
 
 def write_cells(numbers: Frame, form: str = "{:.2f}", missing: str = "") -> Frame:

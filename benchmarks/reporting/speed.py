@@ -115,17 +115,6 @@ def progress_table(rows: Frame) -> str:
     return table(_describe(times).assign(**over))
 
 
-def logging_shares(rows: Frame) -> dict[str, float]:
-    """Return which part of a training step of the CNN logging takes, by method."""
-    cnn = rows[rows["case"].str.startswith("MNIST CNN")].set_index("method")
-    times, step = cnn["milliseconds"], cnn["milliseconds"] / cnn["share"]
-    return {
-        name: (times[f"{name}, logged"] - times[name]) / step[name]
-        for name in cnn.index
-        if f"{name}, logged" in cnn.index
-    }
-
-
 def draw_speed(rows: Frame, path: pathlib.Path) -> None:
     """Draw the ratio to a clip and the base by size, and the bytes of state."""
     figure, ((sizes, state),) = draw.panels(1, 2, (5.4, 4.2))

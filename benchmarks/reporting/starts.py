@@ -5,7 +5,7 @@ import pathlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.harness.store import Frame
+from benchmarks.harness.store import Frame, write_setting
 from benchmarks.reporting import draw
 from benchmarks.reporting import rows as raw
 
@@ -27,21 +27,15 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the table; draw the picture."""
     rows = raw.load(folder / "starts.csv.gz")
     draw_starts(rows, folder / "starts.png")
-    lines = [
-        {"from a rate of": _short(rate)}
-        | {
-            head: raw.format_end(raw.from_rate(rows, name, rate))
-            for name, head in METHODS.items()
-        }
-        for rate in RATES
-    ]
-    return {"table": raw.table(lines)}
+    cells = raw.write_cells(ends(rows), "{:.3g}", "not finite").rename(columns=METHODS)
+    return {"table": raw.table(cells.reset_index(names="from a rate of"))}
 
 
-def ends(rows: Frame, name: str) -> list[float]:
-    """Return the median end of a method from each rate, the lowest first."""
-    found = [raw.from_rate(rows, name, rate)["end"] for rate in RATES]
-    return sorted(raw.median(values) for values in found)
+def ends(rows: Frame) -> Frame:
+    """Return the median ends [rates, methods]."""
+    found = rows.pivot_table("end", "setting", "method", aggfunc="median")
+    found = found.loc[[write_setting({"rate": rate}) for rate in RATES], list(METHODS)]
+    return found.set_axis([_short(rate) for rate in RATES])
 
 
 def draw_starts(rows: Frame, path: pathlib.Path) -> None:
