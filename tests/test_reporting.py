@@ -76,6 +76,8 @@ def test_starts_stand_over_what_was_tuned():
     assert near == "1 of 1 | 1 of 1 | 1 of 1 | 0 of 1"
     assert low == "1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1"
     assert close == "1 of 1 | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1"
+    nobody = suite.headlines({"bowl": tasks["bowl"].assign(updates=NEVER)})
+    assert nobody["memory_adam within 100 %"].startswith("0 of 1 |")
     ours = tasks["bowl"][tasks["bowl"]["method"] == "memory_sgd"]
     assert suite.ruined(ours, tasks["bowl"]) == 2 * 11
     over = suite.profile(tasks).iloc[0]

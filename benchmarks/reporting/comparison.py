@@ -60,28 +60,25 @@ def overall(folder: pathlib.Path) -> dict[str, str]:
 
 def methods_table(rows: Frame, costs: Frame) -> str:
     """Return the comparison of all methods."""
-    rival, lines = best_baseline(rows), []
-    for name in METHODS:
-        usual, best = fixed(rows, name), tuned(rows, name)
-        if usual.empty:
-            continue
-        cost, size = costs.loc[name, ["milliseconds", "state_bytes"]]
-        line = {
+    rival = best_baseline(rows)
+    return raw.table(
+        {
             "method": LABELS[name],
-            "one fixed setting": raw.format_updates(usual),
+            "one fixed setting": raw.format_updates(fixed(rows, name)),
             "1 trial": raw.format_updates(tuned(rows, name, 1)),
             "5 trials": raw.format_updates(tuned(rows, name, 5)),
             "20 trials": raw.format_updates(tuned(rows, name, 20)),
-            "end, fixed": raw.format_end(usual),
-            "end, most trials": raw.format_end(best),
+            "end, fixed": raw.format_end(fixed(rows, name)),
+            "end, most trials": raw.format_end(best := tuned(rows, name)),
             "chosen by the most trials": "".join(best["setting"][:1]),
             "beside the best tuned baseline": raw.paired(best, rival),
-            "ms per update": f"{cost:.3g}",
+            "ms per update": f"{(cost := costs['milliseconds'][name]):.3g}",
             "ms to the target": raw.format_number(cost * median(best["updates"])),
-            "state, bytes per parameter": f"{size:.2f}",
+            "state, bytes per parameter": f"{costs['state_bytes'][name]:.2f}",
         }
-        lines.append(line)
-    return raw.table(lines)
+        for name in METHODS
+        if name in set(rows["method"])
+    )
 
 
 def reloaded_table(rows: Frame) -> str:

@@ -70,19 +70,17 @@ def report(folder: pathlib.Path) -> dict[str, str]:
 
 def updates_table(moves: Moves) -> str:
     """Return updates to the target."""
-    lines = []
-    for (_, label), runs in moves.items():
-        texts = {start: raw.format_updates(found) for start, found in runs.items()}
-        best = runs["fresh"]["setting"].iloc[0].removeprefix("rate=")
-        line = {
+    return raw.table(
+        {
             "first task to second": label,
-            "tuned Adam": texts["adam"],
-            "Adam, rate of the first task": texts["first rate"],
-            "best fresh memory": f"{texts['fresh']}; from {best}",
-            "memory with its schedule": texts[SCHEDULE],
+            "tuned Adam": raw.format_updates(runs["adam"]),
+            "Adam, rate of the first task": raw.format_updates(runs["first rate"]),
+            "best fresh memory": raw.format_updates(runs["fresh"])
+            + runs["fresh"]["setting"].iloc[0].replace("rate=", "; from "),
+            "memory with its schedule": raw.format_updates(runs[SCHEDULE]),
         }
-        lines.append(line)
-    return raw.table(lines)
+        for (_, label), runs in moves.items()
+    )
 
 
 def over_fresh_table(moves: Moves) -> str:

@@ -85,25 +85,18 @@ def _describe(found: Frame) -> Frame:
 def compiled_table(rows: Frame) -> str:
     """Return tracing and compiling, over that of clip + adam, and of the own base."""
     found = rows[rows["case"].str.startswith("compile")]
-    seconds = found.set_index(["case", "leaves", "method"])["compile_seconds"]
-
-    def over(bases: Frame) -> Frame:
-        keys = zip(found["case"], found["leaves"], bases, strict=True)
-        ratios = found["compile_seconds"] / seconds[list(keys)].to_numpy()
-        return ratios.map("{:.2f}".format)
-
-    return table(
-        _describe(found).assign(
-            **{
-                "method": found["method"],
-                "seconds": found["compile_seconds"].map("{:.2f}".format),
-                "/ clip + adam": over(["clip + adam"] * len(found)),
-                "/ clip and base": over(found["method"].map(clip_of)),
-                "state": found["state_bytes"].map("{:.3f}".format),
-                "temporary": found["temporary_bytes"].map("{:.2f}".format),
-            }
-        )
-    )
+    keys = ["case", "leaves", "method"]
+    seconds = found.set_index(keys)["compile_seconds"]
+    cells = _describe(found).assign(method=found["method"])
+    cells["seconds"] = found["compile_seconds"].map("{:.2f}".format)
+    own = found["method"].map(clip_of)
+    for head, bases in {"/ clip + adam": "clip + adam", "/ clip and base": own}.items():
+        below = seconds.loc[pd.MultiIndex.from_frame(found.assign(method=bases)[keys])]
+        ratios = found["compile_seconds"] / below.to_numpy()
+        cells[head] = ratios.map("{:.2f}".format)
+    cells["state"] = found["state_bytes"].map("{:.3f}".format)
+    cells["temporary"] = found["temporary_bytes"].map("{:.2f}".format)
+    return table(cells)
 
 
 def progress_table(rows: Frame) -> str:
