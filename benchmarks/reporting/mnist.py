@@ -51,7 +51,8 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables; draw the picture."""
     rows = pd.read_csv(folder / "mnist.csv")
     draw_tasks(rows, folder / "mnist.png")
-    return {**means(rows), "methods": methods_table(rows)}
+    paper = {f"{x}, paper": " | ".join(map(str, PAPER[x].values())) for x in PAPER}
+    return {**means(rows), **paper, "methods": methods_table(rows)}
 
 
 def updates_to_goal(rows: Frame) -> Frame:
@@ -82,10 +83,11 @@ def summarize(rows: Frame) -> Frame:
 def means(rows: Frame) -> dict[str, str]:
     """Return what memories need on the last task, by meta rate."""
     found = summarize(rows).loc[["reloaded", "new", "reloaded, adam", "new, adam"]]
-    never = found["misses"].map(" ({:.0f} of ".format) + found["size"].map(
-        "{} never)".format
-    )
-    cells = found["mean"].map("{:.1f}".format) + never.where(found["misses"] > 0, "")
+    notes = [
+        f" ({misses:.0f} of {size:.0f} never)" if misses else ""
+        for misses, size in found[["misses", "size"]].to_numpy()
+    ]
+    cells = found["mean"].map("{:.1f}".format) + notes
     return cells.unstack()[list(META_RATES)].agg(" | ".join, axis=1).to_dict()
 
 
