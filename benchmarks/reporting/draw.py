@@ -1,7 +1,6 @@
 """What all pictures share: their size, their font, colours from `methods`."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -24,7 +23,7 @@ def panels(rows: int, columns: int, size: tuple[float, float], **more: Any) -> A
 
 
 def task_panels(
-    names: Sequence[str], columns: int, size: tuple[float, float], **more: Any
+    names: list[str], columns: int, size: tuple[float, float], **more: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Return a figure, and the axes of every task."""
     figure, grid = panels(-(-len(names) // columns), columns, size, **more)

@@ -1,7 +1,6 @@
 """What long runs end at: tables and pictures, from the raw rows."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,10 @@ COUNTED = (
     ("memory_adam, average", "prodigy, decay"),
     ("memory_adam, average", "schedule_free"),
 )
-_SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
-_SHOWN += ("noisy labels",)
-_LINES = {  # method -> label and dash
+_SHOWN = ["language, long", "residual, long", "autoencoder", "physics", "gan, long"]
+_SHOWN += ["noisy labels"]
+Lines = dict[str, tuple[str, str]]  # method -> label and dash
+_LINES = {
     "adam": ("Adam, best of 20 constant rates", "-"),
     "adam, decay": ("Adam, best of 20 decayed rates", ":"),
     "memory_adam": ("memory_adam", "-"),
@@ -91,7 +91,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     rows, costs = load(folder), read_costs(folder)
     runs, ends = from_starts(rows), ends_of(rows)
     draw_tasks(runs, _SHOWN, _LINES, folder / "long.png", 3)
-    draw_tasks(runs, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    draw_tasks(runs, list(LONG), _ALL_LINES, folder / "long_all.png", 4)
     updates = (rows["every"] * rows["curve"].map(len)).groupby(rows["problem"]).first()
     return {
         **{f"{ours} over {x}": count(ends, ours, x) for ours, x in COUNTED},
@@ -109,7 +109,7 @@ def short(name: str) -> str:
     return name.removesuffix(", long")
 
 
-def from_starts(rows: Frame, rates: Sequence[float] = RATES) -> Frame:
+def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     """Return the runs of ours from some rates, and of others at their one setting.
 
     Only of what was run from all starts with all seeds.
@@ -124,7 +124,7 @@ def from_starts(rows: Frame, rates: Sequence[float] = RATES) -> Frame:
     return rows[starts == needed]
 
 
-def ends_of(rows: Frame, rates: Sequence[float] = RATES) -> Frame:
+def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     """Return median ends [tasks, methods]; nan unless all runs are there."""
     found = from_starts(rows, rates).groupby(["problem", "method"])["end"].median()
     return found.unstack().reindex(list(LONG))
@@ -178,7 +178,7 @@ def starts_table(rows: Frame, ours: str, rival: str) -> str:
     """Return the ends of ours over the rival's, by its start."""
     ratios = pd.DataFrame(index=list(LONG))
     for rate in ALL_RATES:
-        over = find_ratios(ends_of(rows, [rate]), ours, rival, bare=True)
+        over = find_ratios(ends_of(rows, (rate,)), ours, rival, bare=True)
         ratios[f"{rate:g}"] = over
     cells = ratios.map("{:.3g}".format).replace("nan", MISSING)
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
@@ -203,11 +203,7 @@ def costs_table(costs: Frame) -> str:
 
 
 def draw_tasks(
-    runs: Frame,
-    shown: Sequence[str],
-    lines: dict[str, tuple[str, str]],
-    path: pathlib.Path,
-    columns: int,
+    runs: Frame, shown: list[str], lines: Lines, path: pathlib.Path, columns: int
 ) -> None:
     """Draw the measure over updates, a panel per task: medians of all runs."""
     figure, panels = draw.task_panels(shown, columns, (3.8, 2.7))

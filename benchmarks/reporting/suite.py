@@ -1,7 +1,6 @@
 """Tables and pictures of one default from five base rates, on eleven tasks."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,9 @@ _LIMITS = (0.8, 30.0)  # ends are drawn between these multiples of the best one
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables; draw the pictures."""
     tasks, costs = raw.by_problem(folder / "suite.csv.gz"), read_costs(folder)
-    draw_starts(tasks, folder / "suite_starts.png", _SHOWN, 3)
-    draw_starts(tasks, folder / "suite_starts_all.png", tuple(tasks), 4)
+    shown = [name for name in _SHOWN if name in tasks] or list(tasks)
+    draw_starts(tasks, folder / "suite_starts.png", shown, 3)
+    draw_starts(tasks, folder / "suite_starts_all.png", list(tasks), 4)
     draw_profile(tasks, folder / "suite.png")
     costs = costs[costs["experiment"] == "suite"].set_index(["problem", "method"])
     tables = {task: task_table(rows, costs.loc[task]) for task, rows in tasks.items()}
@@ -112,13 +112,11 @@ def task_table(rows: Frame, costs: Frame) -> str:
 
 
 def draw_starts(
-    tasks: dict[str, Frame], path: pathlib.Path, shown: Sequence[str], columns: int
+    tasks: dict[str, Frame], path: pathlib.Path, shown: list[str], columns: int
 ) -> None:
     """Draw how tasks end over the rate that they were started with."""
-    names = [name for name in shown if name in tasks] or list(tasks)
-    figure, panels = draw.task_panels(
-        names, columns, (3.6, 2.7), sharex=True, sharey=True
-    )
+    shared = {"sharex": True, "sharey": True}
+    figure, panels = draw.task_panels(shown, columns, (3.6, 2.7), **shared)
     for name, axes in panels.items():
         courses = ends_by_rate(tasks[name])
         best = np.nanmin([ends[1].min() for ends in courses.values()])
