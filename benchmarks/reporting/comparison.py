@@ -72,7 +72,7 @@ def methods_table(rows: Frame, costs: Frame) -> str:
             "end, most trials": raw.format_end(best := tuned(rows, name)),
             "chosen by the most trials": "".join(best["setting"][:1]),
             "beside the best tuned baseline": raw.paired(best, rival),
-            "ms per update": f"{(cost := costs['milliseconds'][name]):.3g}",
+            "ms per step": f"{(cost := costs['milliseconds'][name]):.3g}",
             "ms to the target": raw.format_number(cost * median(best["updates"])),
             "state, bytes per parameter": f"{costs['state_bytes'][name]:.2f}",
         }
@@ -87,7 +87,7 @@ def reloaded_table(rows: Frame) -> str:
         {
             "memory": LABELS[name],
             "start": label,
-            "updates": raw.format_updates(found),
+            "steps": raw.format_updates(found),
             "end": raw.format_end(found),
             "reloaded, beside it": raw.paired(fixed(rows, name, "reloaded"), found),
         }
@@ -150,7 +150,7 @@ def draw_problems(problems: dict[str, Frame], path: pathlib.Path) -> None:
                     style = {"color": COLORS[method], "label": plain(LABELS[method])}
                     draw.draw_runs(axis, found, floor=target / 100, **style)
             axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
-            axis.set(yscale="log", xlabel="updates", title=f"{name}: {title}")
+            axis.set(yscale="log", xlabel="steps", title=f"{name}: {title}")
         axes[0].set_ylabel(_MEASURES.get(name, "loss"))
         # The same range on both, without the peaks of what diverged.
         ends = np.concatenate([x.get_ydata() for axis in axes for x in axis.lines])
@@ -180,7 +180,7 @@ def _draw_updates(axis: Any, rows: Frame) -> None:
         axis.plot(middle, heights, marker, color=color, mec="black", label=kind)
     axis.axvline(1.1 * horizon, color="black", linewidth=0.8, linestyle=":")
     axis.set(xscale="log", ylim=(len(METHODS) - 0.4, -1.0))
-    axis.set(xlabel="updates to the target", title="right of the line: never")
+    axis.set(xlabel="steps to the target", title="right of the line: never")
     ticks = [digit * 10.0**power for power in range(5) for digit in (1, 3)]
     draw.use_numbers(axis.xaxis, ticks)
     axis.set_yticks(range(len(METHODS)), [plain(LABELS[name]) for name in METHODS])

@@ -143,7 +143,7 @@ def ends_table(updates: Frame, ends: Frame, heads: dict[str, str]) -> str:
         finite, rival = ends.where(np.isfinite), next(iter(heads))
         over = finite[ours] / finite[rival]
         cells["memory_adam / Adam"] = raw.write_cells(over, "{:.3g}", MISSING)
-    cells.insert(0, "updates", updates.map(str))
+    cells.insert(0, "steps", updates.map(str))
     return _table(cells.rename(columns=heads), "task")
 
 
@@ -215,7 +215,7 @@ def draw_tasks(
                 style = {"color": COLORS[name.partition(",")[0]], "label": label}
                 draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
         _limit(axes, task in SHARES)
-    figure.supxlabel("updates")
+    figure.supxlabel("steps")
     figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
 

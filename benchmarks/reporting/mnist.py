@@ -118,7 +118,7 @@ def draw_tasks(rows: Frame, path: pathlib.Path) -> None:
                 low, high = found.quantile(0.25), found.quantile(0.75)
                 axis.fill_between(low.index, low, high, color=color, alpha=0.2)
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
-        axis.set(ylim=(0.45, 1.01), xlabel="updates", title=f"digits {task}")
+        axis.set(ylim=(0.45, 1.01), xlabel="steps", title=f"digits {task}")
         axis.set_ylabel("test accuracy")
     _draw_goals(grid[1, 1], summarize(rows))
     draw.save(figure, path, legend=2)
@@ -133,6 +133,6 @@ def _draw_goals(axis: Any, summary: Frame) -> None:
         if dash == "-":
             axis.plot(found["paper"], "D", color=color, mec="black")
     axis.plot([], [], "D", color="white", mec="black", label="the paper (figure 1)")
-    axis.set(xscale="log", xlabel="meta rate", title=f"digits {LAST}: updates needed")
+    axis.set(xscale="log", xlabel="meta rate", title=f"digits {LAST}: steps needed")
     draw.use_numbers(axis.xaxis, list(META_RATES))
-    axis.set_ylabel("mean updates")
+    axis.set_ylabel("mean steps")

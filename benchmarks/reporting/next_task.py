@@ -62,7 +62,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     draw_starts(moves, folder / "next_task.png")
     tables = {method: " | ".join(counts(found)) for method, found in moves.items()}
     for method, found in moves.items():
-        tables[f"updates of {method}"] = updates_table(found)
+        tables[f"steps of {method}"] = updates_table(found)
         tables[f"{method} over fresh"] = over_fresh_table(found)
         tables[f"seeds of {method}"] = pooled_table(found)
     return tables
@@ -150,5 +150,5 @@ def draw_starts(moves: dict[str, Moves], path: pathlib.Path) -> None:
         axes.hlines(np.arange(1, len(names)) - 0.5, low, high, color="#DDDDDD")
     grid[0].set_yticks(range(len(names)), names)
     grid[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.supxlabel("updates to the target / those of the best fresh memory")
+    figure.supxlabel("steps to the target / those of the best fresh memory")
     draw.save(figure, path, legend=3)

@@ -60,7 +60,7 @@ def draw_descent(descent: Descent, path: pathlib.Path) -> None:
     figure, ((surface, loss), memories) = draw.panels(2, 2, (5.6, 4.0))
     _draw_path(surface, descent)
     loss.plot(descent.losses, color=COLORS["paper_sgd"])
-    loss.set(yscale="log", xlabel="updates", title="loss")
+    loss.set(yscale="log", xlabel="steps", title="loss")
     # A memory starts at 0.001 and may go up to 1.
     norm = LogNorm(1e-5, descent.rates.max())
     extent = (0, _UPDATES, -GRID_BOUND, GRID_BOUND)
@@ -69,7 +69,7 @@ def draw_descent(descent: Descent, path: pathlib.Path) -> None:
     ):
         rates = np.maximum(rates, 1e-5)
         axis.imshow(rates, aspect="auto", origin="lower", extent=extent, norm=norm)
-        axis.set(xlabel="updates", ylabel=f"gradient of {name}, clipped")
+        axis.set(xlabel="steps", ylabel=f"gradient of {name}, clipped")
         axis.set_title(f"memory of {name}: {len(rates)} rates")
     colors = ScalarMappable(norm, "viridis")
     figure.colorbar(colors, ax=memories[-1], label="learning rate")
@@ -84,5 +84,5 @@ def _draw_path(axis: Any, descent: Descent) -> None:
     axis.plot(*descent.points.T, ".-", color=COLORS["paper_sgd"], linewidth=1)
     axis.plot(*descent.points[0], "o", color="black", label="start")
     axis.plot(1.0, 1.0, "*", color="red", ms=12, label="minimum")
-    axis.set(xlabel="x1", ylabel="x2", title=f"path of {_UPDATES} updates")
+    axis.set(xlabel="x1", ylabel="x2", title=f"path of {_UPDATES} steps")
     axis.legend(loc="lower left")

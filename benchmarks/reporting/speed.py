@@ -120,7 +120,7 @@ def draw_speed(rows: Frame, path: pathlib.Path) -> None:
         state.bar_label(bar, fmt="%.2g", padding=3)
     sizes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
     sizes.set(xscale="log", xlabel="parameters")
-    sizes.set_ylabel("time of an update / clip and base")
+    sizes.set_ylabel("time of a step / clip and base")
     sizes.set_yscale("log", base=2)
     sizes.yaxis.set_major_formatter("{x:g}")
     state.set(xlim=(0, 19), xlabel="bytes of state per parameter")

@@ -98,12 +98,12 @@ def task_table(rows: Frame, costs: Frame) -> str:
     return raw.table(
         {
             "method": label,
-            "updates to the target": raw.format_updates(found),
+            "steps to the target": raw.format_updates(found),
             "over tuned Adam": raw.ratio(found, adam),
             "end": raw.format_end(found),
             "over tuned SGD": raw.ratio(found, sgd, "end"),
             "ruined": str(ruined(found, rows) or ""),
-            "ms an update": f"{median(costs['milliseconds'][found['method']]):.3g}",
+            "ms per step": f"{median(costs['milliseconds'][found['method']]):.3g}",
             "bytes a parameter": f"{median(costs['state_bytes'][found['method']]):.3g}",
         }
         for label, found in runs.items()
@@ -168,7 +168,7 @@ def draw_profile(tasks: dict[str, Frame], path: pathlib.Path) -> None:
     axes.set_xscale("log", base=2)
     draw.use_numbers(axes.xaxis, [1, 2, 4, 8])
     axes.set(ylim=(0, 1.02), ylabel="share of tasks")
-    axes.set_xlabel("updates to the target / those of the best method")
+    axes.set_xlabel("steps to the target / those of the best method")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     draw.save(figure, path)
