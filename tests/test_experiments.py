@@ -46,9 +46,6 @@ def small(monkeypatch, tmp_path):
             x: VARIANTS[x] for x in ("the default", "gain 4")
         },
         "reporting.search.TASKS": ("bowl",),
-        "experiments.kernel_inputs.SUITE": tasks,
-        "reporting.kernel_inputs.TASKS": ("bowl",),
-        "reporting.kernel_inputs.SEEN": ("one rate", "size"),
         "experiments.transfer.load_growths": lambda: [growth],
         "experiments.transfer.TRIALS": 1,
         "experiments.next_task.MOVES": {"bowl": lambda: move},
@@ -71,8 +68,7 @@ TUNED = ["--seeds", "2", "--trials", "1"]
 @pytest.mark.parametrize(
     ("name", "arguments", "expected", "runs"),
     [
-        ("kernel_inputs", ["--seeds", "1"], "| momentum | bowl |", 4),
-        ("long", ["--seeds", "3"], "| bowl | 20 |", 27),
+        ("long", ["--seeds", "3"], "| bowl | 20 |", 39),
         ("next_task", [], "| all (1) |", 24),
         ("rosenbrock", [*TUNED, "--methods", "sgd", "adam"], "| Adam | ", 8),
         ("search", ["--seeds", "1"], "| gain 4 |", 4),
