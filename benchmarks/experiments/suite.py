@@ -1,9 +1,12 @@
 """One default from five base rates, beside tuned baselines, on eleven tasks."""
 
-import argparse
-from collections.abc import Callable
-
-from benchmarks.harness.arguments import add_seeds, add_tasks, add_trials
+from benchmarks.harness.arguments import (
+    Arguments,
+    Parser,
+    Say,
+    add_tasks,
+    add_trials,
+)
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
@@ -15,14 +18,13 @@ from benchmarks.reporting import suite
 TIME = "1 hour; with --seeds 10 --trials 20 as published, 4 hours"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add what may be asked."""
-    add_seeds(parser)
+    add_tasks(parser, SUITE)
     add_trials(parser)
-    add_tasks(parser, list(SUITE))
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `suite.csv.gz`, and time all optimizers."""
     seeds, out = arguments.seeds, arguments.out
     store = Store(out / "suite.csv.gz")

@@ -1,10 +1,9 @@
 """What tuned baselines reach: the targets of the comparisons, beside the committed."""
 
-import argparse
 import pathlib
-from collections.abc import Callable
 
 from benchmarks.experiments import next_task, transfer
+from benchmarks.harness.arguments import Arguments, Parser, Say
 from benchmarks.harness.choose import load_targets
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
@@ -24,7 +23,7 @@ _ELSEWHERE = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Nothing may be asked."""
 
 
@@ -39,7 +38,7 @@ def load_all() -> list[tuple[str, Problem]]:
     return problems + [("next_task", one) for one in next_task.load_new()]
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Tune the baselines; say the targets beside the committed ones."""
     committed, problems = load_targets(), load_all()
     tell = counted(say, len(problems))

@@ -1,19 +1,20 @@
 """A memory of a small network starts a larger one that learns the same digits."""
 
-import argparse
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
-from benchmarks.harness.arguments import add_seeds
+from benchmarks.harness.arguments import Arguments, Say, add_seeds
 from benchmarks.harness.choose import TRIALS
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import (
+    Memories,
     Trainer,
     averaged,
+    from_rates,
     in_threads,
     run_sweep,
     seeds_of,
@@ -26,6 +27,7 @@ from benchmarks.reporting import transfer
 from metalr_optax import adapt_memory, match_labels
 
 TIME = "half an hour; with --seeds 10 as published, 1 hour"
+add_arguments = add_seeds
 EARLY = 20  # updates
 _SCALARS = ("memory_adam", "memory_sgd")
 
@@ -53,12 +55,7 @@ def load_growths() -> list[Growth]:
     ]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what may be asked."""
-    add_seeds(parser)
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `transfer.csv.gz`."""
     store = Store(arguments.out / "transfer.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
@@ -78,18 +75,19 @@ def run_starts(growth: Growth, name: str, store: Store, seeds: int) -> None:
     """Run one optimizer on the larger network, fresh and from every memory."""
     method = LIBRARY[name]._replace(has_memory=True)
     trainer = Trainer(growth.large, method, store)
-    for rate in transfer.FRESH:
-        trainer.run(seeds_of({"rate": rate}, seeds))
+    trainer.run(from_rates(transfer.FRESH, seeds))
     state = fresh_state(growth.large, method)
     horizons = EARLY, growth.small.horizon
     for when, horizon in zip(transfer.MOMENTS, horizons, strict=True):
-        source = growth.small._replace(horizon=horizon)
-        learned = Trainer(source, method, store).learn(source.data, seeds)
+        source = Trainer(growth.small._replace(horizon=horizon), method, store)
+        learn = functools.cache(
+            lambda source=source: source.learn(source.problem.data, seeds)
+        )
         for start in transfer.STARTS:
             # A single rate is its own mean.
             if start.startswith(when) and not (name in _SCALARS and "mean" in start):
-                fitted = [_fit(start, memory, state) for memory in learned]
-                trainer.run(seeds_of(USUAL, seeds), start, fitted)
+                fit = functools.partial(_fit, start, learn, state)
+                trainer.run(seeds_of(USUAL, seeds), start, fit)
 
 
 def fresh_state(problem: Problem, method: Method) -> Any:
@@ -98,13 +96,13 @@ def fresh_state(problem: Problem, method: Method) -> Any:
     return method.make(*method.default.values()).init(params)
 
 
-def _fit(start: str, memory: Any, state: Any) -> Any:
-    if "mean" in start:
-        (memory,) = averaged([memory])
-    mapping = match_labels(memory, state)
+def _fit(start: str, learn: Any, state: Any) -> Memories:
+    memories = averaged(learn()) if "mean" in start else learn()
+    mappings = [match_labels(memory, state) for memory in memories]
     if "pooled" in start:
-        mapping = dict.fromkeys(mapping)
-    return adapt_memory(memory, state, mapping)
+        mappings = [dict.fromkeys(mapping) for mapping in mappings]
+    pairs = zip(memories, mappings, strict=True)
+    return [adapt_memory(memory, state, mapping) for memory, mapping in pairs]
 
 
 report = transfer.report

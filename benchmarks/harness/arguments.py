@@ -1,9 +1,12 @@
 """What several experiments are asked on the command line."""
 
 import argparse
+from collections.abc import Callable, Iterable
 
-from benchmarks.harness.choose import BUDGETS, TRIALS
-from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
+from benchmarks.harness.choose import BUDGETS
+
+Parser, Arguments = argparse.ArgumentParser, argparse.Namespace
+Say = Callable[[str], None]
 
 
 def positive(text: str) -> int:
@@ -14,19 +17,21 @@ def positive(text: str) -> int:
     return value
 
 
-def add_seeds(parser: argparse.ArgumentParser, seeds: int = 3) -> None:
+def add_seeds(parser: Parser, seeds: int = 3) -> None:
     """Add --seeds."""
     parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
 
 
-def add_tasks(parser: argparse.ArgumentParser, tasks: list[str]) -> None:
-    """Add --tasks."""
+def add_tasks(parser: Parser, tasks: Iterable[str]) -> None:
+    """Add --seeds and --tasks."""
+    add_seeds(parser)
+    names = list(tasks)
     parser.add_argument(
-        "--tasks", nargs="+", choices=tasks, default=tasks, help="which"
+        "--tasks", nargs="+", choices=names, default=names, help="which"
     )
 
 
-def add_trials(parser: argparse.ArgumentParser) -> None:
+def add_trials(parser: Parser) -> None:
     """Add --trials."""
     parser.add_argument(
         "--trials",
@@ -35,28 +40,3 @@ def add_trials(parser: argparse.ArgumentParser) -> None:
         default=5,
         help="settings that are tried to tune a method",
     )
-
-
-def add_comparison(parser: argparse.ArgumentParser) -> None:
-    """Add what a comparison of tuned methods may be asked."""
-    add_seeds(parser)
-    add_trials(parser)
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=[*BASELINES, *WITH_MEMORY, "prodigy"],
-        help="what to compare",
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="the published comparison: 10 seeds, 20 trials, all methods",
-    )
-
-
-def fill_in(arguments: argparse.Namespace) -> None:
-    """Set what --full stands for."""
-    if arguments.full:
-        arguments.seeds, arguments.trials = 10, TRIALS
-        arguments.methods = list(METHODS)

@@ -1,5 +1,7 @@
 """What a learning problem is; most are a network, examples and a loss."""
 
+import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 class Problem(NamedTuple):
@@ -54,6 +58,27 @@ def errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(logits).all(), wrong, jnp.nan)
 
 
+def minimized(
+    name: str,
+    data: Any,
+    start: Callable[[Any, jax.Array], tuple[Any, Any]],
+    loss: Callable[[Any, Any, Any, Any], jax.Array],
+    judge: Callable[[Any, Any], jax.Array],
+    horizon: int,
+    every: int,
+) -> Problem:
+    """Return a problem of one loss(params, data, extra, count); judge(params, data)."""
+
+    def gradients(data: Any, params: Any, extra: Any, count: Any) -> Any:
+        return jax.grad(loss)(params, data, extra, count), extra
+
+    def measure(data: Any, params: Any, extra: Any) -> jax.Array:
+        del extra
+        return judge(params, data)
+
+    return Problem(name, data, start, gradients, measure, horizon, every)
+
+
 def supervised(
     name: str,
     network: nn.Module,
@@ -75,19 +100,26 @@ def supervised(
     def start(examples: Examples, key: jax.Array) -> tuple[Any, jax.Array]:
         return network.init(key, examples.inputs[:1]), key
 
-    def gradients(examples: Examples, params: Any, key: jax.Array, count: Any) -> Any:
+    def of_batch(params: Any, examples: Examples, key: Any, count: Any) -> jax.Array:
         batch_key = jax.random.fold_in(key, count)
         chosen = jax.random.randint(batch_key, (batch,), 0, len(examples.inputs))
         inputs, labels = examples.inputs[chosen], examples.labels[chosen]
+        return loss(apply(params, inputs), labels)
 
-        def loss_fn(params: Any) -> jax.Array:
-            return loss(apply(params, inputs), labels)
-
-        return jax.grad(loss_fn)(params), key
-
-    def measure(examples: Examples, params: Any, key: jax.Array) -> jax.Array:
-        del key
+    def of_judged(params: Any, examples: Examples) -> jax.Array:
         outputs = apply(params, examples.judged_inputs)
         return (judge or loss)(outputs, examples.judged_labels)
 
-    return Problem(name, examples, start, gradients, measure, horizon, every)
+    return minimized(name, examples, start, of_batch, of_judged, horizon, every)
+
+
+def checked(path: pathlib.Path, content: bytes, digest: str) -> bytes:
+    """Return what a file holds if it is the original.
+
+    Raises:
+      ValueError: its MD5 is another.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != digest:
+        raise ValueError(f"{path} is damaged: its MD5 is {found}, not {digest}")
+    return content
