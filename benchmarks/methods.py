@@ -42,14 +42,9 @@ class Method(NamedTuple):
     label: str = ""  # in tables
 
 
-def _tuned(
-    name: str,
-    label: str,
-    make: Callable[..., optax.GradientTransformation],
-    low: float,
-    high: float,
-    rate: float,
-) -> Method:
+def _tuned(name: str, label: str, make: Any, *rates: float) -> Method:
+    """Return a method of one rate: the lowest, the highest and the fixed."""
+    low, high, rate = rates
     return Method(name, make, {"rate": (low, high)}, {"rate": rate}, label=label)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import optax
 
-from benchmarks.harness.arguments import Arguments, Parser, Say, add_tasks
+from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store, read_setting

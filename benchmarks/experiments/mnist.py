@@ -5,8 +5,9 @@ authors' code: methods that end in ", adam". All controls are of equation 6.
 """
 
 import functools
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 import pandas as pd
 
-from benchmarks.harness.arguments import Arguments, Parser, Say, add_seeds, positive
+from benchmarks.harness.command import Arguments, Parser, Say, add_seeds, positive
 from benchmarks.harness.progress import counted
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import Frame, write_frame
@@ -39,7 +40,6 @@ TASKS = ((1, 2), (1, 3), (1, 4))
 # one model.
 RUNS = 2 * len(TASKS) + len(META_RATES) * (2 * (2 * len(TASKS) - 1) + 3 + 2)
 BASE_RATE = 1e-3
-Train = Callable[..., Memories]  # of a task, a label and memories
 
 
 def _by_equation(num: int) -> Method:
@@ -120,32 +120,33 @@ def _make_runner(kind: str, horizon: int) -> Callable[..., Any]:
     return make_runner(problem, _METHODS[kind])
 
 
-def run_memory(train: Train, tasks: list[Task], rule: str = "") -> None:
-    """Run new and reloaded memories; of equation 6 the controls on the last task."""
-    learned = train(tasks[0], f"new{rule}")
-    for task in tasks[1:]:
-        train(task, f"new{rule}")
-        if task is tasks[-1] and not rule:
-            train(task, "frozen", learned)
-            train(task, "constant", averaged(learned))
-            train(task, "shuffled", shuffled(learned))
-        learned = train(task, f"reloaded{rule}", learned)
+def run_all(tasks: list[Task]) -> Iterator[Frame]:
+    """Yield the rows of every run of the experiment as it is done.
 
-
-def run_single(train: Train, tasks: list[Task]) -> None:
-    """Run the control with one local model per layer; kept are its last runs."""
-    learned = None
-    for task in tasks[:-1]:
-        learned = train(task, "reloaded_m1", learned)
-    train(tasks[-1], "new_m1")
-    train(tasks[-1], "reloaded_m1", learned)
+    New and reloaded memories by both rules, and with one local model per layer; of
+    equation 6 the controls on the last task.
+    """
+    for task in tasks:
+        for label in ("sgd", "adam"):
+            yield train_run(task, label)[0]
+    for meta_rate, rule in itertools.product(META_RATES, ("", "_m1", AUTHORS)):
+        learned: Memories = []
+        for task in tasks:
+            starts: dict[str, Memories] = {"new": []}
+            if task is tasks[-1] and not rule:
+                changed = {"constant": averaged(learned), "shuffled": shuffled(learned)}
+                starts |= {"frozen": learned, **changed}
+            if learned:
+                starts["reloaded"] = learned
+            for start, memories in starts.items():
+                rows, learned = train_run(task, f"{start}{rule}", meta_rate, memories)
+                # One local model is a control on the last task alone.
+                if rule != "_m1" or task is tasks[-1]:
+                    yield rows
 
 
 def train_run(
-    task: Task,
-    label: str,
-    meta_rate: float | None = None,
-    memories: Memories | None = None,
+    task: Task, label: str, meta_rate: float | None = None, memories: Memories = ()
 ) -> tuple[Frame, Memories]:
     """Train from memories, or from fresh ones; return the rows and what was learned.
 
@@ -154,14 +155,14 @@ def train_run(
     kind = next(end for end in _METHODS if label.endswith(end))
     step = 0.0 if label in ("frozen", "constant") else meta_rate
     setting = [BASE_RATE] if meta_rate is None else [BASE_RATE, step]
-    runner = _make_runner(kind, len(task.lessons[0].batches))
-    if memories is None and _METHODS[kind].has_memory:
+    runner, method = _make_runner(kind, len(task.lessons[0].batches)), _METHODS[kind]
+    fresh = None
+    if method.has_memory:
         # With fresh memories given, no second program has to be compiled.
-        state = _METHODS[kind].make(*setting).init(task.lessons[0].params)
-        memories = [get_memory(state)] * len(task.lessons)
+        fresh = get_memory(method.make(*setting).init(task.lessons[0].params))
 
     def train(seed: int) -> Any:
-        memory = None if memories is None else memories[seed]
+        memory = memories[seed] if memories else fresh
         results = runner(task.lessons[seed], jnp.array(setting), 0, memory)
         return jax.tree.map(np.asarray, results)
 
@@ -211,30 +212,12 @@ def run(arguments: Arguments, say: Say) -> None:
         f"{len(TASKS)} tasks, {arguments.seeds} seeds, {arguments.horizon} "
         f"updates of {arguments.batch_size} images each; the first runs compile"
     )
-    tasks = [make_task(digits, pair, *sizes) for pair in TASKS]
-
-    def train(
-        rate: float | None, task: Task, label: str, memories: Memories | None = None
-    ) -> Memories:
-        rows, learned = train_run(task, label, rate, memories)
-        if task is tasks[-1] or not label.endswith("_m1"):
-            frames.append(rows)
-            ends = rows[rows["update"] == arguments.horizon]["test_accuracy"]
-            end = ends.astype(float).mean()
-            tell(
-                f"{task.name}  {label:<14}{rate or '':>6}  "
-                f"accuracy at the end {end:.3f}"
-            )
-        return learned
-
-    for task in tasks:
-        for label in ("sgd", "adam"):
-            train(None, task, label)
-    for rate in META_RATES:
-        train_at = functools.partial(train, rate)
-        run_memory(train_at, tasks)
-        run_single(train_at, tasks)
-        run_memory(train_at, tasks, AUTHORS)
+    for rows in run_all([make_task(digits, pair, *sizes) for pair in TASKS]):
+        frames.append(rows)
+        task, label, rate, *_ = rows.iloc[-1]
+        ends = rows[rows["update"] == arguments.horizon]["test_accuracy"]
+        end = ends.astype(float).mean()
+        tell(f"{task}  {label:<14}{rate or '':>6}  accuracy at the end {end:.3f}")
     write_frame(pd.concat(frames), arguments.out / "mnist.csv")
 
 

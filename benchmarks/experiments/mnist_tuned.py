@@ -2,13 +2,13 @@
 
 import functools
 
-from benchmarks.harness import compare
+from benchmarks.harness.command import add_comparison, compare
 from benchmarks.problems.digits import BATCHES, ONLINE, load_pair
 from benchmarks.reporting import comparison
 
 TIME = "10 minutes; with --full as published, 1 hour"
-add_arguments = compare.add_arguments
+add_arguments = add_comparison
 run = functools.partial(
-    compare.run, "mnist_tuned", lambda: [load_pair(name) for name in (BATCHES, ONLINE)]
+    compare, "mnist_tuned", lambda: [load_pair(name) for name in (BATCHES, ONLINE)]
 )
 report = functools.partial(comparison.report, stem="mnist_tuned")

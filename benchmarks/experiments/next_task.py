@@ -23,7 +23,7 @@ import optax
 
 from benchmarks.experiments.transfer import fresh_state, load_growths
 from benchmarks.harness import choose
-from benchmarks.harness.arguments import Arguments, Parser, Say, add_tasks
+from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import TUNING_SEED, Store, read_setting
 from benchmarks.harness.sweep import Memories, Trainer, from_rates, seeds_of, tune

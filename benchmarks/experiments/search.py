@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from benchmarks.harness.arguments import Arguments, Say, add_seeds
+from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import from_rates, run_methods

@@ -18,7 +18,7 @@ import pandas as pd
 from optax import contrib
 
 import metalr_optax
-from benchmarks.harness.arguments import Arguments, Parser, Say, positive
+from benchmarks.harness.command import Arguments, Parser, Say, positive
 from benchmarks.harness.costs import time_in_turns
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Frame, write_frame

@@ -2,7 +2,7 @@
 
 import optax
 
-from benchmarks.harness.arguments import Arguments, Say, add_seeds
+from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import from_rates, run_methods
 from benchmarks.methods import LIBRARY, METHODS, USUAL, Method

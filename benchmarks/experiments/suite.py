@@ -1,16 +1,10 @@
 """One default from five base rates, beside tuned baselines, on eleven tasks."""
 
-from benchmarks.harness.arguments import (
-    Arguments,
-    Parser,
-    Say,
-    add_tasks,
-    add_trials,
-)
+from benchmarks.harness.command import Arguments, Parser, Say, add_tasks, add_trials
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import run_methods, run_sweep, seeds_of
+from benchmarks.harness.sweep import from_rates, run_methods, run_sweep, seeds_of
 from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, PEERS
 from benchmarks.problems.tasks import SUITE
 from benchmarks.reporting import suite
@@ -34,12 +28,12 @@ def run(arguments: Arguments, say: Say) -> None:
     for name in arguments.tasks:
         problem = SUITE[name]()
         run_sweep(problem, store, tuned, seeds, arguments.trials, say)
-        pairs = []
-        for method in untuned:
-            rates = OURS.get(method.name, (method.default["rate"],))
-            settings = [{**method.default, "rate": rate} for rate in rates]
-            jobs = [job for setting in settings for job in seeds_of(setting, seeds)]
-            pairs.append((method, jobs))
+        pairs = [
+            (method, from_rates(OURS[method.name], seeds))
+            if method.name in OURS
+            else (method, seeds_of(method.default, seeds))
+            for method in untuned
+        ]
         run_methods(problem, store, pairs)
         add_costs(out, "suite", problem, [*tuned, *untuned])
         tell(f"{name}: all base rates are done")

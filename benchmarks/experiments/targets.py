@@ -3,8 +3,8 @@
 import pathlib
 
 from benchmarks.experiments import next_task, transfer
-from benchmarks.harness.arguments import Arguments, Parser, Say
 from benchmarks.harness.choose import load_targets
+from benchmarks.harness.command import Arguments, Parser, Say
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import baseline_target

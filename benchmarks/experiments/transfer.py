@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from benchmarks.harness.arguments import Arguments, Say, add_seeds
 from benchmarks.harness.choose import TRIALS
+from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import (

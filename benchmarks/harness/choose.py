@@ -64,11 +64,3 @@ def lowest_trial(rows: Frame, method: Method, trials: int = TRIALS) -> str:
     """Return the setting that ends lowest of the first ones; '' until all are tried."""
     found = tried(rows, method, trials)
     return str(found["end"].idxmin()) if len(found) == trials else ""
-
-
-def target_of(curves: np.ndarray) -> float:
-    """Return what curves [seeds, measures] have at three quarters of the horizon.
-
-    The median over seeds.
-    """
-    return float(np.median(curves[:, curves.shape[1] * 3 // 4 - 1]))

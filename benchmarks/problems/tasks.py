@@ -107,16 +107,6 @@ def digit_classes(name: str, network: nn.Module) -> Problem:
     return supervised(name, network, load_digits(), cross_entropy, 64, 300, 10)
 
 
-def classes() -> Problem:
-    """Return ten digits for dense layers 784-64-64-10."""
-    return digit_classes("classes", Mlp((64, 64, 10), nn.relu))
-
-
-def residual() -> Problem:
-    """Return ten digits for a deep residual network with normalisation."""
-    return digit_classes("residual", Residual())
-
-
 def next_bytes(length: int, stride: int) -> Examples:
     """Return rows of Python's sources, each byte labelled by the one after it.
 
@@ -146,10 +136,10 @@ SUITE: dict[str, Callable[[], Problem]] = {
     "teacher": lambda: teacher("teacher"),
     "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
     "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
-    "classes": classes,
+    "classes": lambda: digit_classes("classes", Mlp((64, 64, 10), nn.relu)),
     ONLINE: lambda: load_pair(ONLINE),
     robot.CHANGE: lambda: robot.load_problem(robot.CHANGE),
     gan.NAME: gan.load_problem,
     "language": language,
-    "residual": residual,
+    "residual": lambda: digit_classes("residual", Residual()),
 }

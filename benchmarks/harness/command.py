@@ -1,15 +1,9 @@
-"""The comparison of tuned methods on the problems of one experiment."""
+"""What experiments are asked on the command line, and the comparison of the paper's."""
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks.harness.arguments import (
-    Arguments,
-    Parser,
-    Say,
-    add_seeds,
-    add_trials,
-)
-from benchmarks.harness.choose import TRIALS
+from benchmarks.harness.choose import BUDGETS, TRIALS
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
@@ -17,26 +11,53 @@ from benchmarks.harness.sweep import run_sweep
 from benchmarks.methods import BASELINES, METHODS, WITH_MEMORY
 from benchmarks.problems.problem import Problem
 
+Parser, Arguments = argparse.ArgumentParser, argparse.Namespace
+Say = Callable[[str], None]
 
-def add_arguments(parser: Parser) -> None:
+
+def positive(text: str) -> int:
+    """Parse a whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def add_seeds(parser: Parser, seeds: int = 3) -> None:
+    """Add --seeds."""
+    parser.add_argument("--seeds", type=positive, default=seeds, help="paired runs")
+
+
+def add_tasks(parser: Parser, tasks: Iterable[str]) -> None:
+    """Add --seeds and --tasks."""
+    add_seeds(parser)
+    all_of = {"choices": list(tasks), "default": list(tasks)}
+    parser.add_argument("--tasks", nargs="+", help="which", **all_of)
+
+
+def add_trials(parser: Parser) -> None:
+    """Add --trials."""
+    text = "settings that are tried to tune a method"
+    parser.add_argument("--trials", type=int, choices=BUDGETS, default=5, help=text)
+
+
+def add_comparison(parser: Parser) -> None:
     """Add what a comparison of tuned methods may be asked."""
     add_seeds(parser)
     add_trials(parser)
+    usual = [*BASELINES, *WITH_MEMORY, "prodigy"]
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=list(METHODS),
-        default=[*BASELINES, *WITH_MEMORY, "prodigy"],
+        default=usual,
         help="what to compare",
     )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="the published comparison: 10 seeds, 20 trials, all methods",
-    )
+    text = "the published comparison: 10 seeds, 20 trials, all methods"
+    parser.add_argument("--full", action="store_true", help=text)
 
 
-def run(
+def compare(
     stem: str, load: Callable[[], Sequence[Problem]], arguments: Arguments, say: Say
 ) -> None:
     """Run what is missing, then time the methods; rows and times stay in a folder."""
