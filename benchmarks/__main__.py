@@ -33,9 +33,7 @@ def load(name: str) -> Any:
 
 def make_parser() -> Parser:
     """Return the parser of all experiments."""
-    parser = Parser(
-        prog="python -m benchmarks", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser("python -m benchmarks", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="experiment", required=True)
     for name in NAMES:
         module = load(name)
@@ -47,12 +45,8 @@ def make_parser() -> Parser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument(
-            "--out",
-            type=pathlib.Path,
-            default="results",
-            help="folder for rows and pictures",
-        )
+        what = "folder for rows and pictures"
+        command.add_argument("--out", type=pathlib.Path, default="results", help=what)
         module.add_arguments(command)
     commands.add_parser("report", help="All pages and pictures, from rows (3 minutes)")
     return parser

@@ -26,7 +26,6 @@ USUAL = {"rate": 1e-3}
 
 def own_parameters(state: Any, params: Any) -> Any:
     """Return the parameters that are trained: those that most methods judge."""
-    del state
     return params
 
 
@@ -48,16 +47,19 @@ def _tuned(name: str, label: str, make: Any, *rates: float) -> Method:
     return Method(name, make, {"rate": (low, high)}, {"rate": rate}, label=label)
 
 
+def paper_rule(optimizer: Any, num: int, step: Callable[[Any], Any]) -> Any:
+    """Return how the paper's rule is made: `num` local models a layer."""
+    kernels = linspace_kernels(BOUND, num)
+    return lambda rate, meta: optimizer(
+        initial=rate, kernels=kernels, memory_optimizer=step(meta)
+    )
+
+
 def _paper(name: str, label: str, num: int, highest_meta: float) -> Method:
-    """Return the paper's rule: `num` local models a layer, rates stepped by Adam."""
-    optimizer: Any = paper_sgd if name.startswith("paper_sgd") else paper_adam
-
-    def make(rate: Any, meta: Any) -> optax.GradientTransformation:
-        kernels, rule = linspace_kernels(BOUND, num), optax.adam(meta)
-        return optimizer(initial=rate, kernels=kernels, memory_optimizer=rule)
-
+    """Return the paper's rule, rates stepped by Adam."""
+    optimizer = paper_sgd if name.startswith("paper_sgd") else paper_adam
     space = {"rate": (1e-5, 1e-1), "meta": (1e-4 * highest_meta, highest_meta)}
-    default = {"rate": 1e-3, "meta": 1e-2}
+    default, make = {"rate": 1e-3, "meta": 1e-2}, paper_rule(optimizer, num, optax.adam)
     return Method(name, make, space, default, has_memory=True, label=label)
 
 

@@ -31,7 +31,6 @@ def rprop(rate: jax.typing.ArrayLike) -> optax.GradientTransformation:
         return jax.tree.map(jnp.zeros_like, params), sizes
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        del params
         previous, sizes = state
         agreement = jax.tree.map(
             lambda now, before: jnp.sign(now) * jnp.sign(before), updates, previous

@@ -10,7 +10,7 @@ import pytest
 from bowl import bowl, give_target
 
 from benchmarks.__main__ import NAMES, load, main, make_parser
-from benchmarks.experiments import next_task, speed, transfer
+from benchmarks.experiments import next_task, speed
 from benchmarks.experiments.search import VARIANTS
 from benchmarks.harness.store import KEY
 from benchmarks.problems.next_tasks import ALIKE, Move
@@ -32,7 +32,7 @@ def small(monkeypatch, tmp_path):
     """A bowl takes the place of all tasks, and few methods that of many."""
     tasks, last = {"bowl": bowl}, jnp.float32(2.0)
     move = Move("before to bowl", ALIKE, 2 * (bowl("before"),), bowl(), last, seeds=2)
-    growth = transfer.Growth(bowl("small"), bowl(), ("memory_adam",))
+    growth = bowl("small"), bowl(), ("memory_adam",)
     changes = {
         "experiments.rosenbrock.tasks.rosenbrock": bowl,
         "experiments.suite.SUITE": tasks,

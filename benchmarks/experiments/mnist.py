@@ -21,18 +21,13 @@ from benchmarks.harness.progress import counted
 from benchmarks.harness.runner import make_runner
 from benchmarks.harness.store import Frame, write_frame
 from benchmarks.harness.sweep import Memories, averaged, in_threads, shuffled
-from benchmarks.methods import BOUND, METHODS, MODELS, Method
-from benchmarks.problems.digits import (
-    batch_loss,
-    count_errors,
-    load_digits,
-    select_two,
-)
+from benchmarks.methods import METHODS, MODELS, Method, paper_rule
+from benchmarks.problems.digits import batch_loss, count_errors, load_digits, select_two
 from benchmarks.problems.networks import LeNet
 from benchmarks.problems.problem import Examples, Problem
 from benchmarks.reporting import mnist
 from benchmarks.reporting.mnist import AUTHORS, META_RATES
-from metalr_optax import get_memory, linspace_kernels, paper_sgd
+from metalr_optax import get_memory, paper_sgd
 
 TIME = "2 minutes"
 TASKS = ((1, 2), (1, 3), (1, 4))
@@ -44,11 +39,7 @@ BASE_RATE = 1e-3
 
 def _by_equation(num: int) -> Method:
     """Return the paper's rule with `num` local models, stepped by equation 6."""
-
-    def make(rate: Any, meta: Any) -> optax.GradientTransformation:
-        kernels, rule = linspace_kernels(BOUND, num), optax.sgd(meta)
-        return paper_sgd(initial=rate, kernels=kernels, memory_optimizer=rule)
-
+    make = paper_rule(paper_sgd, num, optax.sgd)
     return Method("equation 6", make, {}, {}, has_memory=True)
 
 
@@ -103,7 +94,7 @@ def _make_runner(kind: str, horizon: int) -> Callable[..., Any]:
     """Return the runner of a lesson; it measures test errors and the batch's loss."""
 
     def start(lesson: Lesson, key: jax.Array) -> Any:
-        del key  # what differs between seeds is in the lesson
+        # What differs between seeds is in the lesson.
         return lesson.params, jnp.zeros(())
 
     def gradients(lesson: Lesson, params: Any, loss: Any, count: jax.Array) -> Any:
@@ -196,11 +187,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=64, help="images in such an update"
     )
-    parser.add_argument(
-        "--data-dir",
-        type=pathlib.Path,
-        help="folder with the four MNIST files instead of the bundled subset",
-    )
+    text = "folder with the four MNIST files instead of the bundled subset"
+    parser.add_argument("--data-dir", type=pathlib.Path, help=text)
 
 
 def run(arguments: Arguments, say: Say) -> None:

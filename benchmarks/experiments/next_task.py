@@ -29,8 +29,7 @@ from benchmarks.harness.store import TUNING_SEED, Store, read_setting
 from benchmarks.harness.sweep import Memories, Trainer, from_rates, seeds_of, tune
 from benchmarks.methods import LIBRARY, METHODS, OURS, Method, sample_settings
 from benchmarks.problems import next_tasks
-from benchmarks.problems.next_tasks import LARGER, Move, unlearnable
-from benchmarks.problems.problem import Problem
+from benchmarks.problems.next_tasks import Move
 from benchmarks.reporting import next_task
 from benchmarks.reporting.next_task import FRESH, ONE_RATE, SCHEDULE, STARTS
 from metalr_optax import Memory, adapt_memory, memory_adam, memory_sgd
@@ -38,14 +37,13 @@ from metalr_optax.progress import MARKS
 
 TIME = "1 hour; with --seeds 10 as published, 3 hours"
 LEARNERS = [LIBRARY[name]._replace(has_memory=True) for name in OURS]
-_OPTIMIZERS = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}
 
 
 def _grow(number: int) -> Move:
     small, large, _ = load_growths()[number]
     label, seeds = f"{large.name}, from a smaller", (10, 5)[number]
-    noise = unlearnable(small.data) if number == 0 else None
-    return Move(label, LARGER, (small,), large, noise, seeds)
+    noise = next_tasks.unlearnable(small.data) if number == 0 else None
+    return Move(label, next_tasks.LARGER, (small,), large, noise, seeds)
 
 
 MOVES: dict[str, Callable[[], Move]] = {
@@ -53,16 +51,6 @@ MOVES: dict[str, Callable[[], Move]] = {
     **next_tasks.MOVES,
     "larger cnn": lambda: _grow(1),
 }
-
-
-# Second tasks that no other experiment has; the text's has the target of all of it,
-# because it is judged on the same bytes.
-NEW = ("rotated digits", "noisy digits", "digits 5 to 9", "rnn change 2")
-
-
-def load_new() -> list[Problem]:
-    """Return the second tasks whose targets come from `next_task.csv`."""
-    return [MOVES[name]().second for name in NEW]
 
 
 def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
@@ -83,7 +71,8 @@ def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
 
 def freeze(method: Method) -> Method:
     """Return the method with memories that follow their schedules and learn nothing."""
-    make, still = _OPTIMIZERS[method.name], optax.set_to_zero()
+    make: Any = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}[method.name]
+    still = optax.set_to_zero()
     return method._replace(make=lambda rate: make(initial=rate, memory_optimizer=still))
 
 
@@ -141,12 +130,10 @@ def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
         runner.run(jobs, start, functools.partial(begin, start))
 
 
-def learn(
-    move: Move, method: Method, store: Store, seeds: int
-) -> tuple[Memories, Memories]:
+def learn(move: Move, method: Method, store: Store, seeds: int) -> Any:
     """Return memories of the first tasks in turn, and of the unrelated."""
     trainers = [Trainer(problem, method, store) for problem in move.first]
-    learned: Any = None
+    learned: Memories = ()
     for trainer in trainers:
         learned = trainer.learn(trainer.problem.data, seeds, learned)
     if move.unrelated is None:

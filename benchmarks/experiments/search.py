@@ -1,6 +1,6 @@
 """Variants of the rule of `memory_adam`, each alone, on six tasks named beforehand."""
 
-import pathlib
+import functools
 from typing import Any
 
 import optax
@@ -47,16 +47,14 @@ def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `search.csv.gz`."""
     store = Store(arguments.out / "search.csv.gz")
     tell = counted(say, len(search.TASKS))
+    jobs = from_rates(search.RATES, arguments.seeds)
+    pairs = [
+        (Method(name, functools.partial(make, one), {}, USUAL), jobs)
+        for name, one in VARIANTS.items()
+    ]
     for task in search.TASKS:
-        jobs = from_rates(search.RATES, arguments.seeds)
-        pairs = [
-            (Method(name, lambda rate, one=one: make(one, rate), {}, USUAL), jobs)
-            for name, one in VARIANTS.items()
-        ]
         run_methods((SUITE | LONG)[task](), store, pairs)
         tell(f"{task}: all runs are done")
 
 
-def report(folder: pathlib.Path) -> dict[str, str]:
-    """Return the table."""
-    return search.report(folder, list(VARIANTS))
+report = functools.partial(search.report, variants=list(VARIANTS))

@@ -41,7 +41,6 @@ from metalr_optax import (
     summarize_memory,
 )
 
-SAMPLE, ALL = 2**16, 10**9
 TIME = "20 minutes, alone on the machine"
 Make = Callable[[int], optax.GradientTransformation]
 
@@ -75,11 +74,11 @@ def one_by_one(num: int) -> optax.GradientTransformation:
     )
 
 
-def one_rate(progress: bool) -> optax.GradientTransformation:
-    """Return Adam with a rate for each layer, with or without a schedule."""
-    return scale_by_memory(
+def one_rate(progress: bool) -> Make:
+    """Return how Adam is made with a rate for each layer, and a schedule or none."""
+    return of_kernels(
+        *(scale_by_memory, 1.0),
         base_optimizer=optax.scale_by_adam(),
-        kernels=linspace_kernels(1.0, 1),
         signal=raw_product,
         memory_optimizer=agreement_steps(),
         progress=progress,
@@ -96,6 +95,7 @@ def logged(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
     return optax.GradientTransformation(optimizer.init, update)
 
 
+_ALL, _SAMPLE = {"evidence_sample": 10**9}, {"evidence_sample": 2**16}
 _CLIP = optax.clip_by_global_norm(1.0)
 _ADAM = of_kernels(memory_adam, 1.0, clip_norm=1.0)
 _OTHERS: dict[str, Make] = {
@@ -113,30 +113,25 @@ OPTIMIZERS = _OTHERS | {
     "memory_sgd": of_kernels(memory_sgd, 1.0),
     "memory_adam": _ADAM,
     "memory_adam, averaged": lambda num: optax.chain(_ADAM(num), average_weights()),
-    "memory_adam, all": of_kernels(
-        memory_adam, 1.0, clip_norm=1.0, evidence_sample=ALL
-    ),
+    "memory_adam, all": of_kernels(memory_adam, 1.0, clip_norm=1.0, **_ALL),
     "learn_rates, lion": lambda _: learn_rates(optax.lion(1.0), clip_norm=1.0),
-    "one rate": lambda _: one_rate(progress=False),
-    "by progress": lambda _: one_rate(progress=True),
+    "one rate": one_rate(progress=False),
+    "by progress": one_rate(progress=True),
     "paper_sgd": of_kernels(paper_sgd, 2.0),
-    "paper_sgd, sampled": of_kernels(paper_sgd, 2.0, evidence_sample=SAMPLE),
+    "paper_sgd, sampled": of_kernels(paper_sgd, 2.0, **_SAMPLE),
     "paper_sgd, one by one": one_by_one,
     "paper_adam": of_kernels(paper_adam, 2.0),
-    "paper_adam, sampled": of_kernels(paper_adam, 2.0, evidence_sample=SAMPLE),
+    "paper_adam, sampled": of_kernels(paper_adam, 2.0, **_SAMPLE),
 }
 EXACT, ADAM = ("paper_sgd", 20), ("adam", 0)
-CLIPPED = ("clip + adam", 0), ("clip + momentum", 0), ("clip + lion", 0)
+CLIPPED = [(name, 0) for name in _OTHERS if name.startswith("clip")]
 BY_PROGRESS = ("one rate", 1), ("by progress", 1)
 OTHERS = [(name, 0) for name in _OTHERS]
-_PAPERS = [(name, 20) for name in OPTIMIZERS if name.startswith("paper")]
-_PAPERS.remove(("paper_sgd, one by one", 20))
-_NEW = [(name, 1) for name in OPTIMIZERS if name.startswith(("memory", "learn"))]
-MEMORIES = [*_NEW, *_PAPERS]
-_OURS = [
-    *(ADAM, *CLIPPED, ("memory_sgd", 1), ("memory_adam", 1)),
-    *(("learn_rates, lion", 1), ("memory_adam, averaged", 1)),
-]
+MEMORIES = [(name, 1) for name in OPTIMIZERS if name.startswith(("memory", "learn"))]
+MEMORIES += [(name, 20) for name in OPTIMIZERS if name.startswith("paper")]
+MEMORIES.remove(("paper_sgd, one by one", 20))
+_SHORT = ("memory_sgd", "memory_adam", "learn_rates, lion", "memory_adam, averaged")
+_OURS = [ADAM, *CLIPPED, *((name, 1) for name in _SHORT)]
 _LOGGED = [("memory_sgd", 1), ("memory_adam", 1), EXACT]
 OPTIMIZERS |= {
     f"{name}, logged": lambda num, name=name: logged(OPTIMIZERS[name](num))
@@ -224,9 +219,9 @@ def run_case(case: Case) -> Frame:
     update / (gradient + update). Bytes are per parameter, temporary ones at most at a
     time. What is only compiled is not timed, and its seconds are a median.
     """
-    leaves, steps = jax.tree.leaves(case.params), {}
+    leaves, steps = len(jax.tree.leaves(case.params)), {}
     compiled: dict[Any, list[dict]] = {method: [] for method in case.methods}
-    for _ in range(3 if case.rounds == 0 and len(leaves) <= 100 else 1):
+    for _ in range(3 if case.rounds == 0 and leaves <= 100 else 1):
         for method in case.methods:
             steps[method], facts = compile_update(method, case.params)
             compiled[method].append(facts)
@@ -242,8 +237,8 @@ def run_case(case: Case) -> Frame:
             {
                 "case": case.name,
                 "platform": jax.default_backend(),
-                "size": sum(leaf.size for leaf in leaves),
-                "leaves": len(leaves),
+                "size": optax.tree.size(case.params),
+                "leaves": leaves,
                 "method": name,
                 "kernels": num,  # 0 where there is none
                 "milliseconds": 1e3 * float(np.median(times.get((name, num), np.nan))),
@@ -268,8 +263,7 @@ def compile_update(method: tuple[str, int], params: Any) -> tuple[Any, dict]:
     step = update.lower(params, state, params).compile()
     seconds = time.perf_counter() - start
     analysis: Any = step.memory_analysis()
-    leaves = jax.tree.leaves(state)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    leaves, size = jax.tree.leaves(state), optax.tree.size(params)
     return step, {
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / size,
         "state_leaves": len(leaves),
@@ -282,19 +276,14 @@ def time_updates(case: Case, steps: dict[Any, Any]) -> dict[Any, np.ndarray]:
     """Return the seconds of every method, round after round; None is the gradient."""
     if case.rounds == 0:
         return {}
-    leaves, tree = jax.tree.flatten(case.params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        0.5 * jax.random.normal(key, leaf.shape)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    gradients = jax.tree.unflatten(tree, drawn)
+    drawn = optax.tree.random_like(jax.random.key(0), case.params)
+    gradients = optax.tree.scale(0.5, drawn)
     states = {
         (name, num): jax.jit(OPTIMIZERS[name](num).init)(case.params)
         for name, num in steps
     }
     # What takes a moment is called more than once.
-    repeats = max(1, min(5, 10**6 // sum(leaf.size for leaf in leaves)))
+    repeats = max(1, min(5, 10**6 // optax.tree.size(case.params)))
 
     def update(method: Any) -> Any:
         updates = None
@@ -312,13 +301,8 @@ def time_updates(case: Case, steps: dict[Any, Any]) -> dict[Any, np.ndarray]:
 
 def add_arguments(parser: Parser) -> None:
     """Add what may be asked."""
-    parser.add_argument(
-        "--sizes",
-        type=positive,
-        nargs="+",
-        default=[10**4, 10**5, 10**6, 10**7, 10**8],
-        help="parameters of the model",
-    )
+    sizes, text = [10**n for n in range(4, 9)], "parameters of the model"
+    parser.add_argument("--sizes", type=positive, nargs="+", default=sizes, help=text)
 
 
 def run(arguments: Arguments, say: Say) -> None:

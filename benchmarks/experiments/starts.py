@@ -5,7 +5,7 @@ import optax
 from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import from_rates, run_methods
-from benchmarks.methods import LIBRARY, METHODS, USUAL, Method
+from benchmarks.methods import LIBRARY, METHODS
 from benchmarks.problems.networks import Cnn
 from benchmarks.problems.tasks import digit_classes
 from benchmarks.reporting import starts
@@ -17,17 +17,13 @@ _STEPS, _EVERY = 400, 10
 _METHODS = (
     METHODS["adam"],
     LIBRARY["memory_adam"],
-    Method(
-        "adam, decay",
-        lambda rate: optax.adam(optax.linear_schedule(rate, 0.0, _STEPS)),
-        {},
-        USUAL,
+    METHODS["adam"]._replace(
+        name="adam, decay",
+        make=lambda rate: optax.adam(optax.linear_schedule(rate, 0.0, _STEPS)),
     ),
-    Method(
-        "memory_adam, averaged",
-        lambda rate: optax.chain(memory_adam(initial=rate), average_weights()),
-        {},
-        USUAL,
+    LIBRARY["memory_adam"]._replace(
+        name="memory_adam, averaged",
+        make=lambda rate: optax.chain(memory_adam(initial=rate), average_weights()),
         judged=averaged_weights,
     ),
 )

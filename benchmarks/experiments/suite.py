@@ -24,17 +24,13 @@ def run(arguments: Arguments, say: Say) -> None:
     store = Store(out / "suite.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
     untuned = [*LIBRARY.values(), *(METHODS[name] for name in PEERS)]
+    starts = {name: from_rates(rates, seeds) for name, rates in OURS.items()}
     tell = counted(say, len(arguments.tasks))
     for name in arguments.tasks:
         problem = SUITE[name]()
         run_sweep(problem, store, tuned, seeds, arguments.trials, say)
-        pairs = [
-            (method, from_rates(OURS[method.name], seeds))
-            if method.name in OURS
-            else (method, seeds_of(method.default, seeds))
-            for method in untuned
-        ]
-        run_methods(problem, store, pairs)
+        usual = [(one, seeds_of(one.default, seeds)) for one in untuned]
+        run_methods(problem, store, [(x, starts.get(x.name, y)) for x, y in usual])
         add_costs(out, "suite", problem, [*tuned, *untuned])
         tell(f"{name}: all base rates are done")
 

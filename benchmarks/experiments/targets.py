@@ -15,12 +15,11 @@ from benchmarks.problems.tasks import SUITE
 
 TIME = "2 hours"
 # Tasks of the suite whose targets come from the rows of an experiment of the paper.
-_ELSEWHERE = {
-    ONLINE: "mnist_tuned",
-    robot.CHANGE: "rnn",
-    "gan": "gan",
-    "rosenbrock": "rosenbrock",
-}
+_ELSEWHERE = {ONLINE: "mnist_tuned", robot.CHANGE: "rnn"}
+_ELSEWHERE |= {name: name for name in ("gan", "rosenbrock")}
+# Second tasks that no other experiment has; the text's has the target of all of it,
+# because it is judged on the same bytes.
+_NEW = ("rotated digits", "noisy digits", "digits 5 to 9", "rnn change 2")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -29,13 +28,11 @@ def add_arguments(parser: Parser) -> None:
 
 def load_all() -> list[tuple[str, Problem]]:
     """Return all problems, each with the name of the file of its rows."""
-    problems = [
-        ("rnn", robot.load_problem(robot.ABSOLUTE)),
-        ("mnist_tuned", load_pair(BATCHES)),
-    ]
+    absolute, batches = robot.load_problem(robot.ABSOLUTE), load_pair(BATCHES)
+    problems = [("rnn", absolute), ("mnist_tuned", batches)]
     problems += [(_ELSEWHERE.get(name, "suite"), SUITE[name]()) for name in SUITE]
-    problems += [("transfer", one.large) for one in transfer.load_growths()]
-    return problems + [("next_task", one) for one in next_task.load_new()]
+    problems += [("transfer", large) for _, large, _ in transfer.load_growths()]
+    return problems + [("next_task", next_task.MOVES[name]().second) for name in _NEW]
 
 
 def run(arguments: Arguments, say: Say) -> None:
@@ -53,5 +50,4 @@ def run(arguments: Arguments, say: Say) -> None:
 
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return nothing: the table of targets is on the page that lists the others."""
-    del folder
     return {}

@@ -45,14 +45,8 @@ def add_comparison(parser: Parser) -> None:
     """Add what a comparison of tuned methods may be asked."""
     add_seeds(parser)
     add_trials(parser)
-    usual = [*BASELINES, *WITH_MEMORY, "prodigy"]
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        choices=list(METHODS),
-        default=usual,
-        help="what to compare",
-    )
+    names = {"choices": list(METHODS), "default": [*BASELINES, *WITH_MEMORY, "prodigy"]}
+    parser.add_argument("--methods", nargs="+", help="what to compare", **names)
     text = "the published comparison: 10 seeds, 20 trials, all methods"
     parser.add_argument("--full", action="store_true", help=text)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 
 import metalr_optax
@@ -42,12 +43,11 @@ def add_costs(
     calls, sizes = {}, {}
     for method in methods:
         calls[method.name], sizes[method.name] = _prepare(problem, method)
-    rows = []
+    rows, version = [], metalr_optax.__version__
     for name, seconds in time_in_turns(calls, _ROUNDS).items():
         numbers = 1e3 * np.median(seconds) / _UPDATES, sizes[name]
         rounded = [float(f"{number:.4g}") for number in numbers]
-        where = experiment, problem.name, name
-        rows.append((*where, *rounded, metalr_optax.__version__))
+        rows.append((experiment, problem.name, name, *rounded, version))
     frames = [read_costs(folder), pd.DataFrame(rows, columns=COLUMNS)]
     both = pd.concat([one for one in frames if len(one)])
     write_frame(both.drop_duplicates(_KEY, keep="last"), folder / "costs.csv")
@@ -70,6 +70,5 @@ def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float
 
     params, extra = problem.start(problem.data, jax.random.key(0))
     carry = params, extra, optimizer.init(params)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry[2])) / parameters
-    return lambda: call(problem.data, carry), size
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry[2]))
+    return lambda: call(problem.data, carry), size / optax.tree.size(params)

@@ -61,8 +61,7 @@ def append_runs(path: pathlib.Path, runs: Runs, every: int) -> None:
 
 def mend(path: pathlib.Path) -> None:
     """Cut off the part of an append that a stopped process may have left."""
-    content = path.read_bytes() if path.exists() else b""
-    rest = content
+    content = rest = path.read_bytes() if path.exists() else b""
     while rest:
         member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         try:

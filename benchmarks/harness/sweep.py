@@ -76,12 +76,7 @@ class Trainer:
         numbers = jnp.array(list(setting.values()), jnp.float32)
         return jax.tree.map(np.asarray, self.runner(data, numbers, seed, memory))
 
-    def run(
-        self,
-        jobs: Jobs,
-        start: str = "fresh",
-        learn: Callable[[], Memories] | None = None,
-    ) -> None:
+    def run(self, jobs: Jobs, start: str = "fresh", learn: Any = None) -> None:
         """Run settings and seeds that are not in the store, and keep them there.
 
         They start from what `learn` returns, a memory a job, asked only if it is used.
@@ -95,9 +90,7 @@ class Trainer:
             curve, _, _ = self.train(self.problem.data, *jobs[number], memory)
             self.store.add({keys[number]: curve}, self.problem.every)
 
-    def learn(
-        self, data: Any, seeds: int, memories: Memories | None = None
-    ) -> Memories:
+    def learn(self, data: Any, seeds: int, memories: Memories = ()) -> Memories:
         """Return what a task leaves of memories, new or given, for every seed."""
         given, setting = memories or [None] * seeds, self.method.default
         return [
@@ -121,10 +114,7 @@ class Trainer:
 
 
 def tune(
-    trainer: Trainer,
-    seeds: int,
-    trials: int = choose.TRIALS,
-    budgets: Sequence[int] = (),
+    trainer: Trainer, seeds: int, trials: int = choose.TRIALS, budgets: Sequence = ()
 ) -> list[str]:
     """Run the trials, and what is chosen from them on the seeds; return the settings.
 

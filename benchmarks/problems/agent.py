@@ -102,19 +102,16 @@ def _loss(params: Any, seen: Rollout) -> jax.Array:
 
 
 def _start(data: None, key: jax.Array) -> tuple[Any, Play]:
-    del data
     play = Play(key, _reset(key, _CARTS), jnp.zeros(_CARTS, jnp.int32))
     return _NETWORK.init(key, play.states), play
 
 
 def _gradients(data: None, params: Any, play: Play, count: jax.Array) -> Any:
-    del data
     play, seen = _roll(params, play, jax.random.fold_in(play.key, count))
     return jax.grad(_loss)(params, seen), play
 
 
 def _measure(data: None, params: Any, play: Play) -> jax.Array:
-    del data, play
     reset_key, act_key = jax.random.split(jax.random.key(0))
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:

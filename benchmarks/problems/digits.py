@@ -54,14 +54,9 @@ def load_digits(data_dir: pathlib.Path | None = None) -> Examples:
         with np.load(io.BytesIO(content)) as file:
             parts = "train_images", "train_labels", "test_images", "test_labels"
             arrays = [file[name] for name in parts]
-    return Examples(
-        *(
-            jnp.asarray(one / 255.0, jnp.float32)
-            if one.ndim == 3
-            else jnp.asarray(one, jnp.int32)
-            for one in arrays
-        )
-    )
+    images = [jnp.asarray(one / 255.0, jnp.float32) for one in arrays[::2]]
+    labels = [jnp.asarray(one, jnp.int32) for one in arrays[1::2]]
+    return Examples(images[0], labels[0], images[1], labels[1])
 
 
 def _load_idx(data_dir: pathlib.Path, name: str) -> np.ndarray:
@@ -81,14 +76,9 @@ def _load_idx(data_dir: pathlib.Path, name: str) -> np.ndarray:
 
 def select(digits: Examples, wanted: Sequence[int]) -> Examples:
     """Return the images of some digits."""
-    train = np.isin(digits.labels, wanted)
-    judged = np.isin(digits.judged_labels, wanted)
-    return Examples(
-        digits.inputs[train],
-        digits.labels[train],
-        digits.judged_inputs[judged],
-        digits.judged_labels[judged],
-    )
+    train, judged = (np.isin(x, wanted) for x in (digits.labels, digits.judged_labels))
+    chosen = train, train, judged, judged
+    return Examples(*(array[mask] for array, mask in zip(digits, chosen, strict=True)))
 
 
 def select_two(digits: Examples, one: int, other: int) -> Examples:

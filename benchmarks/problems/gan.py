@@ -76,19 +76,15 @@ def _gradients(arrays: Images, params: Any, game: Game, count: jax.Array) -> Any
         fake = _reconstruction(discriminator, drawn)
         return real - game.balance * fake, (real, fake)
 
-    discriminator, (real, fake) = jax.grad(discriminator_loss, has_aux=True)(
-        params["discriminator"]
-    )
-    gradients = {
-        "generator": jax.grad(generator_loss)(params["generator"]),
-        "discriminator": discriminator,
-    }
+    descend = jax.grad(discriminator_loss, has_aux=True)
+    discriminator, (real, fake) = descend(params["discriminator"])
+    generator = jax.grad(generator_loss)(params["generator"])
+    gradients = {"generator": generator, "discriminator": discriminator}
     balance = jnp.clip(game.balance + BALANCE_RATE * (GAMMA * real - fake), 0.0, 1.0)
     return gradients, game._replace(balance=balance)
 
 
 def _measure(arrays: Images, params: Any, game: Game) -> jax.Array:
-    del game
     real = _reconstruction(params["discriminator"], arrays.judged)
     fake = _reconstruction(params["discriminator"], generate(params, arrays.latents))
     return real + jnp.abs(GAMMA * real - fake)
@@ -109,8 +105,7 @@ def load_problem() -> Problem:
     """Return the game on the digits 5 to 9; related are 0 to 4, unrelated is noise."""
     high, low = (select(load_digits(), some) for some in (range(5, 10), range(5)))
     data, related = (make_arrays(x.inputs, x.judged_inputs[::8]) for x in (high, low))
-    noise = np.random.default_rng(1).uniform(size=(5125, 28, 28))
-    problem = Problem(NAME, data, _start, _gradients, _measure, 1000, 20)
-    return problem._replace(
-        related=related, unrelated=make_arrays(noise[125:], noise[:125])
-    )
+    drawn = np.random.default_rng(1).uniform(size=(5125, 28, 28))
+    noise = make_arrays(drawn[125:], drawn[:125])
+    functions = _start, _gradients, _measure
+    return Problem(NAME, data, *functions, 1000, 20, related, noise)

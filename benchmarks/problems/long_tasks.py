@@ -15,15 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.problems import agent, robot
+from benchmarks.problems import agent, networks, robot
 from benchmarks.problems.digits import ONLINE, load_digits, load_pair
-from benchmarks.problems.networks import (
-    ByteLstm,
-    Mlp,
-    Residual,
-    VariationalAutoencoder,
-    Waves,
-)
+from benchmarks.problems.networks import Mlp, Residual
 from benchmarks.problems.problem import (
     Examples,
     Problem,
@@ -45,15 +39,15 @@ def _longer(name: str, horizon: int, every: int) -> Problem:
     return problem._replace(name=name, horizon=horizon, every=every)
 
 
-def _classes(name: str, network: nn.Module, examples: Examples) -> Problem:
-    return supervised(name, network, examples, cross_entropy, 64, 3000, 60, errors)
+def _classes(name: str, network: nn.Module, data: Examples) -> Problem:
+    return supervised(name, network, data, cross_entropy, 64, 3000, 60, judge=errors)
 
 
 def autoencoder() -> Problem:
     """Return digits to be coded, judged by minus the evidence bound in nats."""
     digits = load_digits()
     data = digits.inputs.reshape(-1, 784), digits.judged_inputs[::4].reshape(-1, 784)
-    network = VariationalAutoencoder(width=256, code=_CODE)
+    network = networks.VariationalAutoencoder(width=256, code=_CODE)
 
     def bound(params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
         noise = jax.random.normal(key, (len(images), _CODE))
@@ -79,7 +73,7 @@ def autoencoder() -> Problem:
 
 def characters() -> Problem:
     """Return the next byte of Python's sources for an LSTM, windows of 32 bytes."""
-    examples, network = next_bytes(32, stride=64), ByteLstm(cells=96, width=32)
+    examples, network = next_bytes(32, stride=64), networks.ByteLstm(cells=96, width=32)
     return supervised("characters", network, examples, cross_entropy, 16, 2400, 60)
 
 
@@ -94,7 +88,7 @@ def coordinates() -> Problem:
     places = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     heights = (image.ravel() - image.mean()) / image.std()
     x, y = jnp.asarray(places, jnp.float32), jnp.asarray(heights, jnp.float32)
-    examples, network = Examples(x, y, x, y), Waves(waves=64, widths=(64, 64))
+    examples, network = Examples(x, y, x, y), networks.Waves(waves=64, widths=(64, 64))
     return supervised("coordinates", network, examples, squared_error, 512, 3000, 60)
 
 
@@ -121,7 +115,6 @@ def physics() -> Problem:
         return network.init(key, points[:1, None]), ()
 
     def loss(params: Any, points: jax.Array, *others: Any) -> jax.Array:
-        del others
         residual = _bend(lambda x: u(params, x), points) - _bend(solution, points)
         ends = u(params, points[0]) ** 2 + u(params, points[-1]) ** 2
         return jnp.mean(residual**2) / 1000.0 + ends

@@ -34,25 +34,26 @@ def unlearnable(examples: Examples) -> Examples:
     return examples._replace(labels=examples.labels[order])
 
 
+def changed(examples: Examples, change: Callable[[jax.Array], jax.Array]) -> Examples:
+    """Return other inputs with the same labels."""
+    inputs, judged = change(examples.inputs), change(examples.judged_inputs)
+    return examples._replace(inputs=inputs, judged_inputs=judged)
+
+
 def rotated(examples: Examples) -> Examples:
     """Return images turned by 90 degrees."""
-    return examples._replace(
-        inputs=jnp.rot90(examples.inputs, axes=(1, 2)),
-        judged_inputs=jnp.rot90(examples.judged_inputs, axes=(1, 2)),
-    )
+    return changed(examples, lambda images: jnp.rot90(images, axes=(1, 2)))
 
 
-def noisy(examples: Examples, noise: float = 0.3) -> Examples:
-    """Return images in [0, 1] with Gaussian noise on their pixels."""
+def noisy(examples: Examples) -> Examples:
+    """Return images in [0, 1] with Gaussian noise of .3 on their pixels."""
     rng = np.random.default_rng(0)
 
     def disturb(images: jax.Array) -> jax.Array:
         drawn = jnp.asarray(rng.normal(size=images.shape), images.dtype)
-        return jnp.clip(images + noise * drawn, 0.0, 1.0)
+        return jnp.clip(images + 0.3 * drawn, 0.0, 1.0)
 
-    return examples._replace(
-        inputs=disturb(examples.inputs), judged_inputs=disturb(examples.judged_inputs)
-    )
+    return changed(examples, disturb)
 
 
 def _move(label: str, kind: str, first: Problem, second: Problem) -> Move:
@@ -95,6 +96,11 @@ def _robot(*numbers: int) -> Move:
     return Move(label, ALIKE, tuple(first), second, noise, seeds=5)
 
 
+def _noisy_teacher() -> Move:
+    first, second = (SUITE[name]() for name in ("teacher", "noisy teacher"))
+    return _move("teacher to noisy teacher", NOISIER, first, second)
+
+
 def _halves_of_text() -> Move:
     problem = SUITE["language"]()
     data, half = problem.data, len(problem.data.inputs) // 2
@@ -115,12 +121,7 @@ MOVES: dict[str, Callable[[], Move]] = {
     "rotated digits": lambda: _from_digits("rotated digits", ALIKE, rotated),
     "noisy digits": lambda: _from_digits("noisy digits", NOISIER, noisy),
     "digits 5 to 9": _halves_of_digits,
-    "noisy teacher": lambda: _move(
-        "teacher to noisy teacher",
-        NOISIER,
-        SUITE["teacher"](),
-        SUITE["noisy teacher"](),
-    ),
+    "noisy teacher": _noisy_teacher,
     "unequal inputs": lambda: _again("unequal inputs"),
     BATCHES: _pairs,
     "residual": lambda: _again("residual"),

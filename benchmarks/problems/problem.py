@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # of outputs and labels
 DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
@@ -59,13 +60,7 @@ def errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def minimized(
-    name: str,
-    data: Any,
-    start: Callable[[Any, jax.Array], tuple[Any, Any]],
-    loss: Callable[[Any, Any, Any, Any], jax.Array],
-    judge: Callable[[Any, Any], jax.Array],
-    horizon: int,
-    every: int,
+    name: str, data: Any, start: Any, loss: Any, judge: Any, *lengths: int
 ) -> Problem:
     """Return a problem of one loss(params, data, extra, count); judge(params, data)."""
 
@@ -73,21 +68,19 @@ def minimized(
         return jax.grad(loss)(params, data, extra, count), extra
 
     def measure(data: Any, params: Any, extra: Any) -> jax.Array:
-        del extra
         return judge(params, data)
 
-    return Problem(name, data, start, gradients, measure, horizon, every)
+    return Problem(name, data, start, gradients, measure, *lengths)
 
 
 def supervised(
     name: str,
     network: nn.Module,
     examples: Examples,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    loss: Loss,
     batch: int,
-    horizon: int,
-    every: int,
-    judge: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    *lengths: int,
+    judge: Loss | None = None,
 ) -> Problem:
     """Return a problem of random batches, judged on what is held out.
 
@@ -110,7 +103,7 @@ def supervised(
         outputs = apply(params, examples.judged_inputs)
         return (judge or loss)(outputs, examples.judged_labels)
 
-    return minimized(name, examples, start, of_batch, of_judged, horizon, every)
+    return minimized(name, examples, start, of_batch, of_judged, *lengths)
 
 
 def checked(path: pathlib.Path, content: bytes, digest: str) -> bytes:

@@ -8,13 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.problems.networks import Lstm
-from benchmarks.problems.problem import (
-    DATA,
-    Problem,
-    checked,
-    minimized,
-    squared_error,
-)
+from benchmarks.problems.problem import DATA, Problem, checked, minimized, squared_error
 
 RECORDINGS = DATA / "kinova_gen3_1khz.npz"
 _MD5 = "559155e2ca0d71abaeef0281ed04d090"
@@ -86,16 +80,10 @@ def samples_of(begins: Any) -> np.ndarray:
 
 def absolute_arrays(recording: Recording) -> Series:
     """Return the next state as the label, in the units of the recording."""
-    labels = recording.states[1:]
+    inputs, labels = np.concatenate(recording, axis=1)[:-1], recording.states[1:]
     begins = np.arange(len(labels) - WINDOW + 1)
-    return Series(
-        jnp.asarray(np.concatenate(recording, axis=1)[:-1]),
-        jnp.asarray(labels),
-        jnp.asarray(labels.var(axis=0)),
-        jnp.asarray(begins),
-        jnp.asarray(begins[::WINDOW]),
-        jnp.arange(STATES),
-    )
+    windows = begins, begins[::WINDOW], np.arange(STATES)
+    return Series(*map(jnp.asarray, (inputs, labels, labels.var(axis=0), *windows)))
 
 
 def change_arrays(recording: Recording) -> Series:
@@ -110,7 +98,7 @@ def change_arrays(recording: Recording) -> Series:
     variances = labels[held_out][:, speeds].var(axis=0)
     return Series(
         *(jnp.asarray(one, jnp.float32) for one in (inputs, labels, variances)),
-        *(jnp.asarray(one) for one in (train, judged, speeds)),
+        *map(jnp.asarray, (train, judged, speeds)),
     )
 
 
@@ -126,9 +114,7 @@ def noise_arrays(like: Series) -> Series:
     return like._replace(inputs=draw(like.inputs), labels=draw(like.labels))
 
 
-def _predict(
-    params: Any, arrays: Series, begins: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _predict(params: Any, arrays: Series, begins: jax.Array) -> Any:
     """Return what the network says of windows, and the labels."""
     index = begins[:, None] + jnp.arange(WINDOW)[None]
     inputs, labels = arrays.inputs[index], arrays.labels[index]
@@ -161,12 +147,12 @@ def load_problem(name: str, number: int = 0) -> Problem:
     (form, horizon), recordings = forms[name], load_recordings()
     arrays = form(recordings[number])
     name += f" {number}" * (number > 0)
-    problem = minimized(name, arrays, _start, _loss, _judge, horizon, every=20)
+    problem = minimized(name, arrays, _start, _loss, _judge, horizon, 20)
     related = form(recordings[1])
     return problem._replace(related=related, unrelated=noise_arrays(arrays))
 
 
-def simple_scores(arrays: Series, penalty: float = 1e-3) -> dict[str, float]:
+def simple_scores(arrays: Series) -> dict[str, float]:
     """Return the NMSE of no change at all and of ridge regression, on what is judged.
 
     No change: the next state is this state, or the change of state is its mean.
@@ -182,9 +168,8 @@ def simple_scores(arrays: Series, penalty: float = 1e-3) -> dict[str, float]:
     mean, std = inputs[rows].mean(0), inputs[rows].std(0)
     features = np.concatenate([(inputs - mean) / std, np.ones((len(inputs), 1))], 1)
     gram = features[rows].T @ features[rows] / len(rows)
-    weights = np.linalg.solve(
-        gram + penalty * np.eye(len(gram)), features[rows].T @ labels[rows] / len(rows)
-    )
+    moments = features[rows].T @ labels[rows] / len(rows)
+    weights = np.linalg.solve(gram + 1e-3 * np.eye(len(gram)), moments)
     still = 0.0 if len(columns) < STATES else inputs[judged, :STATES]
     return {
         "no change": score(labels[judged] - still),

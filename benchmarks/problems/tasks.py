@@ -34,7 +34,6 @@ from benchmarks.problems.problem import (
 SOURCES = DATA / "python_stdlib.xz"
 _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
-_CONTEXT = 64  # bytes that a language model sees
 ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
 
 
@@ -53,11 +52,9 @@ def quadratic() -> Problem:
         return {"x": jax.random.normal(key, (len(matrix),))}, ()
 
     def gradients(matrix: jax.Array, params: Any, extra: Any, count: Any) -> Any:
-        del count
         return {"x": matrix @ params["x"]}, extra
 
     def measure(matrix: jax.Array, params: Any, extra: Any) -> jax.Array:
-        del extra
         return params["x"] @ matrix @ params["x"] / (2.0 * height)
 
     return Problem("quadratic", matrix, start, gradients, measure, 300, 5)
@@ -72,15 +69,13 @@ def rosenbrock() -> Problem:
     """Return the descent into the valley, from near the notebook's start."""
 
     def start(data: None, key: jax.Array) -> tuple[Any, tuple]:
-        del data
         x1, x2 = jnp.array(ROSENBROCK_START) + 0.1 * jax.random.normal(key, (2,))
         return {"x1": x1, "x2": x2}, ()
 
     def height(params: dict[str, jax.Array], *others: Any) -> jax.Array:
-        del others
         return rosenbrock_height(**params)
 
-    return minimized(ROSENBROCK, None, start, height, height, 100, every=2)
+    return minimized(ROSENBROCK, None, start, height, height, 100, 2)
 
 
 def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
@@ -125,7 +120,7 @@ def next_bytes(length: int, stride: int) -> Examples:
 
 def language() -> Problem:
     """Return the next byte of Python's sources; judged on the last tenth."""
-    examples = next_bytes(_CONTEXT, stride=24)
+    examples = next_bytes(64, stride=24)
     network = Transformer(width=96, layers=2)  # about 280,000 parameters
     return supervised("language", network, examples, cross_entropy, 8, 300, 10)
 
