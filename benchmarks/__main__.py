@@ -33,9 +33,7 @@ def load(name: str) -> Any:
 
 def make_parser() -> Parser:
     """Return the parser of all experiments."""
-    parser = Parser(
-        prog="python -m benchmarks", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser("python -m benchmarks", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="experiment", required=True)
     for name in NAMES:
         module = load(name)
@@ -47,12 +45,8 @@ def make_parser() -> Parser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument(
-            "--out",
-            type=pathlib.Path,
-            default="results",
-            help="folder for rows and pictures",
-        )
+        what = "folder for rows and pictures"
+        command.add_argument("--out", type=pathlib.Path, default="results", help=what)
         module.add_arguments(command)
     commands.add_parser("report", help="All pages and pictures, from rows (3 minutes)")
     return parser
@@ -73,8 +67,11 @@ def main(command_line: list[str] | None = None) -> None:
             return
         module = load(arguments.experiment.replace("-", "_"))
         module.run(arguments, say)
-        tables = module.report(arguments.out)
-        print("", *tables.values(), f"Rows and pictures: {arguments.out}", sep="\n\n")
+        # Parts of a table that is put together on a page are left to that.
+        for head, text in module.report(arguments.out).items():
+            if text.startswith("|"):
+                print(f"\n{head}:\n\n{text}")
+        print(f"\nRows and pictures: {arguments.out}")
     except (OSError, ValueError) as error:
         sys.exit(f"{parser.prog} {arguments.experiment}: {error}")
 

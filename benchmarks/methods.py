@@ -26,7 +26,6 @@ USUAL = {"rate": 1e-3}
 
 def own_parameters(state: Any, params: Any) -> Any:
     """Return the parameters that are trained: those that most methods judge."""
-    del state
     return params
 
 
@@ -39,53 +38,61 @@ class Method(NamedTuple):
     default: dict[str, float]  # the fixed setting
     judged: Callable[[Any, Any], Any] = own_parameters
     has_memory: bool = False
+    label: str = ""  # in tables
 
 
-def _tuned(
-    name: str,
-    make: Callable[..., optax.GradientTransformation],
-    low: float,
-    high: float,
-    rate: float,
-) -> Method:
-    return Method(name, make, {"rate": (low, high)}, {"rate": rate})
+def _tuned(name: str, label: str, make: Any, *rates: float) -> Method:
+    """Return a method of one rate: the lowest, the highest and the fixed."""
+    low, high, rate = rates
+    return Method(name, make, {"rate": (low, high)}, {"rate": rate}, label=label)
 
 
-def _paper(
-    name: str, optimizer: Callable[..., Any], num: int, metas: tuple[float, float]
-) -> Method:
-    """Return the paper's rule: `num` local models a layer, rates stepped by Adam."""
+def paper_rule(optimizer: Any, num: int, step: Callable[[Any], Any]) -> Any:
+    """Return how the paper's rule is made: `num` local models a layer."""
+    kernels = linspace_kernels(BOUND, num)
+    return lambda rate, meta: optimizer(
+        initial=rate, kernels=kernels, memory_optimizer=step(meta)
+    )
 
-    def make(rate: Any, meta: Any) -> optax.GradientTransformation:
-        kernels, rule = linspace_kernels(BOUND, num), optax.adam(meta)
-        return optimizer(initial=rate, kernels=kernels, memory_optimizer=rule)
 
-    space, default = {"rate": (1e-5, 1e-1), "meta": metas}, {"rate": 1e-3, "meta": 1e-2}
-    return Method(name, make, space, default, has_memory=True)
+def _paper(name: str, label: str, num: int, highest_meta: float) -> Method:
+    """Return the paper's rule, rates stepped by Adam."""
+    optimizer = paper_sgd if name.startswith("paper_sgd") else paper_adam
+    space = {"rate": (1e-5, 1e-1), "meta": (1e-4 * highest_meta, highest_meta)}
+    default, make = {"rate": 1e-3, "meta": 1e-2}, paper_rule(optimizer, num, optax.adam)
+    return Method(name, make, space, default, has_memory=True, label=label)
+
+
+def _momentum(rate: Any) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=0.9)
+
+
+def _mechanic(rate: Any) -> optax.GradientTransformation:
+    return contrib.mechanize(optax.adam(rate))
 
 
 _ALL = (
-    _tuned("sgd", optax.sgd, 1e-4, 10.0, 1e-3),
-    _tuned("momentum", lambda rate: optax.sgd(rate, momentum=0.9), 1e-5, 1.0, 1e-2),
-    _tuned("adam", optax.adam, 1e-5, 1e-1, 1e-3),
-    _paper("paper_sgd", paper_sgd, MODELS, (1e-4, 1.0)),
-    _paper("paper_sgd_m1", paper_sgd, 1, (1e-4, 1.0)),
-    _paper("paper_adam", paper_adam, MODELS, (1e-5, 1e-1)),
-    _paper("paper_adam_m1", paper_adam, 1, (1e-5, 1e-1)),
-    _tuned("prodigy", contrib.prodigy, 1e-2, 1e2, 1.0),
-    _tuned("dowg", contrib.dowg, 1e-2, 1e2, 1.0),
+    _tuned("sgd", "SGD", optax.sgd, 1e-4, 10.0, 1e-3),
+    _tuned("momentum", "SGD, momentum .9", _momentum, 1e-5, 1.0, 1e-2),
+    _tuned("adam", "Adam", optax.adam, 1e-5, 1e-1, 1e-3),
+    _paper("paper_sgd", "**paper_sgd**, M=20", MODELS, 1.0),
+    _paper("paper_sgd_m1", "paper_sgd, M=1", 1, 1.0),
+    _paper("paper_adam", "**paper_adam**, M=20", MODELS, 0.1),
+    _paper("paper_adam_m1", "paper_adam, M=1", 1, 0.1),
+    _tuned("prodigy", "Prodigy", contrib.prodigy, 1e-2, 1e2, 1.0),
+    _tuned("dowg", "DoWG", contrib.dowg, 1e-2, 1e2, 1.0),
+    _tuned("mechanize", "Mechanic on Adam", _mechanic, 1e-2, 1e2, 1.0),
     _tuned(
-        "mechanize", lambda rate: contrib.mechanize(optax.adam(rate)), 1e-2, 1e2, 1.0
-    ),
-    _tuned(
-        "schedule_free", contrib.schedule_free_adamw, 2.5e-5, 2.5e-1, 2.5e-3
+        *("schedule_free", "Schedule-free AdamW", contrib.schedule_free_adamw),
+        *(2.5e-5, 2.5e-1, 2.5e-3),
     )._replace(judged=contrib.schedule_free_eval_params),
-    _tuned("rprop", peers.rprop, 1e-5, 1e-1, 1e-3),
+    _tuned("rprop", "RPROP (corrected)", peers.rprop, 1e-5, 1e-1, 1e-3),
     Method(
         "hypergradient",
         peers.hypergradient_adam,
         {"rate": (1e-5, 1e-1), "meta": (1e-8, 1e-2)},
         {"rate": 1e-3, "meta": 1e-7},
+        label="Adam, hypergradient",
     ),
 )
 METHODS = {method.name: method for method in _ALL}
@@ -94,51 +101,36 @@ WITH_MEMORY = tuple(name for name, method in METHODS.items() if method.has_memor
 # What runs in the suite as it comes.
 PEERS = ("prodigy", "dowg", "mechanize", "schedule_free", "paper_sgd", "paper_adam")
 
-_MANY = logspace_kernels(8.0, 20, smallest=0.02)
-_SAMPLE = 256  # coordinates of a tensor that give evidence
+
+def _ours(name: str, label: str, **arguments: Any) -> Method:
+    optimizer: Any = memory_adam if name.startswith("memory_adam") else memory_sgd
+
+    def make(rate: Any) -> optax.GradientTransformation:
+        return optimizer(initial=rate, **arguments)
+
+    return Method(name, make, {}, USUAL, label=label)
 
 
-def _ours(name: str, make: Callable[..., Any], **arguments: Any) -> Method:
-    return Method(name, lambda rate: make(initial=rate, **arguments), {}, USUAL)
-
-
-# Defaults, run from every base rate that they take, then variants of them.
-OURS = {"memory_adam": BASE_RATES[:-1], "memory_sgd": BASE_RATES}
+_MANY = {"kernels": logspace_kernels(8.0, 20, smallest=0.02)}
+_FEW = {"evidence_sample": 256}  # coordinates of a tensor that give evidence
 LIBRARY = {
     method.name: method
     for method in (
-        _ours("memory_adam", memory_adam),
-        _ours("memory_sgd", memory_sgd),
-        _ours("memory_sgd_m21", memory_sgd, kernels=_MANY),
-        _ours("memory_adam_m21", memory_adam, kernels=_MANY),
+        _ours("memory_adam", "**memory_adam**"),
+        _ours("memory_sgd", "**memory_sgd**"),
+        _ours("memory_sgd_m21", "memory_sgd, M=21", **_MANY),
+        _ours("memory_adam_m21", "memory_adam, M=21", **_MANY),
         _ours(
-            "memory_sgd_m21_sampled", memory_sgd, kernels=_MANY, evidence_sample=_SAMPLE
+            *("memory_sgd_m21_sampled", "memory_sgd, M=21, 256 in the sample"),
+            **(_MANY | _FEW),
         ),
-        _ours("memory_adam_sampled", memory_adam, evidence_sample=_SAMPLE),
+        _ours("memory_adam_sampled", "memory_adam, 256 in the sample", **_FEW),
     )
 }
+# Defaults, run from every base rate that they take, then variants of them.
+OURS = {"memory_adam": BASE_RATES[:-1], "memory_sgd": BASE_RATES}
 VARIANTS = tuple(name for name in LIBRARY if name not in OURS)
-LABELS = {
-    "sgd": "SGD",
-    "momentum": "SGD, momentum .9",
-    "adam": "Adam",
-    "paper_sgd": "**paper_sgd**, M=20",
-    "paper_sgd_m1": "paper_sgd, M=1",
-    "paper_adam": "**paper_adam**, M=20",
-    "paper_adam_m1": "paper_adam, M=1",
-    "prodigy": "Prodigy",
-    "dowg": "DoWG",
-    "mechanize": "Mechanic on Adam",
-    "schedule_free": "Schedule-free AdamW",
-    "rprop": "RPROP (corrected)",
-    "hypergradient": "Adam, hypergradient",
-    "memory_adam": "**memory_adam**",
-    "memory_sgd": "**memory_sgd**",
-    "memory_sgd_m21": "memory_sgd, M=21",
-    "memory_adam_m21": "memory_adam, M=21",
-    "memory_sgd_m21_sampled": f"memory_sgd, M=21, {_SAMPLE} in the sample",
-    "memory_adam_sampled": f"memory_adam, {_SAMPLE} in the sample",
-}
+LABELS = {name: method.label for name, method in (METHODS | LIBRARY).items()}
 # Okabe and Ito's palette, brown for its yellow: told apart by colour-blind readers too.
 COLORS = {
     "adam": "#0072B2",

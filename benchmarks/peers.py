@@ -1,25 +1,15 @@
 """Optimizers to compare with that Optax lacks."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-
-class RpropState(NamedTuple):
-    """State of `rprop`: the last gradient and a step size for every coordinate."""
-
-    previous: Any
-    sizes: Any
+_SHRINK, _GROW, _BOUNDS = 0.5, 1.2, (1e-6, 50.0)
 
 
-def rprop(
-    rate: jax.typing.ArrayLike,
-    shrink: float = 0.5,
-    grow: float = 1.2,
-    bounds: tuple[float, float] = (1e-6, 50.0),
-) -> optax.GradientTransformation:
+def rprop(rate: jax.typing.ArrayLike) -> optax.GradientTransformation:
     """RPROP: every coordinate steps by its own size, against the sign of its gradient.
 
     A size grows while the sign stays and shrinks when it flips; after a flip the
@@ -32,39 +22,27 @@ def rprop(
     """
 
     def resize(sign: jax.Array, size: jax.Array) -> jax.Array:
-        factor = jnp.where(sign > 0, grow, jnp.where(sign < 0, shrink, 1.0))
-        return jnp.clip(size * factor, *bounds)
+        factor = jnp.where(sign > 0, _GROW, jnp.where(sign < 0, _SHRINK, 1.0))
+        return jnp.clip(size * factor, *_BOUNDS)
 
-    def init(params: optax.Params) -> RpropState:
-        return RpropState(
-            jax.tree.map(jnp.zeros_like, params),
-            jax.tree.map(lambda leaf: jnp.full_like(leaf, rate), params),
-        )
+    def init(params: optax.Params) -> Any:
+        """Return the last gradient and a step size for every coordinate."""
+        sizes = jax.tree.map(lambda leaf: jnp.full_like(leaf, rate), params)
+        return jax.tree.map(jnp.zeros_like, params), sizes
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        del params
-        gradients = updates
+        previous, sizes = state
         agreement = jax.tree.map(
-            lambda now, before: jnp.sign(now) * jnp.sign(before),
-            gradients,
-            state.previous,
+            lambda now, before: jnp.sign(now) * jnp.sign(before), updates, previous
         )
-        sizes = jax.tree.map(resize, agreement, state.sizes)
+        sizes = jax.tree.map(resize, agreement, sizes)
         kept = jax.tree.map(
-            lambda sign, now: jnp.where(sign < 0, 0.0, now), agreement, gradients
+            lambda sign, now: jnp.where(sign < 0, 0.0, now), agreement, updates
         )
         updates = jax.tree.map(lambda now, size: -size * jnp.sign(now), kept, sizes)
-        return updates, RpropState(kept, sizes)
+        return updates, (kept, sizes)
 
     return optax.GradientTransformation(init, update)
-
-
-class HypergradientState(NamedTuple):
-    """State of `hypergradient_adam`: Adam's own, its last direction, the rate."""
-
-    adam: optax.OptState
-    direction: Any
-    rate: jax.Array
 
 
 def hypergradient_adam(
@@ -80,19 +58,15 @@ def hypergradient_adam(
     """
     adam = optax.scale_by_adam()
 
-    def init(params: optax.Params) -> HypergradientState:
-        return HypergradientState(
-            adam.init(params),
-            jax.tree.map(jnp.zeros_like, params),
-            jnp.asarray(rate, jnp.float32),
-        )
+    def init(params: optax.Params) -> Any:
+        """Return Adam's own state, its last direction and the rate."""
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return adam.init(params), zeros, jnp.asarray(rate, jnp.float32)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
-        gradients = updates
-        slope = optax.tree.vdot(gradients, state.direction)
-        learned = state.rate + hyper_rate * slope
-        direction, inner = adam.update(gradients, state.adam, params)
-        updates = optax.tree.scale(-learned, direction)
-        return updates, HypergradientState(inner, direction, learned)
+        inner, direction, learned = state
+        learned = learned + hyper_rate * optax.tree.vdot(updates, direction)
+        direction, inner = adam.update(updates, inner, params)
+        return optax.tree.scale(-learned, direction), (inner, direction, learned)
 
     return optax.GradientTransformation(init, update)

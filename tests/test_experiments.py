@@ -10,7 +10,7 @@ import pytest
 from bowl import bowl, give_target
 
 from benchmarks.__main__ import NAMES, load, main, make_parser
-from benchmarks.experiments import next_task, speed, transfer
+from benchmarks.experiments import next_task, speed
 from benchmarks.experiments.search import VARIANTS
 from benchmarks.harness.store import KEY
 from benchmarks.problems.next_tasks import ALIKE, Move
@@ -32,7 +32,7 @@ def small(monkeypatch, tmp_path):
     """A bowl takes the place of all tasks, and few methods that of many."""
     tasks, last = {"bowl": bowl}, jnp.float32(2.0)
     move = Move("before to bowl", ALIKE, 2 * (bowl("before"),), bowl(), last, seeds=2)
-    growth = transfer.Growth(bowl("small"), bowl(), ("memory_adam",))
+    growth = bowl("small"), bowl(), ("memory_adam",)
     changes = {
         "experiments.rosenbrock.tasks.rosenbrock": bowl,
         "experiments.suite.SUITE": tasks,
@@ -46,9 +46,6 @@ def small(monkeypatch, tmp_path):
             x: VARIANTS[x] for x in ("the default", "gain 4")
         },
         "reporting.search.TASKS": ("bowl",),
-        "experiments.kernel_inputs.SUITE": tasks,
-        "reporting.kernel_inputs.TASKS": ("bowl",),
-        "reporting.kernel_inputs.SEEN": ("one rate", "size"),
         "experiments.transfer.load_growths": lambda: [growth],
         "experiments.transfer.TRIALS": 1,
         "experiments.next_task.MOVES": {"bowl": lambda: move},
@@ -68,8 +65,7 @@ TUNED = ["--seeds", "2", "--trials", "1"]
 @pytest.mark.parametrize(
     ("name", "arguments", "expected", "runs"),
     [
-        ("kernel_inputs", ["--seeds", "1"], "| momentum | bowl |", 4),
-        ("long", ["--seeds", "3"], "| bowl | 20 |", 27),
+        ("long", ["--seeds", "3"], "| bowl | 20 |", 39),
         ("next_task", [], "| all (1) |", 24),
         ("rosenbrock", [*TUNED, "--methods", "sgd", "adam"], "| Adam | ", 8),
         ("search", ["--seeds", "1"], "| gain 4 |", 4),

@@ -8,8 +8,7 @@ import pytest
 
 from benchmarks.experiments import next_task
 from benchmarks.problems import next_tasks as problems
-from benchmarks.problems.digits import BATCHES
-from benchmarks.problems.tasks import digits
+from benchmarks.problems.digits import BATCHES, load_digits, select
 from metalr_optax import get_memory, memory_adam, set_memory
 from metalr_optax.progress import MARKS
 
@@ -69,17 +68,17 @@ def test_what_is_frozen_follows_its_schedule_alone():
 
 
 def test_second_tasks_are_those_that_they_are_called():
-    data = digits()
+    data = jax.tree.map(lambda one: one[::20], load_digits())
     turned = problems.rotated(data)
     np.testing.assert_array_equal(turned.inputs[7], np.rot90(data.inputs[7]))
     np.testing.assert_array_equal(turned.labels, data.labels)
     gaps = np.asarray(problems.noisy(data).inputs - data.inputs)
     assert 0.1 < gaps.std() < 0.3
-    high = problems.five_digits(data, 5)
-    assert set(np.asarray(high.labels)) == set(np.asarray(high.judged_labels))
-    assert set(np.asarray(high.labels)) == set(range(5, 10))
+    high = select(data, range(5, 10))
+    for labels in (high.labels, high.judged_labels):
+        assert set(np.asarray(labels)) == set(range(5, 10))
     mixed = problems.unlearnable(data)
     same = np.mean(np.asarray(mixed.labels) == np.asarray(data.labels))
-    assert 0.05 < same < 0.15
+    assert 0.05 < same < 0.2
     pairs = next_task.MOVES[BATCHES]()
     assert [one.data for one in pairs.first] == [pairs.second.related]

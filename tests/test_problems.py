@@ -17,74 +17,53 @@ from benchmarks.problems.robot import AHEAD, WINDOW
 from benchmarks.problems.tasks import rosenbrock_height
 from benchmarks.reporting.rosenbrock import descend
 
-NEW = (
-    "autoencoder",
-    "characters",
-    "agent",
-    "coordinates",
-    "physics",
-    "noisy labels",
-)
-ERRORS = ("classes, long", "residual, long", "mnist online, long", "noisy labels")
+LEARNED = ("autoencoder", "characters", "coordinates", "noisy labels")
 
 
-@pytest.fixture(scope="module")
-def recordings():
-    return robot.load_recordings()
-
-
-def test_recordings_are_those_of_the_source(recordings):
+def test_recordings_are_those_of_the_source_and_labels_what_they_are_called():
+    recordings = robot.load_recordings()
     assert [len(one.states) for one in recordings] == [4741, 2294, 4945, 1942, 1942]
     assert all(one.torques.shape == (len(one.states), 7) for one in recordings)
     # The state is (q, qd): the slope of q over 20 ms is qd.
-    states = recordings[0].states
-    slopes = (states[20:, :7] - states[:-20, :7]) / 0.02
-    assert np.corrcoef(slopes.ravel(), states[10:-10, 7:].ravel())[0, 1] > 0.99
-
-
-@pytest.mark.parametrize("length", [4741, 2294, 1942])
-def test_nothing_held_out_is_near_what_is_trained_on(length):
-    windows = robot.split(length)
-    touched = np.arange(WINDOW + AHEAD)
-    train = np.unique(windows.train[:, None] + touched)
-    held_out = np.unique(windows.held_out[:, None] + touched)
-    assert len(windows.held_out) >= 2
-    assert max(held_out.max(), train.max()) < length
-    assert np.abs(held_out[:, None] - train).min() >= 128
-
-
-def test_targets_are_the_next_state_and_the_change_over_20_ms(recordings):
     states = recordings[1].states
+    changes = states[AHEAD:] - states[:-AHEAD]
+    slopes, speeds = changes[:, :7] / 0.02, states[10:-10, 7:]
+    assert np.corrcoef(slopes.ravel(), speeds.ravel())[0, 1] > 0.99
     absolute = robot.absolute_arrays(recordings[1])
     np.testing.assert_array_equal(absolute.inputs[:, :14], states[:-1])
     np.testing.assert_array_equal(absolute.labels, states[1:])
     change = robot.change_arrays(recordings[1])
-    targets = np.asarray(change.labels)[: len(states) - AHEAD]
-    changes = states[AHEAD:] - states[:-AHEAD]
     for column in (0, 9):
-        assert np.corrcoef(targets[:, column], changes[:, column])[0, 1] > 0.9999
-    rows = np.unique(np.asarray(change.train)[:, None] + np.arange(WINDOW))
+        labels = np.asarray(change.labels)[:-AHEAD, column]
+        assert np.corrcoef(labels, changes[:, column])[0, 1] > 0.9999
+    rows = np.unique(robot.samples_of(change.train))
     np.testing.assert_allclose(np.asarray(change.labels)[rows].std(0), 1.0, rtol=1e-3)
     np.testing.assert_allclose(np.asarray(change.inputs)[rows].mean(0), 0, atol=1e-3)
 
 
-def test_what_needs_no_network_scores_as_described():
-    still = robot.simple_scores(robot.load_problem(robot.ABSOLUTE).data)
+@pytest.mark.parametrize("length", [4741, 2294, 1942])
+def test_nothing_held_out_is_near_what_is_trained_on(length):
+    touched = np.arange(WINDOW + AHEAD)
+    begins = robot.split(length)
+    train, held_out = (np.unique(one[:, None] + touched) for one in begins)
+    assert len(begins[1]) >= 2
+    assert max(held_out.max(), train.max()) < length
+    assert np.abs(held_out[:, None] - train).min() >= 128
+
+
+def test_the_robot_is_judged_by_the_nmse_and_scores_as_described():
+    problem = robot.load_problem(robot.ABSOLUTE)
+    still = robot.simple_scores(problem.data)
     assert still["no change"] == pytest.approx(9.0e-5, rel=0.01)
     change = robot.simple_scores(robot.load_problem(robot.CHANGE).data)
     assert change["no change"] == pytest.approx(1.0, abs=0.01)
     assert change["ridge"] == pytest.approx(0.53, abs=0.01)
-
-
-def test_an_lstm_is_judged_by_the_nmse(recordings):
-    arrays = robot.absolute_arrays(recordings[3])
-    problem = robot.load_problem(robot.ABSOLUTE)
-    params, key = jax.jit(problem.start)(arrays, jax.random.key(0))
+    params, key = jax.jit(problem.start)(problem.data, jax.random.key(0))
     silent = jax.tree.map(jnp.zeros_like, params)
-    index = np.asarray(arrays.judged)[:, None] + np.arange(WINDOW)
-    targets = np.asarray(arrays.labels)
-    expected = np.mean((targets[index] ** 2).mean((0, 1)) / targets.var(0))
-    measured = jax.jit(problem.measure)(arrays, silent, key)
+    labels = np.asarray(problem.data.labels)
+    squares = labels[robot.samples_of(problem.data.judged)] ** 2
+    expected = np.mean(squares.mean((0, 1)) / labels.var(0))
+    measured = jax.jit(problem.measure)(problem.data, silent, key)
     assert float(measured) == pytest.approx(expected, rel=1e-3)
 
 
@@ -103,7 +82,7 @@ def test_digits_come_once_and_errors_are_counted():
     problem = digits.load_pair(digits.ONLINE)
     params, order = jax.jit(problem.start)(problem.data, jax.random.key(1))
     assert len(set(np.asarray(order).tolist())) == 1000
-    assert np.bincount(problem.data.test_labels).tolist() == [200, 200]
+    assert np.bincount(problem.data.judged_labels).tolist() == [200, 200]
     measure = jax.jit(problem.measure)
     # A network that always says 1 is wrong on all of the other digit.
     said = jax.tree.map(jnp.zeros_like, params)
@@ -126,16 +105,6 @@ def test_the_quadratic_has_the_stated_condition_and_height():
         for key in jax.random.split(jax.random.key(1), 50)
     ]
     assert np.mean(heights) == pytest.approx(1.0, abs=0.15)
-
-
-def test_the_language_is_source_code_and_the_next_byte_the_target():
-    data = tasks.language().data
-    np.testing.assert_array_equal(data.inputs[:, 1:], data.labels[:, :-1])
-    text = bytes(np.asarray(data.inputs, np.uint8).ravel())
-    assert text.startswith(b'"""Stuff to parse AIFF-C and AIFF files.')
-    assert len(data.inputs) > 10_000
-    judged = bytes(np.asarray(data.judged_inputs[0], np.uint8))
-    assert judged not in text
 
 
 def test_layers_are_made_in_the_order_that_the_committed_rows_hold_for():
@@ -170,19 +139,16 @@ def train(problem, runs, updates, every):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["teacher", "residual", "language", *NEW])
+@pytest.mark.parametrize("name", ["teacher", "coordinates", "autoencoder"])
 def test_a_task_begins_to_be_learned_and_its_seed_decides(name):
     problem = (tasks.SUITE | LONG)[name]()
     once, again, other = train(problem, [(3e-3, 0), (3e-3, 0), (3e-3, 1)], 12, 3)
-    assert np.isfinite(once).all()
-    assert np.ptp(once) > 0.0
     np.testing.assert_array_equal(once, again)
     assert np.any(once != other)
-    if name not in ("agent", "physics"):  # those take hundreds of updates
-        assert once[-1] < 0.97 * once[0]
+    assert once[-1] < 0.97 * once[0]
 
 
-@pytest.mark.parametrize("name", [*ERRORS, "agent"])
+@pytest.mark.parametrize("name", ["classes, long", "mnist online, long", "agent"])
 def test_errors_are_a_share_and_what_is_broken_is_not_judged(name):
     problem = LONG[name]()
 
@@ -217,7 +183,8 @@ def test_a_cart_goes_where_it_is_pushed_and_left_is_like_right():
 
 def test_an_agent_learns_to_balance_the_pole():
     """Two seeds: how soon one is there changes with the rounding of a JAX version."""
-    curves = train(LONG["agent"](), [(1e-2, 1), (1e-2, 2)], 480, 30)
+    curves = np.array(train(LONG["agent"](), [(1e-2, 1), (1e-2, 2)], 480, 30))
+    assert np.any(curves[0] != curves[1])
     assert np.max(curves) > 0.7
     assert np.min(curves) < 0.1
 
@@ -238,7 +205,8 @@ def test_damaged_data_are_refused(module, file, load, tmp_path, monkeypatch):
 
 
 def test_long_tasks_are_those_of_the_suite_at_8_to_10_times_the_updates_and_more():
-    assert set(LONG) == {*NEW, *(f"{name}, long" for name in tasks.SUITE)}
+    new = {*LEARNED, "agent", "physics"}
+    assert set(LONG) == new | {f"{name}, long" for name in tasks.SUITE}
     for name, load in LONG.items():
         problem, short = load(), tasks.SUITE.get(name.removesuffix(", long"))
         assert problem.name == name
@@ -251,7 +219,7 @@ def test_nothing_judged_is_trained_on_and_noise_is_on_what_is():
     def texts(rows):
         return {one.tobytes() for one in np.asarray(rows).reshape(len(rows), -1)}
 
-    clean, noisy = tasks.digits(), LONG["noisy labels"]().data
+    clean, noisy = digits.load_digits(), LONG["noisy labels"]().data
     assert not texts(clean.inputs) & texts(clean.judged_inputs)
     # Two in five labels are drawn anew, a tenth of them as they were.
     wrong = np.mean(clean.labels != noisy.labels)
@@ -259,15 +227,20 @@ def test_nothing_judged_is_trained_on_and_noise_is_on_what_is():
     np.testing.assert_array_equal(clean.judged_labels, noisy.judged_labels)
     train, judged = LONG["autoencoder"]().data
     assert not texts(train) & texts(judged)
-    examples = LONG["characters"]().data
-    rows, split = tasks.source_bytes(32), len(examples.inputs)
-    assert split == len(rows) * 9 // 10
-    np.testing.assert_array_equal(examples.inputs, rows[:split, :-1])
-    np.testing.assert_array_equal(examples.labels, rows[:split, 1:])
-    np.testing.assert_array_equal(examples.judged_inputs, rows[split::64, :-1])
     clean, noisy = (tasks.teacher("", noise).data for noise in (0.0, 0.5))
     np.testing.assert_array_equal(clean.judged_labels, noisy.judged_labels)
     assert np.std(noisy.labels - clean.labels) == pytest.approx(0.5, rel=0.02)
+
+
+def test_the_language_is_source_code_and_the_next_byte_the_target():
+    data, whole = (tasks.next_bytes(64, stride) for stride in (24, 1))
+    np.testing.assert_array_equal(data.inputs[:, 1:], data.labels[:, :-1])
+    text = bytes(np.asarray(data.inputs, np.uint8).ravel())
+    assert text.startswith(b'"""Stuff to parse AIFF-C and AIFF files.')
+    rows = len(whole.inputs) + len(whole.judged_inputs)
+    assert len(data.inputs) == rows * 9 // 10 > 10_000
+    assert bytes(np.asarray(data.judged_inputs[0], np.uint8)) not in text
+    np.testing.assert_array_equal(data.judged_inputs, whole.judged_inputs[::24])
 
 
 def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
@@ -279,34 +252,27 @@ def test_both_players_descend_their_own_loss_and_k_keeps_the_balance():
     real = arrays.train[jax.random.randint(image_key, (gan.BATCH,), 0, 32)]
     latents = jax.random.uniform(latent_key, (gan.BATCH, gan.LATENT), minval=-1.0)
 
-    again: Any = gan.DISCRIMINATOR.apply
+    def losses(generator, discriminator, real, latents):
+        fakes = gan.generate({"generator": generator}, latents)
+        again: Any = gan.DISCRIMINATOR.apply
+        return [jnp.mean((x - again(discriminator, x)) ** 2) for x in (real, fakes)]
 
-    def losses(params, real, latents):
-        fakes = gan.generate(params, latents)
-        return [
-            jnp.mean((x - again(params["discriminator"], x)) ** 2)
-            for x in (real, fakes)
-        ]
-
-    def loss_of(player):
-        if player == "generator":
-            return lambda params: losses(params, real, latents)[1]
-        fixed = params["generator"]
-
-        def loss(params):
-            one, other = losses({**params, "generator": fixed}, real, latents)
+    def expect(generator, discriminator):
+        def against(discriminator):
+            one, other = losses(generator, discriminator, real, latents)
             return one - 0.5 * other
 
-        return loss
+        descend = jax.grad(lambda x: losses(x, discriminator, real, latents)[1])
+        return descend(generator), jax.grad(against)(discriminator)
 
+    players = params["generator"], params["discriminator"]
     gradients, after = jax.jit(problem.gradients)(arrays, params, game, 3)
-    for player, found in gradients.items():
-        expected = jax.jit(jax.grad(loss_of(player)))(params)[player]
-        chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-8)
-    one, other = map(float, jax.jit(losses)(params, real, latents))
-    assert float(after.balance) == pytest.approx(
-        0.5 + 0.05 * (0.7 * one - other), rel=1e-5
-    )
-    one, other = map(float, jax.jit(losses)(params, arrays.judged, arrays.latents))
+    found = gradients["generator"], gradients["discriminator"]
+    expected = jax.jit(expect)(*players)
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-8)
+    one, other = map(float, jax.jit(losses)(*players, real, latents))
+    balance = 0.5 + 0.05 * (0.7 * one - other)
+    assert float(after.balance) == pytest.approx(balance, rel=1e-5)
+    one, other = map(float, jax.jit(losses)(*players, arrays.judged, arrays.latents))
     measured = float(jax.jit(problem.measure)(arrays, params, game))
     assert measured == pytest.approx(one + abs(0.7 * one - other), rel=1e-5)

@@ -1,20 +1,12 @@
 """BEGAN learns to draw digits: tuned methods compared."""
 
-import argparse
-from collections.abc import Callable
+import functools
 
-from benchmarks.harness import arguments as asked
-from benchmarks.harness.compare import compare
-from benchmarks.problems import gan as problem
+from benchmarks.harness.command import add_comparison, compare
+from benchmarks.problems.gan import load_problem
 from benchmarks.reporting import gan
 
 TIME = "5 minutes; with --full as published, half an hour"
-add_arguments = asked.add_comparison
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Run what is missing in `gan.csv.gz`."""
-    compare("gan", [problem.load_problem()], arguments, say)
-
-
+add_arguments = add_comparison
+run = functools.partial(compare, "gan", lambda: [load_problem()])
 report = gan.report

@@ -10,17 +10,15 @@ without a linear factor and with averaged weights; memory_adam without a factor 
 from 1e-6 and 1e-4.
 """
 
-import argparse
-from collections.abc import Callable
 from typing import Any
 
 import optax
 
-from benchmarks.harness.arguments import add_seeds, add_tasks
+from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.costs import add_costs
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store, read_setting
-from benchmarks.harness.sweep import Trainer, run_methods, seeds_of, tune
+from benchmarks.harness.sweep import Trainer, from_rates, run_methods, seeds_of, tune
 from benchmarks.methods import METHODS, USUAL, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
@@ -94,16 +92,15 @@ def our_methods(problem: Problem) -> list[Method]:
     return methods
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add what may be asked."""
-    add_seeds(parser)
-    add_tasks(parser, list(LONG))
+    add_tasks(parser, LONG)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--baselines", action="store_true", help="tune those: hours")
     what.add_argument("--costs", action="store_true", help="only time an update")
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run ours from every base rate, and what runs as it comes; or what is asked."""
     store = Store(arguments.out / "long.csv.gz")
     tell = counted(say, len(arguments.tasks))
@@ -127,12 +124,11 @@ def run_ours(problem: Problem, store: Store, seeds: int) -> None:
     for method in our_methods(problem):
         is_wide = method.name in ("memory_adam", "memory_adam, average")
         rates = long.ALL_RATES if is_wide else long.RATES
-        jobs = [job for rate in rates for job in seeds_of({"rate": rate}, seeds)]
-        pairs.append((method, jobs))
+        pairs.append((method, from_rates(rates, seeds)))
     run_methods(problem, store, pairs)
 
 
-def run_baselines(problem: Problem, store: Store, say: Callable[[str], None]) -> None:
+def run_baselines(problem: Problem, store: Store, say: Say) -> None:
     """Tune the baselines, and run the best on the seeds of the comparison."""
     for method in tuned_methods(problem):
         (text,) = tune(Trainer(problem, method, store), long.SEEDS)

@@ -14,7 +14,7 @@ schedule in a random order; *frozen*, the schedule without any evidence; *unrela
 memory of noise or of labels that belong to other inputs.
 """
 
-import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,13 +23,13 @@ import optax
 
 from benchmarks.experiments.transfer import fresh_state, load_growths
 from benchmarks.harness import choose
-from benchmarks.harness.arguments import add_seeds, add_tasks
+from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import TUNING_SEED, Store, read_setting
-from benchmarks.harness.sweep import Trainer, seeds_of, tune
+from benchmarks.harness.sweep import Memories, Trainer, from_rates, seeds_of, tune
 from benchmarks.methods import LIBRARY, METHODS, OURS, Method, sample_settings
-from benchmarks.problems.next_tasks import LARGER, Move, moves, unlearnable
-from benchmarks.problems.problem import Problem
+from benchmarks.problems import next_tasks
+from benchmarks.problems.next_tasks import Move
 from benchmarks.reporting import next_task
 from benchmarks.reporting.next_task import FRESH, ONE_RATE, SCHEDULE, STARTS
 from metalr_optax import Memory, adapt_memory, memory_adam, memory_sgd
@@ -37,41 +37,20 @@ from metalr_optax.progress import MARKS
 
 TIME = "1 hour; with --seeds 10 as published, 3 hours"
 LEARNERS = [LIBRARY[name]._replace(has_memory=True) for name in OURS]
-_OPTIMIZERS = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}
 
 
 def _grow(number: int) -> Move:
     small, large, _ = load_growths()[number]
     label, seeds = f"{large.name}, from a smaller", (10, 5)[number]
-    noise = unlearnable(small.data) if number == 0 else None
-    return Move(label, LARGER, (small,), large, noise, seeds)
+    noise = next_tasks.unlearnable(small.data) if number == 0 else None
+    return Move(label, next_tasks.LARGER, (small,), large, noise, seeds)
 
 
 MOVES: dict[str, Callable[[], Move]] = {
     "larger mlp": lambda: _grow(0),
-    **moves(),
+    **next_tasks.MOVES,
     "larger cnn": lambda: _grow(1),
 }
-
-
-# Second tasks that no other experiment has; the text's has the target of all of it,
-# because it is judged on the same bytes.
-NEW = ("rotated digits", "noisy digits", "digits 5 to 9", "rnn change 2")
-
-
-def load_new() -> list[Problem]:
-    """Return the second tasks whose targets come from `next_task.csv`."""
-    return [MOVES[name]().second for name in NEW]
-
-
-def starts_of(move: Move) -> tuple[str, ...]:
-    """Return the memories that a second task is begun with: fewer if it takes long."""
-    return STARTS if move.unrelated is not None else (SCHEDULE, ONE_RATE)
-
-
-def visited(move: Move) -> np.ndarray:
-    """Return which local models [20] of the schedule the last first run went by."""
-    return np.less_equal(MARKS, move.first[-1].horizon)
 
 
 def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
@@ -92,17 +71,17 @@ def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:
 
 def freeze(method: Method) -> Method:
     """Return the method with memories that follow their schedules and learn nothing."""
-    make, still = _OPTIMIZERS[method.name], optax.set_to_zero()
+    make: Any = {"memory_adam": memory_adam, "memory_sgd": memory_sgd}[method.name]
+    still = optax.set_to_zero()
     return method._replace(make=lambda rate: make(initial=rate, memory_optimizer=still))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """Add what may be asked."""
-    add_seeds(parser)
-    add_tasks(parser, list(MOVES))
+    add_tasks(parser, MOVES)
 
 
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `next_task.csv.gz`."""
     store = Store(arguments.out / "next_task.csv.gz")
     tell = counted(say, len(arguments.tasks))
@@ -130,35 +109,36 @@ def run_baselines(move: Move, store: Store, seeds: int) -> None:
 def run_starts(move: Move, method: Method, store: Store, seeds: int) -> None:
     """Run a memory on the second task: fresh ones, those from before, and controls."""
     trainer = Trainer(move.second, method, store)
-    for rate in FRESH:
-        trainer.run(seeds_of({"rate": rate}, seeds))
-    jobs, starts = seeds_of(method.default, seeds), starts_of(move)
-    if all(trainer.is_done(jobs, start) for start in starts):
-        return
+    trainer.run(from_rates(FRESH, seeds))
+    still = Trainer(move.second, freeze(method), store)
     state = fresh_state(move.second, method)
-    learned, unrelated = learn(move, method, store, seeds)
-    for start in starts:
+    learned = functools.cache(lambda: learn(move, method, store, seeds))
+    # Local models of the schedule that the last first run went by.
+    seen = np.less_equal(MARKS, move.first[-1].horizon)
+
+    def begin(start: str) -> Memories:
         # On the same network fitting changes nothing.
-        memories = [
-            adapt_memory(control(start, memory, visited(move)), state)
-            for memory in (unrelated if start == "unrelated" else learned)
+        return [
+            adapt_memory(control(start, memory, seen), state)
+            for memory in learned()[start == "unrelated"]
         ]
-        if start == "frozen":
-            still = Trainer(move.second, freeze(method), store)
-            still.run(jobs, start, memories)
-        else:
-            trainer.run(jobs, start, memories)
+
+    # Fewer if it takes long.
+    for start in STARTS if move.unrelated is not None else (SCHEDULE, ONE_RATE):
+        runner = still if start == "frozen" else trainer
+        jobs = seeds_of(method.default, seeds)
+        runner.run(jobs, start, functools.partial(begin, start))
 
 
-def learn(move: Move, method: Method, store: Store, seeds: int) -> tuple[Any, Any]:
+def learn(move: Move, method: Method, store: Store, seeds: int) -> Any:
     """Return memories of the first tasks in turn, and of the unrelated."""
-    learned, unrelated = None, None
-    for problem in move.first:
-        trainer = Trainer(problem, method, store)
-        learned = trainer.learn(problem.data, seeds, learned)
-        if move.unrelated is not None and unrelated is None:
-            unrelated = trainer.learn(move.unrelated, seeds)
-    return learned, unrelated
+    trainers = [Trainer(problem, method, store) for problem in move.first]
+    learned: Memories = ()
+    for trainer in trainers:
+        learned = trainer.learn(trainer.problem.data, seeds, learned)
+    if move.unrelated is None:
+        return learned, []
+    return learned, trainers[0].learn(move.unrelated, seeds)
 
 
 report = next_task.report

@@ -1,21 +1,14 @@
 """An LSTM learns the dynamics of a real arm: tuned methods compared."""
 
-import argparse
-from collections.abc import Callable
+import functools
 
-from benchmarks.harness import arguments as asked
-from benchmarks.harness.compare import compare
-from benchmarks.problems import robot
+from benchmarks.harness.command import add_comparison, compare
+from benchmarks.problems.robot import ABSOLUTE, CHANGE, load_problem
 from benchmarks.reporting import rnn
 
 TIME = "10 minutes; with --full as published, 1 hour"
-add_arguments = asked.add_comparison
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Run what is missing in `rnn.csv.gz`."""
-    problems = [robot.load_problem(name) for name in (robot.ABSOLUTE, robot.CHANGE)]
-    compare("rnn", problems, arguments, say)
-
-
+add_arguments = add_comparison
+run = functools.partial(
+    compare, "rnn", lambda: [load_problem(name) for name in (ABSOLUTE, CHANGE)]
+)
 report = rnn.report

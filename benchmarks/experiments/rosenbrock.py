@@ -1,20 +1,12 @@
 """Two numbers go down a curved valley: tuned methods compared."""
 
-import argparse
-from collections.abc import Callable
+import functools
 
-from benchmarks.harness import arguments as asked
-from benchmarks.harness.compare import compare
+from benchmarks.harness.command import add_comparison, compare
 from benchmarks.problems import tasks
 from benchmarks.reporting import rosenbrock
 
 TIME = "1 minute; with --full as published, 3 minutes"
-add_arguments = asked.add_comparison
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Run what is missing in `rosenbrock.csv.gz`."""
-    compare("rosenbrock", [tasks.rosenbrock()], arguments, say)
-
-
+add_arguments = add_comparison
+run = functools.partial(compare, "rosenbrock", lambda: [tasks.rosenbrock()])
 report = rosenbrock.report

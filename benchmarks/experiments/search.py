@@ -1,16 +1,14 @@
 """Variants of the rule of `memory_adam`, each alone, on six tasks named beforehand."""
 
-import argparse
-import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from typing import Any
 
 import optax
 
-from benchmarks.harness.arguments import add_seeds
+from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import run_methods, seeds_of
+from benchmarks.harness.sweep import from_rates, run_methods
 from benchmarks.methods import USUAL, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.tasks import SUITE
@@ -18,68 +16,45 @@ from benchmarks.reporting import search
 from metalr_optax import agreement_steps, memory_adam
 
 TIME = "3 hours"
+add_arguments = add_seeds
 
 
-class Variant(NamedTuple):
-    """What the rule is made of; as it is here, it is that of `memory_adam`."""
-
-    step: float = 0.5
-    gain: float | None = 2.0
-    largest_step: float | None = 0.1
-    b2: float = 0.99
-    clip_norm: float | None = None
-
-
-VARIANTS = {
-    "the default": Variant(),
-    "version 0.1": Variant(gain=None, largest_step=None, b2=0.999, clip_norm=1.0),
-    "steps that do not fall": Variant(gain=None),
-    "gain 1": Variant(gain=1.0),
-    "gain 4": Variant(gain=4.0),
-    "step 0.2": Variant(step=0.2),
-    "no ceiling": Variant(largest_step=None),
-    "ceiling 0.05": Variant(largest_step=0.05),
-    "ceiling 0.2": Variant(largest_step=0.2),
-    "b2 0.95": Variant(b2=0.95),
-    "b2 0.999": Variant(b2=0.999),
-    "norm clipped to 1": Variant(clip_norm=1.0),
+# What is another than in `memory_adam`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "the default": {},
+    "version 0.1": {"gain": None, "largest_step": None, "b2": 0.999, "clip_norm": 1.0},
+    "steps that do not fall": {"gain": None},
+    "gain 1": {"gain": 1.0},
+    "gain 4": {"gain": 4.0},
+    "step 0.2": {"step": 0.2},
+    "no ceiling": {"largest_step": None},
+    "ceiling 0.05": {"largest_step": 0.05},
+    "ceiling 0.2": {"largest_step": 0.2},
+    "b2 0.95": {"b2": 0.95},
+    "b2 0.999": {"b2": 0.999},
+    "norm clipped to 1": {"clip_norm": 1.0},
 }
 
 
-def make(variant: Variant, rate: float) -> optax.GradientTransformationExtraArgs:
+def make(variant: dict[str, Any], rate: float) -> optax.GradientTransformationExtraArgs:
     """Return `memory_adam` with another rule."""
-    return memory_adam(
-        b2=variant.b2,
-        initial=rate,
-        memory_optimizer=agreement_steps(variant.step, variant.gain),
-        clip_norm=variant.clip_norm,
-        largest_step=variant.largest_step,
-    )
+    rule = {name: variant[name] for name in ("step", "gain") if name in variant}
+    others = {name: one for name, one in variant.items() if name not in rule}
+    return memory_adam(initial=rate, memory_optimizer=agreement_steps(**rule), **others)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what may be asked."""
-    add_seeds(parser)
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `search.csv.gz`."""
     store = Store(arguments.out / "search.csv.gz")
     tell = counted(say, len(search.TASKS))
+    jobs = from_rates(search.RATES, arguments.seeds)
+    pairs = [
+        (Method(name, functools.partial(make, one), {}, USUAL), jobs)
+        for name, one in VARIANTS.items()
+    ]
     for task in search.TASKS:
-        jobs = [
-            job
-            for rate in search.RATES
-            for job in seeds_of({"rate": rate}, arguments.seeds)
-        ]
-        pairs = [
-            (Method(name, lambda rate, one=one: make(one, rate), {}, USUAL), jobs)
-            for name, one in VARIANTS.items()
-        ]
         run_methods((SUITE | LONG)[task](), store, pairs)
         tell(f"{task}: all runs are done")
 
 
-def report(folder: pathlib.Path) -> dict[str, str]:
-    """Return the table."""
-    return search.report(folder, list(VARIANTS))
+report = functools.partial(search.report, variants=list(VARIANTS))

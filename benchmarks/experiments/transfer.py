@@ -1,24 +1,17 @@
 """A memory of a small network starts a larger one that learns the same digits."""
 
-import argparse
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from benchmarks.harness.arguments import add_seeds
+from benchmarks.harness import sweep
 from benchmarks.harness.choose import TRIALS
+from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import (
-    Trainer,
-    averaged,
-    in_threads,
-    run_sweep,
-    seeds_of,
-)
-from benchmarks.methods import BASELINES, LIBRARY, METHODS, USUAL, Method
+from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, USUAL, Method
 from benchmarks.problems.networks import Cnn, Mlp
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import digit_classes
@@ -26,70 +19,55 @@ from benchmarks.reporting import transfer
 from metalr_optax import adapt_memory, match_labels
 
 TIME = "half an hour; with --seeds 10 as published, 1 hour"
-EARLY = 20  # updates
-_SCALARS = ("memory_adam", "memory_sgd")
+add_arguments = add_seeds
+_EARLY = 20  # updates
 
 
-class Growth(NamedTuple):
-    """A network where a memory is learned, and a larger one that it is given to."""
+def load_growths() -> list[tuple[Problem, Problem, tuple[str, ...]]]:
+    """Return small networks, larger ones that get their memories, and the learners.
 
-    small: Problem
-    large: Problem
-    learners: tuple[str, ...]
-
-
-def load_growths() -> list[Growth]:
-    """Return the networks that grow; a landscape is too slow for the convolutional."""
+    A landscape is too slow for the convolutional.
+    """
     dense = Mlp((32, 10), nn.relu), Mlp((128, 128, 128, 10), nn.relu), transfer.LEARNERS
-    convolutional = Cnn((8,), 32), Cnn((16, 32), 64), _SCALARS
+    convolutional = Cnn((8,), 32), Cnn((16, 32), 64), tuple(OURS)
     networks = {"larger mlp": dense, "larger cnn": convolutional}
     return [
-        Growth(
-            digit_classes(f"{name}, source", small),
-            digit_classes(name, large),
-            learners,
-        )
+        (digit_classes(f"{name}, source", small), digit_classes(name, large), learners)
         for name, (small, large, learners) in networks.items()
     ]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what may be asked."""
-    add_seeds(parser)
-
-
-def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `transfer.csv.gz`."""
     store = Store(arguments.out / "transfer.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
     growths = load_growths()
     tell = counted(say, len(growths))
-    for growth in growths:
-        run_sweep(growth.large, store, tuned, arguments.seeds, TRIALS, say)
-
-        def run_one(name: str, growth: Growth = growth) -> None:
-            run_starts(growth, name, store, arguments.seeds)
-
-        in_threads(run_one, growth.learners, store)
-        tell(f"{growth.large.name}: all starts are done")
+    for small, large, learners in growths:
+        sweep.run_sweep(large, store, tuned, arguments.seeds, TRIALS, say)
+        start = functools.partial(run_starts, small, large, store, arguments.seeds)
+        sweep.in_threads(start, learners, store)
+        tell(f"{large.name}: all starts are done")
 
 
-def run_starts(growth: Growth, name: str, store: Store, seeds: int) -> None:
+def run_starts(
+    small: Problem, large: Problem, store: Store, seeds: int, name: str
+) -> None:
     """Run one optimizer on the larger network, fresh and from every memory."""
     method = LIBRARY[name]._replace(has_memory=True)
-    trainer = Trainer(growth.large, method, store)
-    for rate in transfer.FRESH:
-        trainer.run(seeds_of({"rate": rate}, seeds))
-    state = fresh_state(growth.large, method)
-    horizons = EARLY, growth.small.horizon
+    trainer = sweep.Trainer(large, method, store)
+    trainer.run(sweep.from_rates(transfer.FRESH, seeds))
+    state, horizons = fresh_state(large, method), (_EARLY, small.horizon)
     for when, horizon in zip(transfer.MOMENTS, horizons, strict=True):
-        source = growth.small._replace(horizon=horizon)
-        learned = Trainer(source, method, store).learn(source.data, seeds)
+        source = sweep.Trainer(small._replace(horizon=horizon), method, store)
+        learn = functools.cache(
+            lambda source=source: source.learn(source.problem.data, seeds)
+        )
         for start in transfer.STARTS:
             # A single rate is its own mean.
-            if start.startswith(when) and not (name in _SCALARS and "mean" in start):
-                fitted = [_fit(start, memory, state) for memory in learned]
-                trainer.run(seeds_of(USUAL, seeds), start, fitted)
+            if start.startswith(when) and not (name in OURS and "mean" in start):
+                fit = functools.partial(_fit, start, learn, state)
+                trainer.run(sweep.seeds_of(USUAL, seeds), start, fit)
 
 
 def fresh_state(problem: Problem, method: Method) -> Any:
@@ -98,13 +76,13 @@ def fresh_state(problem: Problem, method: Method) -> Any:
     return method.make(*method.default.values()).init(params)
 
 
-def _fit(start: str, memory: Any, state: Any) -> Any:
-    if "mean" in start:
-        (memory,) = averaged([memory])
-    mapping = match_labels(memory, state)
+def _fit(start: str, learn: Any, state: Any) -> sweep.Memories:
+    memories = sweep.averaged(learn()) if "mean" in start else learn()
+    mappings = [match_labels(memory, state) for memory in memories]
     if "pooled" in start:
-        mapping = dict.fromkeys(mapping)
-    return adapt_memory(memory, state, mapping)
+        mappings = [dict.fromkeys(mapping) for mapping in mappings]
+    pairs = zip(memories, mappings, strict=True)
+    return [adapt_memory(memory, state, mapping) for memory, mapping in pairs]
 
 
 report = transfer.report

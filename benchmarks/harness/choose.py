@@ -1,9 +1,9 @@
 """How a run is judged, and which setting of a method is its best."""
 
-import csv
 import pathlib
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.harness.store import TUNING_SEED, Frame, write_setting
 from benchmarks.methods import Method, sample_settings
@@ -15,8 +15,8 @@ TRIALS = max(BUDGETS)
 
 def load_targets() -> dict[str, float]:
     """Return what every problem's measure must come down to, fixed beforehand."""
-    with open(TARGETS, newline="") as file:
-        return {row["problem"]: float(row["target"]) for row in csv.DictReader(file)}
+    rows = pd.read_csv(TARGETS, index_col="problem", dtype=str)
+    return rows["target"].map(float).to_dict()
 
 
 def updates_to(curve: np.ndarray, target: float, every: int) -> float:
@@ -64,11 +64,3 @@ def lowest_trial(rows: Frame, method: Method, trials: int = TRIALS) -> str:
     """Return the setting that ends lowest of the first ones; '' until all are tried."""
     found = tried(rows, method, trials)
     return str(found["end"].idxmin()) if len(found) == trials else ""
-
-
-def target_of(curves: np.ndarray) -> float:
-    """Return what curves [seeds, measures] have at three quarters of the horizon.
-
-    The median over seeds.
-    """
-    return float(np.median(curves[:, curves.shape[1] * 3 // 4 - 1]))

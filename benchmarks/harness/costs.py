@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 
 import metalr_optax
@@ -42,18 +43,13 @@ def add_costs(
     calls, sizes = {}, {}
     for method in methods:
         calls[method.name], sizes[method.name] = _prepare(problem, method)
-    rows = [
-        (
-            *(experiment, problem.name, name),
-            float(f"{1e3 * np.median(seconds) / _UPDATES:.4g}"),
-            float(f"{sizes[name]:.4g}"),
-            metalr_optax.__version__,
-        )
-        for name, seconds in time_in_turns(calls, _ROUNDS).items()
-    ]
-    new = pd.DataFrame(rows, columns=COLUMNS)
-    known = read_costs(folder)
-    both = pd.concat([known, new]) if len(known) else new
+    rows, version = [], metalr_optax.__version__
+    for name, seconds in time_in_turns(calls, _ROUNDS).items():
+        numbers = 1e3 * np.median(seconds) / _UPDATES, sizes[name]
+        rounded = [float(f"{number:.4g}") for number in numbers]
+        rows.append((experiment, problem.name, name, *rounded, version))
+    frames = [read_costs(folder), pd.DataFrame(rows, columns=COLUMNS)]
+    both = pd.concat([one for one in frames if len(one)])
     write_frame(both.drop_duplicates(_KEY, keep="last"), folder / "costs.csv")
 
 
@@ -68,13 +64,11 @@ def _prepare(problem: Problem, method: Method) -> tuple[Callable[[], Any], float
     optimizer = method.make(*method.default.values())
 
     @jax.jit
-    def call(data: Any, params: Any, extra: Any, state: Any) -> Any:
+    def call(data: Any, carry: Any) -> Any:
         update = make_update(problem, optimizer, data)
-        carry = params, extra, state
         return jax.lax.scan(update, carry, jnp.arange(_UPDATES))[0]
 
     params, extra = problem.start(problem.data, jax.random.key(0))
-    state = optimizer.init(params)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
-    return lambda: call(problem.data, params, extra, state), size
+    carry = params, extra, optimizer.init(params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(carry[2]))
+    return lambda: call(problem.data, carry), size / optax.tree.size(params)

@@ -45,19 +45,14 @@ def read_setting(text: str) -> dict[str, float]:
 
 def append_runs(path: pathlib.Path, runs: Runs, every: int) -> None:
     """Append runs, and return only when they are on the disk."""
-    frames = [
-        pd.DataFrame(
-            {
-                **key._asdict(),
-                "update": every * np.arange(1, len(curve) + 1),
-                "value": [f"{value:.4g}" for value in curve],
-                "version": metalr_optax.__version__,
-            }
-        )
-        for key, curve in runs.items()
-    ]
+    frames = []
+    for key, curve in runs.items():
+        values = [f"{value:.4g}" for value in curve]
+        columns = {"update": every * np.arange(1, len(curve) + 1), "value": values}
+        frames.append(pd.DataFrame(key._asdict() | columns))
+    rows = pd.concat(frames).assign(version=metalr_optax.__version__)
     is_new = not path.exists() or path.stat().st_size == 0
-    text = pd.concat(frames).to_csv(index=False, header=is_new)
+    text = rows.to_csv(index=False, header=is_new)
     with open(path, "ab") as file:
         file.write(gzip.compress(text.encode(), mtime=0))
         file.flush()
@@ -66,8 +61,7 @@ def append_runs(path: pathlib.Path, runs: Runs, every: int) -> None:
 
 def mend(path: pathlib.Path) -> None:
     """Cut off the part of an append that a stopped process may have left."""
-    content = path.read_bytes() if path.exists() else b""
-    rest = content
+    content = rest = path.read_bytes() if path.exists() else b""
     while rest:
         member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         try:

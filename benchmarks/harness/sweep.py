@@ -6,6 +6,7 @@ that was stopped goes on where it was: what is on the disk is not run again.
 """
 
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,7 +30,17 @@ from metalr_optax import Memory
 
 SOURCE_SEED = 2000  # a memory comes from networks that no comparison trains
 Jobs = Sequence[tuple[dict[str, float], int]]  # settings and seeds
-Memories = list[dict[str, Memory]]  # one a seed
+Memories = Sequence[dict[str, Memory]]  # one a seed
+
+
+def seeds_of(setting: dict[str, float], seeds: int) -> Jobs:
+    """Return the jobs of one setting."""
+    return [(setting, seed) for seed in range(seeds)]
+
+
+def from_rates(rates: Iterable[float], seeds: int) -> Jobs:
+    """Return the jobs of settings that are a rate."""
+    return [job for rate in rates for job in seeds_of({"rate": rate}, seeds)]
 
 
 def averaged(memories: Memories) -> Memories:
@@ -65,73 +76,45 @@ class Trainer:
         numbers = jnp.array(list(setting.values()), jnp.float32)
         return jax.tree.map(np.asarray, self.runner(data, numbers, seed, memory))
 
-    def keys(self, jobs: Jobs, start: str) -> list[Key]:
-        """Return what settings and seeds are called in the store."""
-        return [
-            Key(self.problem.name, self.method.name, start, write_setting(one), seed)
-            for one, seed in jobs
-        ]
+    def run(self, jobs: Jobs, start: str = "fresh", learn: Any = None) -> None:
+        """Run settings and seeds that are not in the store, and keep them there.
 
-    def is_done(self, jobs: Jobs, start: str) -> bool:
-        """Return whether settings and seeds are in the store."""
-        return all(key in self.store.runs for key in self.keys(jobs, start))
+        They start from what `learn` returns, a memory a job, asked only if it is used.
+        """
+        names = self.problem.name, self.method.name, start
+        keys = [Key(*names, write_setting(setting), seed) for setting, seed in jobs]
+        missing = [n for n, key in enumerate(keys) if key not in self.store.runs]
+        memories = learn() if learn and missing else None
+        for number in missing:
+            memory = memories and memories[number]
+            curve, _, _ = self.train(self.problem.data, *jobs[number], memory)
+            self.store.add({keys[number]: curve}, self.problem.every)
 
-    def run(
-        self, jobs: Jobs, start: str = "fresh", memories: Memories | None = None
-    ) -> None:
-        """Run settings and seeds that are not in the store, and keep them there."""
-        for number, key in enumerate(self.keys(jobs, start)):
-            if key not in self.store.runs:
-                memory = None if memories is None else memories[number]
-                curve, _, _ = self.train(self.problem.data, *jobs[number], memory)
-                self.store.add({key: curve}, self.problem.every)
-
-    def learn(
-        self, data: Any, seeds: int, memories: Memories | None = None
-    ) -> Memories:
+    def learn(self, data: Any, seeds: int, memories: Memories = ()) -> Memories:
         """Return what a task leaves of memories, new or given, for every seed."""
+        given, setting = memories or [None] * seeds, self.method.default
         return [
-            self.train(
-                data,
-                self.method.default,
-                SOURCE_SEED + seed,
-                memories and memories[seed],
-            )[2]
+            self.train(data, setting, SOURCE_SEED + seed, given[seed])[2]
             for seed in range(seeds)
         ]
 
     def run_reloaded(self, seeds: int) -> None:
         """Run reloaded memories and their controls at the fixed setting."""
-        setting = self.method.default
-        still = {**setting, "meta": 0.0}
-        starts = {"reloaded": setting, "frozen": still, "unrelated": setting}
+        problem = self.problem
+        learned = functools.cache(lambda: self.learn(problem.related, seeds))
+        unrelated = functools.cache(lambda: self.learn(problem.unrelated, seeds))
+        usual = seeds_of(self.method.default, seeds)
+        still = seeds_of({**self.method.default, "meta": 0.0}, seeds)
+        self.run(usual, "reloaded", learned)
+        self.run(still, "frozen", learned)
+        self.run(usual, "unrelated", unrelated)
         if not self.method.name.endswith("_m1"):  # one model: nothing to mix up
-            starts |= {"constant": still, "shuffled": setting}
-        jobs = {start: seeds_of(one, seeds) for start, one in starts.items()}
-        if all(self.is_done(pairs, start) for start, pairs in jobs.items()):
-            return
-        learned = self.learn(self.problem.related, seeds)
-        memories = {
-            "reloaded": learned,
-            "frozen": learned,
-            "constant": averaged(learned),
-            "shuffled": shuffled(learned),
-            "unrelated": self.learn(self.problem.unrelated, seeds),
-        }
-        for start, pairs in jobs.items():
-            self.run(pairs, start, memories[start])
-
-
-def seeds_of(setting: dict[str, float], seeds: int) -> Jobs:
-    """Return the jobs of one setting."""
-    return [(setting, seed) for seed in range(seeds)]
+            self.run(still, "constant", lambda: averaged(learned()))
+            self.run(usual, "shuffled", lambda: shuffled(learned()))
 
 
 def tune(
-    trainer: Trainer,
-    seeds: int,
-    trials: int = choose.TRIALS,
-    budgets: Sequence[int] = (),
+    trainer: Trainer, seeds: int, trials: int = choose.TRIALS, budgets: Sequence = ()
 ) -> list[str]:
     """Run the trials, and what is chosen from them on the seeds; return the settings.
 
@@ -161,8 +144,14 @@ def run_sweep(
     Raises:
       ValueError: the store holds runs of another length.
     """
+    expected = problem.horizon // problem.every
+    for curve in store.rows(problem.name)["curve"]:
+        if len(curve) != expected:
+            raise ValueError(
+                f"{store.path} holds runs of {problem.name} with {len(curve)} "
+                f"measures, not {expected}: give another --out, or remove the file"
+            )
     budgets = [budget for budget in choose.BUDGETS if budget <= trials]
-    _check_lengths(problem, store)
 
     def run(method: Method) -> None:
         trainer = Trainer(problem, method, store)
@@ -173,6 +162,13 @@ def run_sweep(
         say(f"{problem.name}: {method.name}, best of {trials} trials: {text}")
 
     in_threads(run, methods, store)
+
+
+def run_methods(
+    problem: Problem, store: Store, pairs: Iterable[tuple[Method, Jobs]]
+) -> None:
+    """Run methods, each with its settings and seeds, side by side."""
+    in_threads(lambda pair: Trainer(problem, pair[0], store).run(pair[1]), pairs, store)
 
 
 def in_threads(
@@ -190,44 +186,20 @@ def in_threads(
             raise
 
 
-def run_methods(
-    problem: Problem, store: Store, pairs: Iterable[tuple[Method, Jobs]]
-) -> None:
-    """Run methods, each with its settings and seeds, side by side."""
-
-    def run(pair: tuple[Method, Jobs]) -> None:
-        method, jobs = pair
-        Trainer(problem, method, store).run(jobs)
-
-    in_threads(run, pairs, store)
-
-
-def _check_lengths(problem: Problem, store: Store) -> None:
-    expected = problem.horizon // problem.every
-    for curve in store.rows(problem.name)["curve"]:
-        if len(curve) != expected:
-            raise ValueError(
-                f"{store.path} holds runs of {problem.name} with {len(curve)} "
-                f"measures, not {expected}: give another --out, or remove the file"
-            )
-
-
-def baseline_target(
-    problem: Problem, store: Store, seeds: int = 10, trials: int = choose.TRIALS
-) -> tuple[float, str]:
+def baseline_target(problem: Problem, store: Store) -> tuple[float, str]:
     """Return a target and where it comes from; runs what is missing for it.
 
     SGD, momentum and Adam are tuned for the final measure. The target is what the best
-    of them has at three quarters of the horizon, the median over seeds.
+    of them has at three quarters of the horizon, the median over ten seeds.
     """
 
     def run(name: str) -> tuple[float, np.ndarray, str]:
-        (text,) = tune(Trainer(problem, METHODS[name], store), seeds, trials)
-        keys = [Key(problem.name, name, "fresh", text, seed) for seed in range(seeds)]
+        (text,) = tune(Trainer(problem, METHODS[name], store), seeds=10)
+        keys = [Key(problem.name, name, "fresh", text, seed) for seed in range(10)]
         curves = np.array([store.runs[key] for key in keys])
         end = np.median([choose.final(curve) for curve in curves])
         return float(end), curves, f"{name} {text}"
 
     ends = in_threads(run, BASELINES, store)
     _, curves, source = min(ends, key=lambda item: item[0])
-    return choose.target_of(curves), source
+    return float(np.median(curves[:, curves.shape[1] * 3 // 4 - 1])), source

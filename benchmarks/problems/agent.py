@@ -13,7 +13,7 @@ from benchmarks.problems.problem import Problem
 _CARTS, _ROLLOUT, _LONGEST = 16, 32, 200  # trained on side by side; steps
 _DISCOUNT, _LAMBDA = 0.98, 0.95
 _JUDGED = 32  # episodes
-_NETWORK = ActorCritic(actions=2, width=64)
+_NETWORK: Any = ActorCritic(actions=2, width=64)
 
 
 class Play(NamedTuple):
@@ -59,15 +59,10 @@ def _reset(key: jax.Array, number: int) -> jax.Array:
     return jax.random.uniform(key, (number, 4), minval=-0.05, maxval=0.05)
 
 
-def _apply(params: Any, states: jax.Array) -> tuple[jax.Array, jax.Array]:
-    outputs: Any = _NETWORK.apply(params, states)
-    return outputs
-
-
 def _roll(params: Any, play: Play, key: jax.Array) -> tuple[Play, Rollout]:
     def step(play: Play, key: jax.Array) -> tuple[Play, Rollout]:
         act_key, reset_key = jax.random.split(key)
-        logits, _ = _apply(params, play.states)
+        logits, _ = _NETWORK.apply(params, play.states)
         actions = jax.random.categorical(act_key, logits)
         after = push(play.states, actions)
         over = fallen(after)
@@ -94,8 +89,8 @@ def _advantages(values: jax.Array, after: jax.Array, seen: Rollout) -> jax.Array
 
 
 def _loss(params: Any, seen: Rollout) -> jax.Array:
-    logits, values = _apply(params, seen.states)
-    _, after = _apply(params, seen.after)
+    logits, values = _NETWORK.apply(params, seen.states)
+    _, after = _NETWORK.apply(params, seen.after)
     log_odds = jax.nn.log_softmax(logits)
     advantages = jax.lax.stop_gradient(_advantages(values, after, seen))
     returns = jax.lax.stop_gradient(values) + advantages
@@ -107,24 +102,21 @@ def _loss(params: Any, seen: Rollout) -> jax.Array:
 
 
 def _start(data: None, key: jax.Array) -> tuple[Any, Play]:
-    del data
     play = Play(key, _reset(key, _CARTS), jnp.zeros(_CARTS, jnp.int32))
     return _NETWORK.init(key, play.states), play
 
 
 def _gradients(data: None, params: Any, play: Play, count: jax.Array) -> Any:
-    del data
     play, seen = _roll(params, play, jax.random.fold_in(play.key, count))
     return jax.grad(_loss)(params, seen), play
 
 
 def _measure(data: None, params: Any, play: Play) -> jax.Array:
-    del data, play
     reset_key, act_key = jax.random.split(jax.random.key(0))
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
         states, alive, steps = carry
-        logits, _ = _apply(params, states)
+        logits, _ = _NETWORK.apply(params, states)
         states = push(states, jax.random.categorical(key, logits))
         alive = alive & ~fallen(states)
         return (states, alive, steps + alive), None

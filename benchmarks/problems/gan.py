@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.problems.digits import load_digits
+from benchmarks.problems.digits import load_digits, select
 from benchmarks.problems.networks import Autoencoder, Mlp
 from benchmarks.problems.problem import Problem, squared_error
 
@@ -76,54 +76,36 @@ def _gradients(arrays: Images, params: Any, game: Game, count: jax.Array) -> Any
         fake = _reconstruction(discriminator, drawn)
         return real - game.balance * fake, (real, fake)
 
-    discriminator, (real, fake) = jax.grad(discriminator_loss, has_aux=True)(
-        params["discriminator"]
-    )
-    gradients = {
-        "generator": jax.grad(generator_loss)(params["generator"]),
-        "discriminator": discriminator,
-    }
+    descend = jax.grad(discriminator_loss, has_aux=True)
+    discriminator, (real, fake) = descend(params["discriminator"])
+    generator = jax.grad(generator_loss)(params["generator"])
+    gradients = {"generator": generator, "discriminator": discriminator}
     balance = jnp.clip(game.balance + BALANCE_RATE * (GAMMA * real - fake), 0.0, 1.0)
     return gradients, game._replace(balance=balance)
 
 
 def _measure(arrays: Images, params: Any, game: Game) -> jax.Array:
-    del game
     real = _reconstruction(params["discriminator"], arrays.judged)
     fake = _reconstruction(params["discriminator"], generate(params, arrays.latents))
     return real + jnp.abs(GAMMA * real - fake)
 
 
-def make_arrays(train: np.ndarray, judged: np.ndarray) -> Images:
+def make_arrays(train: jax.typing.ArrayLike, judged: jax.typing.ArrayLike) -> Images:
     """Return images [N, 28, 28] in [0, 1] flat, with fixed latents to judge."""
-    latents = np.random.default_rng(0).uniform(-1.0, 1.0, (len(judged), LATENT))
+    rng, images = np.random.default_rng(0), jnp.asarray(judged, jnp.float32)
+    latents = rng.uniform(-1.0, 1.0, (len(images), LATENT))
     return Images(
-        jnp.asarray(train.reshape(-1, _PIXELS), jnp.float32),
-        jnp.asarray(judged.reshape(-1, _PIXELS), jnp.float32),
+        jnp.asarray(train, jnp.float32).reshape(-1, _PIXELS),
+        images.reshape(-1, _PIXELS),
         jnp.asarray(latents, jnp.float32),
     )
 
 
 def load_problem() -> Problem:
     """Return the game on the digits 5 to 9; related are 0 to 4, unrelated is noise."""
-    digits = load_digits()
-
-    def select(low: int) -> Images:
-        train = digits.train_labels // 5 == low // 5
-        judged = np.flatnonzero(digits.test_labels // 5 == low // 5)[::8]
-        return make_arrays(
-            digits.train_images[train] / 255.0, digits.test_images[judged] / 255.0
-        )
-
-    noise = np.random.default_rng(1).uniform(size=(5125, 28, 28))
-    return Problem(
-        NAME,
-        select(5),
-        _start,
-        _gradients,
-        _measure,
-        horizon=1000,
-        every=20,
-        related=select(0),
-        unrelated=make_arrays(noise[125:], noise[:125]),
-    )
+    high, low = (select(load_digits(), some) for some in (range(5, 10), range(5)))
+    data, related = (make_arrays(x.inputs, x.judged_inputs[::8]) for x in (high, low))
+    drawn = np.random.default_rng(1).uniform(size=(5125, 28, 28))
+    noise = make_arrays(drawn[125:], drawn[:125])
+    functions = _start, _gradients, _measure
+    return Problem(NAME, data, *functions, 1000, 20, related, noise)

@@ -71,13 +71,11 @@ class _ConvPool(nn.Module):
         square = kernel.reshape(5, 5, 8)
         kernels = [
             jnp.pad(square, ((row, 1 - row), (column, 1 - column), (0, 0)))
-            for row in range(2)
-            for column in range(2)
+            for row, column in np.ndindex(2, 2)
         ]
         patches = [
             images[:, row : row + 24 : 2, column : column + 24 : 2]
-            for row in range(6)
-            for column in range(6)
+            for row, column in np.ndindex(6, 6)
         ]
         wide = jnp.stack(kernels, -2).reshape(36, 32)
         features = wide.T @ jnp.stack(patches).reshape(36, -1)
@@ -113,8 +111,7 @@ def apply_lenet(variables: Any, images: jax.Array) -> jax.Array:
         return sum(
             kernel[i, j]
             * images[:, top + i : top + i + 24 : 2, left + j : left + j + 24 : 2]
-            for i in range(5)
-            for j in range(5)
+            for i, j in np.ndindex(5, 5)
         )
 
     rows = [jnp.maximum(convolve(top, 0), convolve(top, 1)) for top in range(2)]
@@ -179,9 +176,7 @@ class VariationalAutoencoder(nn.Module):
     code: int
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, noise: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, images: jax.Array, noise: jax.Array) -> Any:
         """Return logits [B, P], means and log variances [B, code] for images [B, P]."""
         hidden = nn.relu(nn.Dense(self.width)(images))
         mean, log_variance = nn.Dense(self.code)(hidden), nn.Dense(self.code)(hidden)

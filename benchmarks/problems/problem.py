@@ -1,5 +1,7 @@
 """What a learning problem is; most are a network, examples and a loss."""
 
+import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,6 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # of outputs and labels
+DATA = pathlib.Path(__file__).parents[1] / "data"
 
 
 class Problem(NamedTuple):
@@ -54,15 +59,28 @@ def errors(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(logits).all(), wrong, jnp.nan)
 
 
+def minimized(
+    name: str, data: Any, start: Any, loss: Any, judge: Any, *lengths: int
+) -> Problem:
+    """Return a problem of one loss(params, data, extra, count); judge(params, data)."""
+
+    def gradients(data: Any, params: Any, extra: Any, count: Any) -> Any:
+        return jax.grad(loss)(params, data, extra, count), extra
+
+    def measure(data: Any, params: Any, extra: Any) -> jax.Array:
+        return judge(params, data)
+
+    return Problem(name, data, start, gradients, measure, *lengths)
+
+
 def supervised(
     name: str,
     network: nn.Module,
     examples: Examples,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    loss: Loss,
     batch: int,
-    horizon: int,
-    every: int,
-    judge: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    *lengths: int,
+    judge: Loss | None = None,
 ) -> Problem:
     """Return a problem of random batches, judged on what is held out.
 
@@ -75,19 +93,26 @@ def supervised(
     def start(examples: Examples, key: jax.Array) -> tuple[Any, jax.Array]:
         return network.init(key, examples.inputs[:1]), key
 
-    def gradients(examples: Examples, params: Any, key: jax.Array, count: Any) -> Any:
+    def of_batch(params: Any, examples: Examples, key: Any, count: Any) -> jax.Array:
         batch_key = jax.random.fold_in(key, count)
         chosen = jax.random.randint(batch_key, (batch,), 0, len(examples.inputs))
         inputs, labels = examples.inputs[chosen], examples.labels[chosen]
+        return loss(apply(params, inputs), labels)
 
-        def loss_fn(params: Any) -> jax.Array:
-            return loss(apply(params, inputs), labels)
-
-        return jax.grad(loss_fn)(params), key
-
-    def measure(examples: Examples, params: Any, key: jax.Array) -> jax.Array:
-        del key
+    def of_judged(params: Any, examples: Examples) -> jax.Array:
         outputs = apply(params, examples.judged_inputs)
         return (judge or loss)(outputs, examples.judged_labels)
 
-    return Problem(name, examples, start, gradients, measure, horizon, every)
+    return minimized(name, examples, start, of_batch, of_judged, *lengths)
+
+
+def checked(path: pathlib.Path, content: bytes, digest: str) -> bytes:
+    """Return what a file holds if it is the original.
+
+    Raises:
+      ValueError: its MD5 is another.
+    """
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != digest:
+        raise ValueError(f"{path} is damaged: its MD5 is {found}, not {digest}")
+    return content

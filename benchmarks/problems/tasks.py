@@ -8,10 +8,7 @@ speed, BEGAN. All are judged on what they are not trained on, where there is suc
 thing.
 """
 
-import functools
-import hashlib
 import lzma
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -24,17 +21,19 @@ from benchmarks.problems import gan, robot
 from benchmarks.problems.digits import ONLINE, load_digits, load_pair
 from benchmarks.problems.networks import Mlp, Residual, Transformer
 from benchmarks.problems.problem import (
+    DATA,
     Examples,
     Problem,
+    checked,
     cross_entropy,
+    minimized,
     squared_error,
     supervised,
 )
 
-SOURCES = pathlib.Path(__file__).parents[1] / "data" / "python_stdlib.xz"
+SOURCES = DATA / "python_stdlib.xz"
 _SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
-_CONTEXT = 64  # bytes that a language model sees
 ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
 
 
@@ -53,11 +52,9 @@ def quadratic() -> Problem:
         return {"x": jax.random.normal(key, (len(matrix),))}, ()
 
     def gradients(matrix: jax.Array, params: Any, extra: Any, count: Any) -> Any:
-        del count
         return {"x": matrix @ params["x"]}, extra
 
     def measure(matrix: jax.Array, params: Any, extra: Any) -> jax.Array:
-        del extra
         return params["x"] @ matrix @ params["x"] / (2.0 * height)
 
     return Problem("quadratic", matrix, start, gradients, measure, 300, 5)
@@ -68,27 +65,17 @@ def rosenbrock_height(x1: jax.typing.ArrayLike, x2: jax.typing.ArrayLike) -> jax
     return (1.0 - jnp.asarray(x1)) ** 2 + 100.0 * (x2 - jnp.asarray(x1) ** 2) ** 2
 
 
-def _valley(params: dict[str, jax.Array]) -> jax.Array:
-    return rosenbrock_height(params["x1"], params["x2"])
-
-
 def rosenbrock() -> Problem:
     """Return the descent into the valley, from near the notebook's start."""
 
     def start(data: None, key: jax.Array) -> tuple[Any, tuple]:
-        del data
         x1, x2 = jnp.array(ROSENBROCK_START) + 0.1 * jax.random.normal(key, (2,))
         return {"x1": x1, "x2": x2}, ()
 
-    def gradients(data: None, params: Any, extra: Any, count: jax.Array) -> Any:
-        del data, count
-        return jax.grad(_valley)(params), extra
+    def height(params: dict[str, jax.Array], *others: Any) -> jax.Array:
+        return rosenbrock_height(**params)
 
-    def measure(data: None, params: Any, extra: Any) -> jax.Array:
-        del data, extra
-        return _valley(params)
-
-    return Problem(ROSENBROCK, None, start, gradients, measure, 100, every=2)
+    return minimized(ROSENBROCK, None, start, height, height, 100, 2)
 
 
 def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
@@ -110,65 +97,30 @@ def teacher(name: str, noise: float = 0.0, spread: float = 1.0) -> Problem:
     return supervised(name, network, examples, squared_error, 64, 400, 10)
 
 
-@functools.cache
-def digits() -> Examples:
-    """Return ten digits: images in [0, 1] and labels."""
-    loaded = load_digits()
-    return Examples(
-        jnp.asarray(loaded.train_images / 255.0, jnp.float32),
-        jnp.asarray(loaded.train_labels, jnp.int32),
-        jnp.asarray(loaded.test_images / 255.0, jnp.float32),
-        jnp.asarray(loaded.test_labels, jnp.int32),
-    )
-
-
 def digit_classes(name: str, network: nn.Module) -> Problem:
     """Return ten digits for a network, in batches of 64."""
-    return supervised(name, network, digits(), cross_entropy, 64, 300, 10)
-
-
-def classes() -> Problem:
-    """Return ten digits for dense layers 784-64-64-10."""
-    return digit_classes("classes", Mlp((64, 64, 10), nn.relu))
-
-
-def residual() -> Problem:
-    """Return ten digits for a deep residual network with normalisation."""
-    return digit_classes("residual", Residual())
-
-
-def source_bytes(length: int) -> np.ndarray:
-    """Return Python's sources in rows of bytes [N, length + 1].
-
-    Raises:
-      ValueError: the bundled file is not the original.
-    """
-    packed = SOURCES.read_bytes()
-    digest = hashlib.md5(packed, usedforsecurity=False).hexdigest()
-    if digest != _SOURCES_MD5:
-        raise ValueError(
-            f"{SOURCES} is damaged: its MD5 is {digest}, not {_SOURCES_MD5}"
-        )
-    text = np.frombuffer(lzma.decompress(packed), np.uint8)
-    rows = text[: len(text) // (length + 1) * (length + 1)]
-    return rows.reshape(-1, length + 1)
+    return supervised(name, network, load_digits(), cross_entropy, 64, 300, 10)
 
 
 def next_bytes(length: int, stride: int) -> Examples:
     """Return rows of Python's sources, each byte labelled by the one after it.
 
     Judged are the last tenth of the rows, one in every `stride`.
+
+    Raises:
+      ValueError: the bundled file is not the original.
     """
-    rows = source_bytes(length)
-    split = len(rows) * 9 // 10
-    train, judged = rows[:split], rows[split:][::stride]
-    arrays = (train[:, :-1], train[:, 1:], judged[:, :-1], judged[:, 1:])
-    return Examples(*(jnp.asarray(one, jnp.int32) for one in arrays))
+    packed = checked(SOURCES, SOURCES.read_bytes(), _SOURCES_MD5)
+    text = np.frombuffer(lzma.decompress(packed), np.uint8)
+    number = len(text) // (length + 1)
+    rows = jnp.asarray(text[: number * (length + 1)].reshape(number, -1), jnp.int32)
+    train, judged = rows[: number * 9 // 10], rows[number * 9 // 10 :: stride]
+    return Examples(train[:, :-1], train[:, 1:], judged[:, :-1], judged[:, 1:])
 
 
 def language() -> Problem:
     """Return the next byte of Python's sources; judged on the last tenth."""
-    examples = next_bytes(_CONTEXT, stride=24)
+    examples = next_bytes(64, stride=24)
     network = Transformer(width=96, layers=2)  # about 280,000 parameters
     return supervised("language", network, examples, cross_entropy, 8, 300, 10)
 
@@ -179,10 +131,10 @@ SUITE: dict[str, Callable[[], Problem]] = {
     "teacher": lambda: teacher("teacher"),
     "noisy teacher": lambda: teacher("noisy teacher", noise=0.5),
     "unequal inputs": lambda: teacher("unequal inputs", spread=10.0),
-    "classes": classes,
+    "classes": lambda: digit_classes("classes", Mlp((64, 64, 10), nn.relu)),
     ONLINE: lambda: load_pair(ONLINE),
     robot.CHANGE: lambda: robot.load_problem(robot.CHANGE),
     gan.NAME: gan.load_problem,
     "language": language,
-    "residual": residual,
+    "residual": lambda: digit_classes("residual", Residual()),
 }
