@@ -190,7 +190,7 @@ def test_the_gauge_tells_rates_that_are_too_small_and_too_large():
         keys = jax.random.split(jax.random.key(0), 200)
         return jax.lax.scan(step, (start, optimizer.init(start)), keys)[1]
 
-    rates, noises = np.float32([0.01, 1.9, 0.5]), np.float32([0, 0, 1])
+    rates, noises = np.array([0.01, 1.9, 0.5], "f4"), np.array([0, 0, 1], "f4")
     small, large, noisy = np.array(jax.jit(jax.vmap(gauges_of))(rates, noises))
     assert np.all(small[10:] == 1)
     assert np.all(large[10:] == -1)
