@@ -34,7 +34,7 @@ EVEN = linspace_kernels(2.0, 20)
 def state_of(*labels, optimizer=None):
     """State of an optimizer with these labels."""
     optimizer = optimizer or memory_sgd(group_by=lambda path, _: path[0].key)
-    return optimizer.init({label: jnp.zeros(2) for label in labels})
+    return optimizer.init({label: np.zeros(2, "f4") for label in labels})
 
 
 def scalar(rate, steps=1.0):
@@ -115,6 +115,7 @@ def test_flax_modules_of_another_depth(layers):
                 x = nn.LayerNorm()(nn.Dense(3)(x))
             return x
 
+    @functools.partial(jax.jit, static_argnums=0)
     def init(depth):
         params = Net(depth).init(jax.random.key(0), jnp.zeros((1, 2)))
         return memory_adam(initial=1e-3).init(params)
@@ -157,16 +158,15 @@ def test_small_tensors_beside_frozen_ones_start_from_their_layers():
         learned[label] = learned[label]._replace(rates=np.array([0.1 * (number + 1)]))
     low = {"a": jnp.ones((4, 1)), "b": jnp.zeros((1, 4))}
     adapters = {"Dense_0": low, "Dense_1": None, "Dense_2": low}
-    state = memory_sgd(group_by="tensor").init(adapters)
+    state = jax.jit(memory_sgd(group_by="tensor").init)(adapters)
     found = match_labels(learned, state)
     assert found == {
         f"Dense_{i}/{name}": f"Dense_{i}" for i in (0, 2) for name in ("a", "b")
     }
     rates = [float(one.rates[0]) for one in adapt_memory(learned, state).values()]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.3, 0.3], rtol=1e-6)
-    by_layer = memory_sgd().init(adapters)
     kept = {label: learned[label] for label in ("Dense_0", "Dense_2")}
-    set_memory(by_layer, kept)
+    set_memory(memory_sgd().init(adapters), kept)
 
 
 # What a memory becomes
@@ -207,13 +207,13 @@ def test_what_has_no_values_is_refused():
 
 
 def test_members_of_a_vmapped_state_are_adapted_one_by_one():
-    states = jax.vmap(memory_sgd().init)({"a": jnp.ones((4, 3))})
+    states = jax.jit(jax.vmap(memory_sgd().init))({"a": jnp.ones((4, 3))})
     memory = {"a": scalar(0.1)}
     with pytest.raises(ValueError, match=r"shape \(4, 1\).*a memory per member"):
         set_memory(states, memory)
     with pytest.raises(ValueError, match="one member of a vmapped state and stack"):
         adapt_memory(memory, states)
-    one = jax.tree.map(lambda leaf: leaf[0], states)
+    one = jax.tree.map(lambda leaf: np.asarray(leaf)[0], states)
     adapted = adapt_memory(memory, one)
     stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 4), adapted)
     chex.assert_shape(get_memory(set_memory(states, stacked))["a"].rates, (4, 1))

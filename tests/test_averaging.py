@@ -41,7 +41,7 @@ def reference(weights, power, average: Any = None) -> Any:
 def gradients(number, params: Any = PARAMS):
     """Return gradients that differ from step to step."""
     keys = jax.random.split(jax.random.key(0), number)
-    return [optax.tree.random_like(key, params) for key in keys]
+    return [jax.jit(optax.tree.random_like)(key, params) for key in keys]
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def step_of(optimizer, kinds):
 
 def train(optimizer: Any, grads, params: Any = PARAMS, state=None) -> Any:
     """Return the last state, and the parameters after each step."""
-    state, after = optimizer.init(params) if state is None else state, [params]
+    state, after = state or jax.jit(optimizer.init)(params), [params]
     step = step_of(optimizer, str(jax.tree.map(jax.typeof, params)))
     for gradient in grads:
         state, params = step(gradient, state, after[-1])
@@ -157,9 +157,9 @@ def test_the_first_step_replaces_the_start_and_leaves_no_trace(power):
 def test_weights_that_stand_still_are_their_average():
     params = {"moves": jnp.zeros(3), "stays": jnp.array([0.1, 1 / 3, 1e-30])}
     updates = {"moves": jnp.ones(3), "stays": jnp.zeros(3)}
-    state = averaging().init(params)
+    state, update = averaging().init(params), jax.jit(averaging().update)
     for _ in range(20):
-        _, state = averaging().update(updates, state, params)
+        _, state = update(updates, state, params)
     assert state.count == 20
     np.testing.assert_array_equal(state.average["stays"], params["stays"])
 
@@ -312,9 +312,8 @@ def test_a_bad_step_of_memory_adam_changes_no_bit():
 
 
 def test_it_is_no_part_of_a_base():
-    base = optax.chain(optax.adam(1.0), averaging())
     with pytest.raises(ValueError, match=r"base_optimizer.*AverageWeightsState"):
-        learn_rates(base).init(PARAMS)
+        learn_rates(optax.chain(optax.adam(1.0), averaging())).init(PARAMS)
 
 
 # Frameworks
@@ -322,16 +321,16 @@ def test_it_is_no_part_of_a_base():
 
 def test_a_train_state():
     model = nn.Dense(2)
-    params = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 3)))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=SGD)
-    grads, after = gradients(4, params), []
-    for gradient in grads:
-        state = state.apply_gradients(grads=gradient)
+    step, after = jax.jit(lambda state, grads: state.apply_gradients(grads=grads)), []
+    for gradient in gradients(4, params):
+        state = step(state, gradient)
         after.append(state.params)
     found = read(state, state.params)
     expected = jax.tree.map(lambda *leaves: reference(leaves, 8.0), *after)
     assert_close(found, expected)
-    model.apply(found, jnp.ones((1, 3)))
+    jax.eval_shape(model.apply, found, jnp.ones((1, 3)))
 
 
 class Net(nnx.Module):
@@ -402,10 +401,10 @@ def test_dtypes(dtype, kept):
     with jax.enable_x64(dtype == "float64"):
         params: Any = {"x": jnp.array([1.0, -2.0], dtype), "y": jnp.ones(1, dtype)}
         updates = jax.tree.map(lambda x: 0.3 * x, params)
-        state = averaging(2.0).init(params)
+        state, update = averaging(2.0).init(params), jax.jit(averaging(2.0).update)
         kinds, after = jax.tree.map(jax.typeof, state), []
         for _ in range(4):
-            _, state = averaging(2.0).update(updates, state, params)
+            _, state = update(updates, state, params)
             new: Any = optax.apply_updates(params, updates)
             after.append(np.asarray(new["x"], np.complex128))
             params = new
@@ -425,12 +424,12 @@ def test_dtypes(dtype, kept):
 def test_mixed_widths_have_the_weight_of_the_widest():
     with jax.enable_x64(True):
         params = {"wide": jnp.ones(2, "float64"), "narrow": jnp.ones(2, "bfloat16")}
-        state = averaging(0.7).init(params)
+        state, update = averaging(0.7).init(params), jax.jit(averaging(0.7).update)
         visited = [params["wide"] * 1.1**n for n in range(5)]
         for here, there in itertools.pairwise(visited):
             updates = {"wide": there - here, "narrow": params["narrow"]}
             now = params | {"wide": here}
-            _, state = averaging(0.7).update(updates, state, now)
+            _, state = update(updates, state, now)
         expected = reference(visited[1:], 0.7)
         np.testing.assert_allclose(state.average["wide"], expected, rtol=1e-14)
         assert state.average["narrow"].dtype == jnp.float32
@@ -454,7 +453,7 @@ def test_the_result_does_not_depend_on_the_x64_flag():
     with jax.enable_x64(True):
         state, params = SGD.init(PARAMS), PARAMS
         for gradient in grads:
-            updates, state = SGD.update(gradient, state, params)
+            updates, state = jax.jit(SGD.update)(gradient, state, params)
             params = optax.apply_updates(params, updates)
         chex.assert_trees_all_equal_dtypes(state, expected)
         assert_close(state, expected, rtol=1e-6)
@@ -531,6 +530,7 @@ def test_vmap_equals_separate_runs_that_skip_steps_of_their_own():
     powers = jnp.array([1.0, 8.0, 20.0])
     moves = jnp.array([[1.0, 0.0, 2.0], [0.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 
+    @jax.jit
     def run(power, start, moves):
         optimizer = averaging(power)
         state = optimizer.init(start)

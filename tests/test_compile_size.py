@@ -7,16 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import metalr_optax
-from metalr_optax import learn_rates, memory_adam, memory_sgd
+from metalr_optax import memory_adam, memory_sgd
 
 # A program of a + b N lines for N tensors has less than 4 times as many lines for 4
-# times as many tensors: 3.3 to 3.6 times. One that is quadratic tends to 16: 10 to 11
-# times where XLA copied the sum of all norms into the program of every tensor.
-GROWTH = 4.3
+# times as many tensors: 2.5 to 2.9 times from 15 to 60. One that is quadratic tends to
+# 16: 10 to 11 times from 30 to 120 tensors, or 7 times from 15 to 60, where XLA copied
+# the sum of all norms into the program of every tensor.
+GROWTH = 3.4
 
 
 def lines(optimizer, number):
@@ -33,14 +33,10 @@ def lines(optimizer, number):
     return len(text.splitlines())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "optimizer",
-    [memory_adam(), memory_sgd(), learn_rates(optax.lion(1.0))],
-    ids=["memory_adam", "memory_sgd", "lion"],
-)
-def test_a_program_grows_no_faster_than_a_model(optimizer):
-    assert lines(optimizer, 120) <= GROWTH * lines(optimizer, 30)
+@pytest.mark.parametrize("make", [memory_adam, memory_sgd])
+def test_a_program_grows_no_faster_than_a_model(make):
+    few, many = (lines(make(), number) for number in (15, 60))
+    assert many <= GROWTH * few
 
 
 def modules_entered(function, *arguments):
@@ -65,7 +61,8 @@ def modules_entered(function, *arguments):
 def test_who_reads_an_update_from_its_start_changes_module_15_times_at_most():
     optimizer = memory_adam()
     params = {"a": {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, "c": jnp.ones(3)}
-    modules = modules_entered(optimizer.update, params, optimizer.init(params), params)
+    state = jax.eval_shape(optimizer.init, params)
+    modules = modules_entered(optimizer.update, params, state, params)
     assert len(modules) > 30
     changes = [pair for pair in itertools.pairwise(modules) if len({*pair}) == 2]
     assert len(changes) <= 15, changes

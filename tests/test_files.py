@@ -1,5 +1,6 @@
 """Files of memories: nothing is lost, nothing is run, no damage passes."""
 
+import functools
 import hashlib
 import json
 import os
@@ -39,11 +40,13 @@ from metalr_optax import (
 VERSION_1 = pathlib.Path(__file__).parent / "data" / "memory_v1.safetensors"
 PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
 FIELDS = "centers", "widths", "rates", "counts", "relative", "schedule"
+SGD = memory_sgd()
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+@functools.cache
 def learned(optimizer, steps=4):
-    state, update = optimizer.init(PARAMS), jax.jit(optimizer.update)
+    state, update = jax.jit(optimizer.init)(PARAMS), jax.jit(optimizer.update)
     for step in range(steps):
         grads = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), PARAMS)
         _, state = update(grads, state, PARAMS)
@@ -68,11 +71,7 @@ def content(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [
-        memory_sgd(),
-        memory_adam(kernels=logspace_kernels(8.0, 20, smallest=0.02)),
-        paper_sgd(),
-    ],
+    [SGD, memory_adam(kernels=logspace_kernels(8.0, 20, smallest=0.02)), paper_sgd()],
     ids=["memory_sgd", "memory_adam", "paper_sgd"],
 )
 def test_what_was_learned_comes_back_and_goes_on(path, optimizer):
@@ -120,9 +119,7 @@ def test_any_label_and_string_comes_back(
 
 @pytest.mark.parametrize("string", ["0" * 64, '"sha256":"' + "0" * 64 + '"', "sha256"])
 def test_strings_that_look_like_a_digest_are_strings(path, string):
-    save_memory(
-        path, learned(memory_sgd()), metadata={"a": string, string + "!": string}
-    )
+    save_memory(path, learned(SGD), metadata={"a": string, string + "!": string})
     assert load_metadata(path)["a"] == string
     load_memory(path)
 
@@ -165,8 +162,9 @@ def refused(path, match=None):
 
 
 def test_no_flipped_bit_passes(path, content):
+    """All of the eight bytes that say how long the header is, then one a byte."""
     for position in range(len(content)):
-        for bit in range(8):
+        for bit in range(8) if position < 8 else [position % 8]:
             damaged = bytearray(content)
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
@@ -175,7 +173,7 @@ def test_no_flipped_bit_passes(path, content):
 
 
 def test_no_part_of_a_file_passes(path, content):
-    for length in range(len(content)):
+    for length in range(0, len(content), 5):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="cannot be trusted"):
             load_memory(path)
@@ -472,13 +470,13 @@ def test_a_save_that_breaks_off_leaves_the_old_file_whole(
 
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="No space left on device, and the memory was"):
-        save_memory(path, learned(memory_sgd()))
+        save_memory(path, learned(SGD))
     assert path.read_bytes() == content
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_where_nothing_can_be_saved(tmp_path):
-    memory = learned(memory_sgd())
+    memory = learned(SGD)
     with pytest.raises(FileNotFoundError, match="missing"):
         save_memory(tmp_path / "missing" / "file", memory)
     with pytest.raises(IsADirectoryError):
@@ -495,7 +493,7 @@ def test_a_link_stays_and_permissions_are_those_of_new_files(tmp_path):
     usual = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for _ in range(2):
-        save_memory(tmp_path / "link", learned(memory_sgd()))
+        save_memory(tmp_path / "link", learned(SGD))
     assert (tmp_path / "link").is_symlink()
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == usual
     assert list(load_memory(str(tmp_path / "file"))) == ["a", "c"]
@@ -504,9 +502,10 @@ def test_a_link_stays_and_permissions_are_those_of_new_files(tmp_path):
 def test_a_loaded_memory_starts_the_next_task(path):
     save_memory(path, learned(memory_sgd(initial=1e-5), steps=20))
     optimizer = memory_sgd(initial=load_memory(path))
-    memory = get_memory(optimizer.init(PARAMS))
+    state = jax.jit(optimizer.init)(PARAMS)
+    memory = get_memory(state)
     chex.assert_trees_all_equal(memory, load_memory(path))
     assert memory["a"].rates[0] > 1e-4
     assert json.loads(json.dumps(load_metadata(path)))
-    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS))
+    updates, _ = jax.jit(optimizer.update)(PARAMS, state)
     assert optax.tree.norm(updates) > 1e-3

@@ -42,7 +42,7 @@ WRAPPERS = {
 
 def learned(optimizer, params=PARAMS, steps=4):
     """Return the state after a few steps in which most rates move."""
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
     for step in range(steps):
         updates = jax.tree.map(lambda x, s=step: x * (1.0 + 0.1 * s), params)
         _, state = update(updates, state, params)
@@ -86,11 +86,10 @@ def test_a_large_tensor_reads_the_kernels_it_was_given():
     params = {"a": np.float32(np.random.default_rng(0).normal(size=(128, 129)) / 5)}
     rates = np.geomspace(1e-3, 0.1, 20)
     memory = {"a": Memory(linspace_kernels(0.5, 20), rates)}
-    optimizer = scale_by_memory()
-    state = set_memory(optimizer.init(params), memory)
-    updates, _ = optimizer.update(params, state)
-    built = scale_by_memory(memory)
-    expected, _ = built.update(params, built.init(params))
+    optimizer, built = scale_by_memory(), scale_by_memory(memory)
+    state = set_memory(jax.jit(optimizer.init)(params), memory)
+    updates, _ = jax.jit(optimizer.update)(params, state)
+    expected, _ = jax.jit(built.update)(params, jax.jit(built.init)(params))
     chex.assert_trees_all_equal(updates, expected)
 
 
@@ -128,7 +127,7 @@ def test_memories_outlive_the_donation_of_their_state():
         _, state = step(PARAMS, state)
     successor = paper_sgd(initial=history[-1])
     step(PARAMS, state)
-    successor.update(PARAMS, successor.init(PARAMS))
+    jax.jit(successor.update)(PARAMS, jax.jit(successor.init)(PARAMS))
     assert np.all(np.isfinite([memory["a"].rates for memory in history]))
 
 
@@ -148,13 +147,13 @@ def test_a_transferred_memory_survives_the_donation_of_its_new_state():
 
 def test_flax_train_state():
     model = flax.linen.Dense(2)
-    params = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 3)))
     optimizer = paper_adam(initial=0.01)
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
-    state = state.apply_gradients(grads=params).apply_gradients(grads=params)
+    fresh = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
+    step = jax.jit(lambda state: state.apply_gradients(grads=params))
+    state = step(step(fresh))
     memory = get_memory(state)
     assert list(memory) == ["params"]
-    fresh = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer)
     chex.assert_trees_all_equal(get_memory(set_memory(fresh, memory)), memory)
 
 
@@ -168,10 +167,11 @@ def test_flax_train_state():
     ],
 )
 def test_flax_nnx_optimizer(group_by, expected):
+    adam = paper_adam(initial=0.01, group_by=group_by)
+
     def make():
         model = flax.nnx.Linear(3, 2, rngs=flax.nnx.Rngs(0))
-        optimizer = paper_adam(initial=0.01, group_by=group_by)
-        return model, flax.nnx.Optimizer(model, optimizer, wrt=flax.nnx.Param)
+        return model, flax.nnx.Optimizer(model, adam, wrt=flax.nnx.Param)
 
     @flax.nnx.jit
     def step(model, optimizer):
@@ -198,7 +198,7 @@ def test_flax_nnx_optimizer(group_by, expected):
 
 def test_states_of_a_vmap_are_transferred_together():
     optimizer = paper_sgd(initial=0.01)
-    params = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
+    params = jax.tree.map(lambda x: np.stack([x, 2 * x]), PARAMS)
     fresh = jax.jit(jax.vmap(optimizer.init))(params)
     update = jax.jit(jax.vmap(optimizer.update))
     _, state = update(params, fresh)
@@ -233,7 +233,7 @@ def test_parts_of_a_layer_are_told_apart():
     assert not np.array_equal(memory["b/a"].rates, memory["w/a"].rates)
     chex.assert_trees_all_equal(memory["w/a"], get_memory(state.inner_states["w"])["a"])
     assert {"rate_mean/b/a", "rate_mean/w/a"} <= set(summarize_memory(state))
-    fresh = set_memory(optimizer.init(PARAMS), memory)
+    fresh = set_memory(jax.jit(optimizer.init)(PARAMS), memory)
     chex.assert_trees_all_equal(get_memory(fresh), memory)
     with pytest.raises(ValueError, match=r"missing \['b/a', 'w/a'\]"):
         set_memory(state, {"a": memory["w/a"]})
