@@ -185,7 +185,7 @@ def _warn_of_rates(values: Sequence[Any]) -> None:
     if 0 < largest < _RATE_NOT_FACTOR:
         warn(
             f"learning_rate up to {largest:g} multiplies learned rates, which climb to "
-            f"compensate; leave it at 1, and start from a rate with initial={largest:g}"
+            f"compensate; use a peak of 1: a rate to start from is initial={largest:g}"
         )
 
 

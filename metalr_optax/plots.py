@@ -52,7 +52,7 @@ def plot_memory(
       The Axes, logarithmic in the rate.
 
     Raises:
-      ValueError: not a memory, or kernel inputs that are no numbers.
+      ValueError: not a memory, or kernel inputs that are not numbers.
       ImportError: matplotlib is missing: ``pip install 'metalr-optax[plots]'``.
 
     Examples:
@@ -298,7 +298,7 @@ def _axes(ax: Any) -> Any:
 
 
 def _draw_legend(ax: Any, lines: list[Any], labels: Iterable[str]) -> None:
-    """Name lines: beside the picture where there are many of them."""
+    """Draw a legend of lines, beside the Axes if there are many of them."""
     beside = _BESIDE | {"ncols": -(-len(lines) // 16), "fontsize": "x-small"}
     # Explicit, because Matplotlib leaves out labels that begin with an underscore.
     ax.legend(lines, list(labels), **(beside if len(lines) > _MANY else {}))

@@ -296,8 +296,8 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
     if -_RATE_INSIDE < least < 0:
         checks.warn(
             f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
-            "set the rate inside to 1, as in optax.adamw(1.0), and pass a rate to "
-            "start from as `initial`"
+            "use a rate of 1 inside, as in optax.adamw(1.0), and pass a rate to start "
+            "from as `initial`"
         )
 
 

@@ -31,7 +31,7 @@ class StackedMemory(NamedTuple):
       kernels: [L, 2, M], centres and widths; width 0 for unused local models.
       inputs: an empty tuple whose type is the kind of kernel input.
       schedule: [L, 20], log of the mean rate at step 1, 2, 4, ... over that in use;
-        None where memories do not go by progress.
+        None without ``progress``.
       slopes: [L, M], None where local models are constant.
       disagreement: [L, M], None where local models are not added.
     """

@@ -111,8 +111,7 @@ def scale_by_memory(
       progress: whether memories also learn how rates change with the progress of a run.
         A run then leaves a learned schedule, the rate of each memory at step 1, 2, 4
         and so on. A run that starts with it follows it, corrected by evidence: take the
-        memory at the end of a run. A run that starts without one is the same either
-        way.
+        memory at the end of a run. Without a schedule to start with, nothing changes.
       capacity: largest number of local models of a memory; ``kernels`` are those it
         starts with, whose number is the default. A step adds at most one per memory:
         where over 5 % of inputs have no activation above 0.1, or by splitting the local
