@@ -58,10 +58,7 @@ def small(monkeypatch, tmp_path):
     }
     for name, value in changes.items():
         monkeypatch.setattr(f"benchmarks.{name}", value)
-    next_task.next_task.labels.cache_clear()
     give_target(monkeypatch, tmp_path)
-    yield
-    next_task.next_task.labels.cache_clear()
 
 
 TUNED = ["--seeds", "2", "--trials", "1"]

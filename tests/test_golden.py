@@ -1,5 +1,6 @@
 """Replays traces of the authors' own code, see data/README.md."""
 
+import functools
 import gzip
 import json
 import pathlib
@@ -21,6 +22,7 @@ from metalr_optax import (
 )
 from metalr_optax.memory import read
 
+READ = jax.jit(jax.vmap(read, (None, 0, 0)))
 CASES = ("p1", "p2", "p3", "p4", "p5")
 
 
@@ -83,16 +85,43 @@ def make_optimizer(config):
     )
 
 
-def make_loss(objective, dtype):
+def make_loss(objective):
     if objective["kind"] == "rosenbrock_two_scalars":
         a, b = objective["a"], objective["b"]
         return lambda x: jnp.sum((a - x["x1"]) ** 2 + b * (x["x2"] - x["x1"] ** 2) ** 2)
-    matrix = jnp.asarray(np.asarray(objective["A"], np.float32), dtype)
-    return lambda x: x["x"] @ matrix @ x["x"] / 2
+    matrix = np.asarray(objective["A"], np.float32)
+    return lambda x: x["x"] @ matrix.astype(x["x"].dtype) @ x["x"] / 2
 
 
 def with_start(start, rest):
     return {name: np.concatenate([start[name][None], rest[name]]) for name in start}
+
+
+def rates_of(state):
+    return {label: memory.rates for label, memory in get_memory(state).items()}
+
+
+def make_run(case):
+    """Return a compiled run, the same one for all phases of a dtype."""
+    optimizer = make_optimizer(case["config"])
+    value_and_grad = jax.value_and_grad(make_loss(case["objective"]))
+
+    @jax.jit
+    def run(params, state, recorded, driven):
+        choose = functools.partial(jax.tree.map, functools.partial(jnp.where, driven))
+
+        def step(carry, recorded):
+            params, state = carry
+            loss, grads = value_and_grad(params)
+            updates, state = optimizer.update(choose(recorded, grads), state, params)
+            params = choose(params, optax.apply_updates(params, updates))
+            return (params, state), (loss, params, updates, rates_of(state))
+
+        before = rates_of(state)
+        (_, state), trace = jax.lax.scan(step, (params, state), recorded)
+        return before, trace, get_memory(state)
+
+    return jax.jit(optimizer.init), run
 
 
 def replay(case, dtype, driven=False):
@@ -100,19 +129,7 @@ def replay(case, dtype, driven=False):
 
     Driven, the recorded gradients are fed and the parameters stay where they are.
     """
-    optimizer = make_optimizer(case["config"])
-    value_and_grad = jax.value_and_grad(make_loss(case["objective"], dtype))
-
-    def step(carry, recorded):
-        params, state = carry
-        loss, grads = value_and_grad(params)
-        updates, state = optimizer.update(recorded if driven else grads, state, params)
-        rates = {label: memory.rates for label, memory in get_memory(state).items()}
-        if not driven:
-            params = optax.apply_updates(params, updates)
-        return (params, state), (loss, params, updates, rates)
-
-    run = jax.jit(lambda carry, recorded: jax.lax.scan(step, carry, recorded))
+    init, run = case["run"]
     results, memory = [], {}
     for phase in case["phases"]:
         start = {
@@ -120,15 +137,13 @@ def replay(case, dtype, driven=False):
             for name, trace in phase["tensors"].items()
         }
         recorded = {
-            name: jnp.asarray(trace["grad"], dtype)
+            name: np.asarray(trace["grad"], dtype)
             for name, trace in phase["tensors"].items()
         }
-        state = optimizer.init(start)
+        state = init(start)
         if phase["start"] == "load_and_reset_keep_memory":
             state = set_memory(state, memory)
-        rates = {label: memory.rates for label, memory in get_memory(state).items()}
-        (_, state), trace = run((start, state), recorded)
-        memory = get_memory(state)
+        rates, trace, memory = run(start, state, recorded, driven)
         loss, params, updates, memories = jax.tree.map(np.asarray, trace)
         results.append(
             {
@@ -153,7 +168,8 @@ def largest(values):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    return load(request.param)
+    case = load(request.param)
+    return case | {"run": make_run(case)}
 
 
 def test_kernels_are_the_authors_tables(case):
@@ -172,9 +188,7 @@ def test_kernels_are_the_authors_tables(case):
 
 def test_one_recorded_step(case):
     limits = case["tolerance"]["local"]
-    loss_and_grad = jax.vmap(
-        jax.value_and_grad(make_loss(case["objective"], jnp.float32))
-    )
+    loss_and_grad = jax.jit(jax.vmap(jax.value_and_grad(make_loss(case["objective"]))))
     clip = case["config"]["clip_grad"]
     for phase in case["phases"]:
         tensors = phase["tensors"]
@@ -192,9 +206,7 @@ def test_one_recorded_step(case):
             # One table of rates per step, read at the recorded gradients.
             kernels = jax.tree.map(np.float32, make_kernels(case["config"]))
             memories = np.float32(trace["memory"][1:])
-            lr = jax.vmap(lambda rates, z, k=kernels: read(k, rates, z))(
-                memories, np.float32(trace["grad"])
-            )
+            lr = READ(kernels, memories, np.float32(trace["grad"]))
             error = deviation(lr, trace["lr"], largest(trace["lr"]))
             assert error <= case["tolerance"]["driven"]["lr"], name
             after = params[name][:-1] - np.float32(trace["lr"]) * np.float32(

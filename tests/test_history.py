@@ -1,5 +1,6 @@
 """Memories that see how the gradients of a coordinate agreed, not its direction."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -54,17 +55,20 @@ def gradients(steps, seed=0):
     return jax.tree.map(draw, PARAMS)
 
 
-@jax.jit
-def _scan(state, grads):
-    return jax.lax.scan(lambda s, g: make().update(g, s)[::-1], state, grads)
+@functools.partial(jax.jit, static_argnums=0)
+def scan(optimizer, grads):
+    """Return the last state and all updates."""
+    state = optimizer.init(jax.tree.map(lambda x: x[0], grads))
+    return jax.lax.scan(lambda s, g: optimizer.update(g, s)[::-1], state, grads)
 
 
-def run(grads):
-    return _scan(make().init(PARAMS), grads)
+@functools.cache
+def learned():
+    return scan(make(), gradients(60))[0]
 
 
 def test_what_goes_one_way_reads_a_larger_rate_than_noise():
-    state, _ = run(gradients(60))
+    state = learned()
     for label, memory in get_memory(state).items():
         still, along = memory.rates[2], memory.rates[4]
         assert along > 2 * still, label
@@ -74,9 +78,8 @@ def test_what_goes_one_way_reads_a_larger_rate_than_noise():
 
 
 def test_the_history_of_coordinates():
-    grads = gradients(30)
-    state, _ = run(grads)
-    signs = np.sign(np.asarray(grads["a"]))
+    state = learned()
+    signs = np.sign(np.asarray(gradients(60)["a"]))
     expected = np.zeros(8)
     for before, after in itertools.pairwise(signs):
         expected = 0.9 * expected + 0.1 * before * after
@@ -95,9 +98,10 @@ def test_rates_are_read_at_the_new_history_and_corrected_at_the_old():
         kernel_input="history",
     )
     x = jnp.ones(2)
-    first, state = optimizer.update(x, optimizer.init(x))
+    update = jax.jit(optimizer.update)
+    first, state = update(x, optimizer.init(x))
     np.testing.assert_allclose(first, 0.2)
-    second, state = optimizer.update(x, state)
+    second, state = update(x, state)
     # The last rate was read at 0, so the middle one rises by its step; at .1, where it
     # is read now, it is alone.
     np.testing.assert_allclose(get_memory(state)["params"].rates, [0.1, 0.21, 0.4])
@@ -107,34 +111,27 @@ def test_rates_are_read_at_the_new_history_and_corrected_at_the_old():
 
 def test_a_base_that_points_against_the_gradient_has_the_same_history():
     bases = optax.scale_by_adam(), optax.adam(1.0)
-    found = []
-    for base in bases:
-        optimizer = make(base_optimizer=base)
-        state = optimizer.init(PARAMS)
-        for number in range(6):
-            grads = jax.tree.map(lambda x, i=number: x[i], gradients(6))
-            updates, state = optimizer.update(grads, state)
-        found.append((updates, state.base_state.history))
-    chex.assert_trees_all_close(found[0][1], found[1][1])
-    opposite = jax.tree.map(jnp.negative, found[1][0])
-    chex.assert_trees_all_close(found[0][0], opposite, rtol=1e-5)
+    ends = [scan(make(base_optimizer=base), gradients(6)) for base in bases]
+    (state, updates), (other, opposite) = ends
+    chex.assert_trees_all_close(state.base_state.history, other.base_state.history)
+    turned = jax.tree.map(jnp.negative, opposite)
+    chex.assert_trees_all_close(updates, turned, rtol=1e-5)
 
 
 def test_nothing_to_compare_moves_a_history_towards_nothing():
-    optimizer, x = make(), jnp.ones(3)
-    state = optimizer.init(x)
+    optimizer, x = make(), np.ones(3, np.float32)
+    update, state = jax.jit(optimizer.update), optimizer.init(x)
     for _ in range(3):
-        _, state = optimizer.update(x, state)
+        _, state = update(x, state)
     before = state.base_state.history
-    _, state = optimizer.update(jnp.array([jnp.nan, 0.0, 1.0]), state)
+    _, state = update(np.array([np.nan, 0.0, 1.0], np.float32), state)
     after = state.base_state.history
     np.testing.assert_allclose(after[:2], 0.9 * before[:2])
     assert after[2] > before[2]
 
 
 def test_it_is_kept_and_moves_on(tmp_path):
-    state, _ = run(gradients(20))
-    memory = get_memory(state)
+    memory = get_memory(learned())
     path = tmp_path / "memory.safetensors"
     save_memory(path, memory)
     loaded = load_memory(path)
@@ -145,7 +142,7 @@ def test_it_is_kept_and_moves_on(tmp_path):
 
 
 def test_it_is_not_taken_for_a_memory_of_directions():
-    memory = get_memory(run(gradients(20))[0])
+    memory = get_memory(learned())
     plain = scale_by_memory(kernels=KERNELS)
     state = plain.init(PARAMS)
     there, here = "kernel_input='history'", "kernel_input='direction'"
@@ -174,30 +171,25 @@ def test_what_does_not_go_with_it_is_refused(name, settings):
 
 
 def test_a_direction_to_read_at_is_refused():
-    state, _ = run(gradients(3))
     with pytest.raises(ValueError, match="direction must be None"):
-        get_rates(state, PARAMS)
+        get_rates(learned(), PARAMS)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_under_jit_vmap_and_with_stacked_layers(dtype):
+def test_under_jit_vmap_and_with_stacked_layers():
     def in_layers(path, leaf):
         return [f"b/{i}" for i in range(len(leaf))] if leaf.ndim == 2 else "a"
 
     optimizer = make(group_by=in_layers)
-    params = jax.tree.map(lambda x: x.astype(dtype), PARAMS)
-    grads = jax.tree.map(lambda x: x[:4].astype(dtype), gradients(4))
+    grads = jax.tree.map(lambda x: x[:4].astype(jnp.bfloat16), gradients(4))
     grads["b"]["w"] = grads["b"]["w"].at[:, 1].multiply(-1.0)
 
-    def train(grads):
-        state = optimizer.init(params)
-        return jax.lax.scan(lambda s, g: optimizer.update(g, s)[::-1], state, grads)
-
-    state, updates = jax.jit(train)(grads)
-    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    state, updates = scan(optimizer, grads)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {
+        jnp.dtype(jnp.bfloat16)
+    }
     assert list(get_memory(state)) == ["a", "b/0", "b/1"]
     assert state.base_state.history["b"]["w"].dtype == jnp.float32
     both = jax.tree.map(lambda x: jnp.stack([x, x]), grads)
-    states, _ = jax.jit(jax.vmap(train))(both)
+    states, _ = jax.vmap(lambda grads: scan(optimizer, grads))(both)
     first = jax.tree.map(lambda x: x[0], states)
     chex.assert_trees_all_close(first, state, rtol=1e-4)

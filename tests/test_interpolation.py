@@ -8,9 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given as examples
-from hypothesis import settings
-from hypothesis import strategies as st
 
 from metalr_optax import (
     Kernels,
@@ -37,23 +34,24 @@ def given(values, inputs):
     return inputs, [values]
 
 
-read_on_grid = jax.jit(read_large, static_argnums=1)
-
-
 @functools.partial(jax.jit, static_argnums=1)
-def evidence_on_grid(kernels, grid, inputs, values):
-    return accumulate_large(kernels, grid, given, True, (values, inputs), ())[0]
+def on_grid(kernels, grid, rates, inputs, values):
+    """Return the rates that are read [...], and evidence [M]."""
+    sums = accumulate_large(kernels, grid, given, True, (values, inputs), ())
+    return read_large(kernels, grid, rates, inputs), sums[0]
 
 
-read = jax.jit(read)
-evidence = jax.jit(
-    lambda kernels, inputs, values: accumulate(kernels, inputs, [values])[0]
-)
+@jax.jit
+def exactly(kernels, rates, inputs, values):
+    sums = accumulate(kernels, inputs, [values])
+    return read(kernels, rates, inputs), sums[0]
+
+
+count = jax.jit(_count, static_argnums=(1, 2, 3))
 RESOLVED = {
     "even 4": linspace_kernels(2.0, 4),
     "even 20": linspace_kernels(2.0, 20),
     "even 100": linspace_kernels(2.0, 100),
-    "even 500": linspace_kernels(2.0, 500),
     "even 1000": linspace_kernels(2.0, 1000),
     "wide 500": linspace_kernels(2.0, 500, width=2.0),
     "narrow 20": linspace_kernels(2.0, 20, width=0.3),
@@ -112,19 +110,19 @@ def test_derivatives_are_those_of_one_local_model_at_a_time(kind):
     rates = np.ones(4) if kind == "equal" else np.array([1.0, 3.0, 2.0, 9.0])
     rates = rates.astype(np.float32)
 
-    def total(on_grid, rates, inputs, values):
-        if on_grid:
-            found = read_on_grid(kernels, grid, rates, inputs)
-            sums = evidence_on_grid(kernels, grid, inputs, values)
-        else:
-            found = read(kernels, rates, inputs)
-            sums = evidence(kernels, inputs, values)
+    def total(look, rates, inputs, values):
+        found, sums = look(rates, inputs, values)
         # Sums are close, their derivatives the same: so no product with rates.
         return jnp.sum(found * weights) + jnp.sum(sums * jnp.arange(4.0))
 
     found, expected = (
-        jax.grad(functools.partial(total, on_grid), (0, 1, 2))(rates, inputs, weights)
-        for on_grid in (True, False)
+        jax.jit(jax.grad(functools.partial(total, look), (0, 1, 2)))(
+            rates, inputs, weights
+        )
+        for look in (
+            functools.partial(on_grid, kernels, grid),
+            functools.partial(exactly, kernels),
+        )
     )
     for array, exact in zip(found, expected, strict=True):
         atol = 1e-3 * np.max(np.abs(exact))
@@ -132,26 +130,22 @@ def test_derivatives_are_those_of_one_local_model_at_a_time(kind):
 
 
 @pytest.mark.parametrize("name", RESOLVED)
-@settings(max_examples=10, deadline=None, derandomize=True)
-@examples(kind=st.sampled_from(KINDS), silent=st.booleans(), seed=st.integers(0, 2**31))
-def test_the_stated_accuracy(name, kind, silent, seed):
+def test_the_stated_accuracy(name):
     kernels = to_float32(RESOLVED[name])
-    rng = np.random.default_rng(seed)
-    rates = np.asarray(10.0 ** rng.uniform(-3.0, 0.0, len(kernels.centers)), np.float32)
-    address = draw_addresses(kernels, kind, seed)
     grid: Any = make_grid(kernels)
-    error = read_on_grid(kernels, grid, rates, address) - read(kernels, rates, address)
-    assert np.max(np.abs(error)) <= 1e-4 * np.max(rates)
-
-    agreement = np.float32(
-        rng.uniform(-1.0, 1.0, address.shape) + rng.uniform(-1.0, 1.0)
-    )
-    if silent:
-        agreement *= rng.uniform(size=address.shape) < 0.5
-    error = evidence_on_grid(kernels, grid, address, agreement) - evidence(
-        kernels, address, agreement
-    )
-    assert np.max(np.abs(error)) <= 1e-3 * np.sum(np.abs(agreement))
+    for seed, kind in enumerate(KINDS):
+        rng = np.random.default_rng(seed)
+        rates = 10.0 ** rng.uniform(-3.0, 0.0, len(kernels.centers))
+        rates = np.asarray(rates, np.float32)
+        address = draw_addresses(kernels, kind, seed)
+        agreement = rng.uniform(-1.0, 1.0, address.shape) + rng.uniform(-1.0, 1.0)
+        if seed % 2:  # not all coordinates say something
+            agreement *= rng.uniform(size=address.shape) < 0.5
+        agreement = np.float32(agreement)
+        found, sums = on_grid(kernels, grid, rates, address, agreement)
+        expected, exact = exactly(kernels, rates, address, agreement)
+        assert np.max(np.abs(found - expected)) <= 1e-4 * np.max(rates)
+        assert np.max(np.abs(sums - exact)) <= 1e-3 * np.sum(np.abs(agreement))
 
 
 @pytest.mark.parametrize("name", RESOLVED)
@@ -166,7 +160,7 @@ def test_a_constant_memory_is_exactly_a_constant_rate(name):
     kernels = to_float32(RESOLVED[name])
     rates = np.full(len(kernels.centers), 0.1, np.float32)
     address = draw_addresses(kernels, "even", 0)
-    read_rates = read_on_grid(kernels, make_grid(kernels), rates, address)
+    read_rates, _ = on_grid(kernels, make_grid(kernels), rates, address, address)
     np.testing.assert_array_equal(read_rates, np.float32(0.1))
 
 
@@ -177,9 +171,10 @@ def test_what_a_grid_would_blur_is_read_exactly(name):
     memory = Memory(kernels, np.geomspace(1e-3, 1.0, len(kernels.centers)))
     address = draw_addresses(to_float32(kernels), "even", 0)
     optimizer = scale_by_memory(memory)
-    updates, _ = jax.jit(optimizer.update)(address, optimizer.init(address))
+    updates = jax.jit(lambda x: optimizer.update(x, optimizer.init(x))[0])(address)
     single = jax.tree.map(np.float32, memory)
-    expected = read(single.kernels, single.rates, address) * address
+    rates, _ = exactly(single.kernels, single.rates, address, address)
+    expected = rates * address
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
 
 
@@ -197,48 +192,47 @@ def test_places_grow_and_stay_within_the_nodes(name):
     assert np.all((places >= 0) & ((places >> grid.shift) + 1 < 2 * grid.half))
 
 
-@pytest.mark.parametrize("name", ["even 20", "even 500", "log 20"])
+@pytest.mark.parametrize("name", ["even 20", "even 100", "log 20"])
 def test_the_mass_of_all_coordinates_is_kept(name):
     kernels = to_float32(RESOLVED[name])
     address = draw_addresses(kernels, "normal", 3)
-    mass = np.asarray(
-        evidence_on_grid(kernels, make_grid(kernels), address, np.ones_like(address))
-    )
+    ones, rates = np.ones_like(address), np.ones_like(kernels.centers)
+    mass = np.asarray(on_grid(kernels, make_grid(kernels), rates, address, ones)[1])
     z = np.float64(address).reshape(-1, 1)
     activations = np.exp(-0.5 * ((z - kernels.centers) / kernels.widths) ** 2)
     np.testing.assert_allclose(mass, activations.sum(0), atol=1e-3 * SIZE)
     np.testing.assert_allclose(mass.sum(), activations.sum(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(SIZE,), (128, 128), (2, 8, 1024), (129, 127)])
+@pytest.mark.parametrize("shape", [(SIZE,), (2, 8, 1024), (129, 127), (1031, 513)])
 def test_a_coordinate_is_counted_at_the_same_node_in_any_shape_and_piece(shape):
     kernels = to_float32(RESOLVED["even 100"])
     grid: Any = make_grid(kernels)
-    address = draw_addresses(kernels, "normal", 0).ravel()[: np.prod(shape)]
-    values = np.sign(draw_addresses(kernels, "even", 1)).ravel()[: np.prod(shape)]
+    address = np.resize(draw_addresses(kernels, "normal", 0), shape)
+    values = np.sign(np.resize(draw_addresses(kernels, "even", 1), shape))
 
-    def count(by_coordinate, shape):
-        pair = jnp.asarray(values).reshape(shape), jnp.asarray(address).reshape(shape)
-        return _count(kernels, grid, given, by_coordinate, pair, ())[0]
+    def counts(by_coordinate, shape):
+        pair = values.reshape(shape), address.reshape(shape)
+        return count(kernels, grid, given, by_coordinate, pair, ())[0]
 
-    np.testing.assert_array_equal(count(True, shape), count(False, (address.size,)))
+    np.testing.assert_array_equal(counts(True, shape), counts(False, (address.size,)))
 
 
-@pytest.mark.parametrize("shape", [(131, 127), (1024, 1024), (2049, 1031)])
+@pytest.mark.parametrize("shape", [(131, 127), (512, 1024), (1031, 513)])
 def test_a_tensor_of_any_size_is_counted_once(shape):
-    """Sizes that are odd, of one piece, and of two pieces and an odd rest."""
+    """Sizes that are odd, of two pieces, and of two pieces and an odd rest."""
     kernels = linspace_kernels(2.0, 20)
     rng = np.random.default_rng(0)
     params = rng.normal(0.3, 0.8, (2, *shape)).astype(np.float32)
     optimizer = scale_by_memory(
         0.5, kernels=kernels, memory_optimizer=optax.sgd(1.0), rate_bounds=(1e-9, 2.0)
     )
-    state = optimizer.init(params[0])
-    update = jax.jit(optimizer.update)
+    state, update = jax.jit(optimizer.init)(params[0]), jax.jit(optimizer.update)
     for gradient in params:
         _, state = update(gradient, state)
     agreement = np.prod(np.sign(params), axis=0)
-    expected = evidence(to_float32(kernels), params[0], agreement) / agreement.size
+    _, sums = exactly(to_float32(kernels), np.ones(20), params[0], agreement)
+    expected = sums / agreement.size
     assert np.max(expected) > 0.01
     actual = get_memory(state)["params"].rates - 0.5
     np.testing.assert_allclose(actual, expected, atol=1e-3)
@@ -252,8 +246,8 @@ def test_counting_is_unbiased():
     nodes = np.arange(2 * grid.half)
     places = []
     for address in np.linspace(0.0, 0.01, 7, dtype=np.float32):
-        pair = jnp.ones(SIZE), jnp.full(SIZE, address)
-        counts = np.asarray(_count(kernels, grid, given, True, pair, ())[0])
+        pair = np.ones(SIZE, np.float32), np.full(SIZE, address)
+        counts = np.asarray(count(kernels, grid, given, True, pair, ())[0])
         assert counts.sum() == SIZE
         assert np.ptp(np.flatnonzero(counts)) <= 1
         places.append(np.sum(counts * nodes) / SIZE)
@@ -268,14 +262,14 @@ def test_hostile_addresses_of_a_large_tensor():
     address = np.zeros((128, 128), np.float32)
     address[0, :6] = np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45
     grid: Any = make_grid(kernels)
-    rate = np.asarray(read_on_grid(kernels, grid, rates, address))
+    rate = np.asarray(on_grid(kernels, grid, rates, address, address)[0])
     np.testing.assert_allclose(rate[0, 1:5], [1.0, 1e-3, 1.0, 1e-3], rtol=1e-4)
     assert np.all(np.isfinite(rate))
     far = np.full_like(address, 3e38)
-    mass = evidence_on_grid(kernels, grid, far, np.ones_like(far))
+    _, mass = on_grid(kernels, grid, rates, far, np.ones_like(far))
     assert np.max(np.abs(mass)) < 1e-6
     optimizer = scale_by_memory(Memory(kernels, rates))
-    state: Any = optimizer.init(address)
+    state: Any = jax.jit(optimizer.init)(address)
     state = state._replace(last_direction=jnp.asarray(address))
     updates, state = jax.jit(optimizer.update)(far, state)
     assert np.all(np.isfinite(get_memory(state)["params"].rates))
@@ -283,7 +277,7 @@ def test_hostile_addresses_of_a_large_tensor():
     np.testing.assert_array_equal(np.isfinite(updates), np.isfinite(address))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_a_large_tensor_of_any_dtype_learns_like_a_small_one(dtype):
     """The same gradients, once as a large tensor and once as many small ones."""
     with jax.enable_x64(dtype == "float64"):
@@ -294,15 +288,18 @@ def test_a_large_tensor_of_any_dtype_learns_like_a_small_one(dtype):
             0.01, group_by="all", memory_optimizer=optax.sgd(0.5)
         )
 
-        def run(split):
-            state = optimizer.init(split(gradients[0]))
-            updates = None
-            for gradient in gradients:
-                updates, state = jax.jit(optimizer.update)(split(gradient), state)
-            return jnp.concatenate(jax.tree.leaves(updates)), get_memory(state)["all"]
+        @jax.jit
+        def run(gradients):
+            state = optimizer.init(jax.tree.map(lambda x: x[0], gradients))
 
-        large, memory = run(lambda x: [x])
-        small, expected = run(lambda x: [x[:64], x[64:]])
+            def step(state, gradient):
+                return optimizer.update(gradient, state)[::-1]
+
+            state, updates = jax.lax.scan(step, state, gradients)
+            return jnp.concatenate(updates, axis=1)[-1], get_memory(state)["all"]
+
+        large, memory = run([gradients])
+        small, expected = run([gradients[:, :64], gradients[:, 64:]])
         assert large.dtype == dtype
         assert memory.rates.max() > 0.03
         np.testing.assert_allclose(memory.rates, expected.rates, rtol=1e-3, atol=1e-5)

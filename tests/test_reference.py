@@ -1,7 +1,6 @@
 """Compares every buffer of every step with the literal reference."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,10 +108,7 @@ def problems(draw, group_by, momentum, smallest):
     ("group_by", "signal", "memory_optimizer", "momentum"),
     [
         ("layer", "sign_agreement", "adam", 0.0),
-        ("layer", "clipped_product", "sgd", 0.0),
-        ("tensor", "clipped_product", "adam", 0.0),
-        ("all", "sign_agreement", "sgd", 0.0),
-        ("layer", "sign_agreement", "sgd", 0.5),
+        ("all", "clipped_product", "sgd", 0.0),
         ("tensor", "clipped_product", "adam", 0.5),
         ("layer", "raw_product", "agreement", 0.0),
         ("tensor", "sign_agreement", "agreement", 0.5),
@@ -135,20 +131,21 @@ def test_equals_the_reference(group_by, signal, memory_optimizer, momentum, data
     with jax.enable_x64(True):
         run = compiled(group_by, signal, memory_optimizer, momentum)
         updates, states = jax.tree.map(np.asarray, run(memories, nest(gradients)))
-    for t, (expected, rates, direction, optimizer_states) in enumerate(history):
-        at = functools.partial(jax.tree.map, lambda x, t=t: x[t])
-        state: Any = at(states)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
-        jax.tree.map(close, at(updates), nest(expected))
-        jax.tree.map(close, state.last_direction, nest(direction))
-        memory = state.memory
-        assert memory.rates.dtype == jnp.float64
-        for row, label in enumerate(sorted(memories)):
-            assert state.rows[label] == row
-            close(memory.rates[row], rates[label])
-            np.testing.assert_array_equal(memory.kernels[row], memories[label].kernels)
-            if memory_optimizer == "adam":
-                moments = state.rule_state[0]
-                # Optax descends along -u, so its first moment has the other sign.
-                close(moments.mu[row], -optimizer_states[label]["m"], atol=1e-14)
-                close(moments.nu[row], optimizer_states[label]["s"], atol=1e-16)
+    expected, rates, direction, optimizer_states = jax.tree.map(
+        lambda *steps: np.stack(steps), *history
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+    jax.tree.map(close, updates, nest(expected))
+    jax.tree.map(close, states.last_direction, nest(direction))
+    memory = states.memory
+    assert memory.rates.dtype == jnp.float64
+    for row, label in enumerate(sorted(memories)):
+        np.testing.assert_array_equal(states.rows[label], row)
+        close(memory.rates[:, row], rates[label])
+        kernels = [memories[label].kernels] * STEPS
+        np.testing.assert_array_equal(memory.kernels[:, row], kernels)
+        if memory_optimizer == "adam":
+            moments = states.rule_state[0]
+            # Optax descends along -u, so its first moment has the other sign.
+            close(moments.mu[:, row], -optimizer_states[label]["m"], atol=1e-14)
+            close(moments.nu[:, row], optimizer_states[label]["s"], atol=1e-16)

@@ -27,11 +27,8 @@ from metalr_optax import (
 
 SPECS = {
     "both axes": (("x", "y"), (None, None, "y", "x")),
-    "both axes, turned": (("y", "x"), (None, None, "x", "y")),
-    "first": (("x",), (None, None, "y")),
-    "last": ((None, "x"), (None, None, None, "x")),
-    "first over all": ((("x", "y"),), (None, None, ("x", "y"))),
-    "last over all": ((None, ("y", "x")), (None, None, None, ("y", "x"))),
+    "first": (("x",), (None, None, ("x", "y"))),
+    "last": ((None, ("y", "x")), (None, None, None, "x")),
 }
 HISTOGRAM = 2**16  # bytes
 SAMPLE = 2**12 * 4  # bytes; the tensors have eight and four times as many
@@ -91,7 +88,7 @@ def collectives(compiled):
     [(spec, paper_sgd, AxisType.Auto) for spec in SPECS]
     + [
         ("both axes", paper_sgd, AxisType.Explicit),
-        ("last over all", paper_adam, AxisType.Auto),
+        ("last", paper_adam, AxisType.Auto),
     ],
 )
 def test_devices_exchange_histograms_and_no_tensor(spec, make, kind):
@@ -125,22 +122,29 @@ def test_devices_exchange_samples_and_no_tensor(make):
 def test_logs_and_rates_of_sharded_parameters_are_those_of_one_device(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), (kind, kind))
     optimizer = paper_sgd()
+
+    def look(state):
+        return summarize_memory(state), get_rates(state), get_kernel_inputs(state)
+
     # 1000 numbers on 4 devices: no stride that leaves few divides them.
     params = {"w": jax.random.normal(jax.random.key(0), (1000, 40))}
-    _, state = optimizer.update(params, optimizer.init(params), params)
-    expected = summarize_memory(state), get_rates(state), get_kernel_inputs(state)
-    for spec in (("x", "y"), (None, "x"), (("x", "y"),)):
+
+    def find(params):
+        state = jax.jit(optimizer.init)(params)
+        _, state = jax.jit(optimizer.update)(params, state)
+        return jax.jit(look)(state), state
+
+    expected, _ = find(params)
+    for spec in (("x", "y"), (("x", "y"),)):
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         with jax.set_mesh(mesh):
-            placed = jax.device_put(params, sharding)
-            state = jax.jit(optimizer.init)(placed)
-            _, state = jax.jit(optimizer.update)(placed, state)
-            found = summarize_memory(state), get_rates(state), get_kernel_inputs(state)
-            inside = jax.jit(summarize_memory)(state)
+            inside, state = find(jax.device_put(params, sharding))
+            # Without jit once: every operation is compiled on its own.
+            found = look(state) if spec == ("x", "y") else inside
         assert found[1]["w"].sharding.is_equivalent_to(sharding, 2)
         for one, other in zip(
             jax.tree.leaves((found, inside)),
-            jax.tree.leaves((expected, expected[0])),
+            jax.tree.leaves((expected, expected)),
             strict=True,
         ):
             np.testing.assert_allclose(np.array(one), np.array(other), rtol=1e-5)

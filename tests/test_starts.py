@@ -16,14 +16,6 @@ def test_the_page_has_the_table_of_its_rows(tmp_path):
     assert (tmp_path / "starts.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_start_has_its_own_end():
-    found = rows.load(rows.RESULTS / "starts.csv.gz")
-    for name in starts.METHODS:
-        ends = starts.ends(found, name)
-        assert len(ends) == len(starts.RATES)
-        assert ends == sorted(ends)
-
-
 @pytest.mark.slow
 def test_a_short_run_has_a_row_for_every_method_and_start(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "_STEPS", 4)

@@ -1,7 +1,6 @@
 """What all pictures share: their size, their font, colours from `methods`."""
 
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -23,41 +22,34 @@ def panels(rows: int, columns: int, size: tuple[float, float], **more: Any) -> A
     return figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def draw_grid(
-    names: Sequence[str],
-    columns: int,
-    size: tuple[float, float],
-    draw_panel: Callable[[Any, str], None],
-    **more: Any,
-) -> tuple[Any, Any]:
-    """Draw a panel for every task; return the figure and the axes."""
+def task_panels(
+    names: list[str], columns: int, size: tuple[float, float], **more: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return a figure, and the axes of every task."""
     figure, grid = panels(-(-len(names) // columns), columns, size, **more)
     for number, axes in enumerate(grid.flat):
-        if number < len(names):
-            draw_panel(axes, names[number])
-            axes.set_title(names[number].removesuffix(", long"))
-            if "sharex" in more:  # the last of every column has numbers
-                axes.tick_params(labelbottom=number >= len(names) - columns)
-        else:
+        if number >= len(names):
             axes.axis("off")
-    return figure, grid
+            continue
+        axes.set_title(names[number].removesuffix(", long"))
+        if "sharex" in more:  # the last of every column has numbers
+            axes.tick_params(labelbottom=number >= len(names) - columns)
+    return figure, dict(zip(names, grid.flat, strict=False))
 
 
-def save(figure: Any, path: pathlib.Path, legend: int = 0) -> None:
+def save(
+    figure: Any, path: pathlib.Path, legend: int = 0, dpi: int = 100, **more: Any
+) -> None:
     """Write a picture, with a legend of so many columns above it of all its labels."""
-    handles = {}
-    for axes in figure.axes if legend else ():
-        found = zip(*axes.get_legend_handles_labels(), strict=True)
-        handles |= {label: handle for handle, label in found}
-    if handles:
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            loc="outside upper center",
-            ncols=legend,
-            frameon=False,
-        )
-    figure.savefig(path, dpi=100, facecolor="white")
+    handles = {
+        handle.get_label(): handle
+        for axes in figure.axes
+        for handle in axes.get_legend_handles_labels()[0]
+    }
+    if legend and handles:
+        style = {"loc": "outside upper center", "ncols": legend, "frameon": False}
+        figure.legend(handles=list(handles.values()), **style, **more)
+    figure.savefig(path, dpi=dpi, facecolor="white")
 
 
 def use_numbers(axis: Any, ticks: list[float]) -> None:

@@ -32,14 +32,13 @@ def draw_digits(folder: pathlib.Path) -> None:
     shown = {"real": real}
     for name in ("adam", "paper_sgd"):
         train = make_runner(problem, METHODS[name])
-        for kind, found in (("fixed", fixed(rows, name)), ("tuned", tuned(rows, name))):
-            if found.empty:
-                continue
-            setting = list(read_setting(found["setting"].iloc[0]).values())
-            _, params, _ = train(problem.data, jnp.array(setting), 0, None)
-            drawn = np.asarray(gan.generate(params, problem.data.latents[: _SIDE**2]))
-            spread = drawn.std(0).mean() / real.std(0).mean()
-            shown[f"{name}, {kind}\nspread {spread:.2f}"] = drawn
+        for kind, find in (("fixed", fixed), ("tuned", tuned)):
+            for text in find(rows, name)["setting"][:1]:
+                setting = jnp.array(list(read_setting(text).values()))
+                params = train(problem.data, setting, 0, None)[1]
+                drawn = gan.generate(params, problem.data.latents[: _SIDE**2])
+                spread = drawn.std(0).mean() / real.std(0).mean()
+                shown[f"{name}, {kind}\nspread {spread:.2f}"] = np.asarray(drawn)
     figure, (grid,) = draw.panels(1, len(shown), (2.6, 3.3))
     for axis, (title, images) in zip(grid, shown.items(), strict=True):
         tiles = images.reshape(_SIDE, _SIDE, 28, 28).swapaxes(1, 2)

@@ -1,14 +1,13 @@
 """What long runs end at: tables and pictures, from the raw rows."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.harness.costs import read_costs
-from benchmarks.harness.store import TUNING_SEED, Frame, write_setting
+from benchmarks.harness.store import KEY, TUNING_SEED, Frame, write_setting
 from benchmarks.methods import COLORS
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.reporting import draw
@@ -33,32 +32,39 @@ CONSTANT = {
     "memory_adam": "**memory_adam**",
     "memory_sgd": "**memory_sgd**",
 }
-DECAYED = {
-    f"{name}, decay": head for name, head in CONSTANT.items() if name != "schedule_free"
+DECAYED = {f"{x}, decay": head for x, head in CONSTANT.items() if x != "schedule_free"}
+AVERAGED = {
+    "adam, decay": "Adam, best decayed",
+    "adam, average": "Adam, averaged",
+    "momentum, average": "momentum, averaged",
+    "nadam, cosine": "NAdam, cosine",
+    "schedule_free": "schedule-free",
+    "memory_adam, average": "**memory_adam**, averaged",
+    "memory_sgd, average": "**memory_sgd**, averaged",
 }
 # Judged by a share of failures, which comes to 0.
 SHARES = ("agent", "mnist online, long")
 MISSING = "\N{EN DASH}"
-BOUNDS = {"within 2 %, or lower": 1.02, "within 10 %": 1.1}
-# Ours and a rival, and what it means to end there.
-COUNTED = {
-    ("memory_adam", "adam"): "`memory_adam` ends where the best constant Adam does",
-    ("memory_adam, decay", "adam, decay"): (
-        "with a linear decay, where the best decayed Adam does"
-    ),
-    ("memory_adam", "prodigy"): "`memory_adam` ends where Prodigy does",
-    ("memory_sgd", "momentum"): (
-        "`memory_sgd` ends where the best constant momentum does"
-    ),
-}
-_SHOWN = ("language, long", "residual, long", "autoencoder", "physics", "gan, long")
-_SHOWN += ("noisy labels",)
+# Ours and rivals: on how many tasks do they end where those do?
+COUNTED = (
+    ("memory_adam", "adam"),
+    ("memory_adam, decay", "adam, decay"),
+    ("memory_adam", "prodigy"),
+    ("memory_sgd", "momentum"),
+    ("memory_adam, average", "adam, decay"),
+    ("memory_adam, average", "adam, average"),
+    ("memory_adam, average", "prodigy, decay"),
+    ("memory_adam, average", "schedule_free"),
+)
+_SHOWN = ["language, long", "residual, long", "autoencoder", "physics", "gan, long"]
+_SHOWN += ["noisy labels"]
 Lines = dict[str, tuple[str, str]]  # method -> label and dash
 _LINES = {
     "adam": ("Adam, best of 20 constant rates", "-"),
     "adam, decay": ("Adam, best of 20 decayed rates", ":"),
     "memory_adam": ("memory_adam", "-"),
     "memory_adam, decay": ("memory_adam, decayed", ":"),
+    "memory_adam, average": ("memory_adam, averaged", "-."),
 }
 _ALL_LINES = _LINES | {
     "momentum": ("momentum, best of 20 rates", "-"),
@@ -75,24 +81,26 @@ def load(folder: pathlib.Path) -> Frame:
     rows = raw.load(folder / "long.csv.gz")
     if folder.resolve() != raw.RESULTS:
         published = raw.load(raw.RESULTS / "long.csv.gz")
-        is_tuned = published["method"].str.partition(",")[0].isin(("adam", "momentum"))
-        rows = pd.concat([published[is_tuned], rows])
+        is_tuned = published["method"].str.match("adam|momentum|nadam")
+        rows = pd.concat([published[is_tuned], rows]).drop_duplicates(KEY, keep="last")
     return rows[rows["seed"] < TUNING_SEED]
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables; draw the pictures."""
     rows, costs = load(folder), read_costs(folder)
-    draw_tasks(rows, _SHOWN, _LINES, folder / "long.png", 3)
-    draw_tasks(rows, tuple(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    runs, ends = from_starts(rows), ends_of(rows)
+    draw_tasks(runs, _SHOWN, _LINES, folder / "long.png", 3)
+    draw_tasks(runs, list(LONG), _ALL_LINES, folder / "long_all.png", 4)
+    updates = (rows["every"] * rows["curve"].map(len)).groupby(rows["problem"]).first()
     return {
-        "counts": counts(rows),
-        "constant": ends_table(rows, CONSTANT),
-        "decayed": ends_table(rows, DECAYED),
-        "solved": ", ".join(f"{short(name)} {end:g}" for name, end in SOLVED.items()),
-        "starts": starts_table(rows),
+        **{f"{ours} over {x}": count(ends, ours, x) for ours, x in COUNTED},
+        "constant": ends_table(updates, ends, CONSTANT),
+        "decayed": ends_table(updates, ends, DECAYED),
+        "averaged": ends_table(updates, ends, AVERAGED),
+        "starts": starts_table(rows, "memory_adam", "adam"),
+        "averaged starts": starts_table(rows, "memory_adam, average", "adam, decay"),
         "costs": costs_table(costs[costs["experiment"] == "long"]),
-        "versions": raw.versions(rows),
     }
 
 
@@ -104,19 +112,16 @@ def short(name: str) -> str:
 def from_starts(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     """Return the runs of ours from some rates, and of others at their one setting.
 
-    Only of what was run from all starts, with the same seeds, at least three.
+    Only of what was run from all starts with all seeds.
     """
-    is_ours = rows["method"].str.startswith("memory")
     texts = [write_setting({"rate": rate}) for rate in rates]
+    is_ours = rows["method"].str.startswith("memory")
     rows = rows[~is_ours | rows["setting"].isin(texts)]
-
-    def is_whole(some: Frame) -> bool:
-        seeds = some.groupby("setting")["seed"].agg(frozenset)
-        expected = len(rates) if some["method"].iloc[0].startswith("memory") else 1
-        whole = len(seeds) == expected and seeds.nunique() == 1
-        return whole and seeds.iloc[0] >= set(range(SEEDS))
-
-    return rows.groupby(["problem", "method"]).filter(is_whole)
+    setting = ["problem", "method", "setting"]
+    rows = rows[rows.groupby(setting)["seed"].transform("nunique") >= SEEDS]
+    starts = rows.groupby(setting[:2])["setting"].transform("nunique")
+    needed = np.where(rows["method"].str.startswith("memory"), len(rates), 1)
+    return rows[starts == needed]
 
 
 def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
@@ -125,94 +130,68 @@ def ends_of(rows: Frame, rates: tuple[float, ...] = RATES) -> Frame:
     return found.unstack().reindex(list(LONG))
 
 
-def divide(one: float, other: float) -> str:
-    """Return a ratio of ends, a dash where there is none."""
-    if not np.isfinite([one, other]).all() or other <= 0:
-        return MISSING
-    return f"{one / other:.3g}"
+def ends_table(updates: Frame, ends: Frame, heads: dict[str, str]) -> str:
+    """Return a table of ends: a row per task, its lowest in bold, and a ratio.
 
-
-def ends_table(rows: Frame, heads: dict[str, str]) -> str:
-    """Return a table of ends: a row per task, its lowest in bold.
-
-    A method without any run has no column.
+    Of our Adam and of Adam. A method without any run has no column.
     """
-    there = [name for name in heads if (rows["method"] == name).any()]
-    ends = ends_of(rows).reindex(columns=there)
-    cells = ends.map(lambda end: f"{end:.3g}" if np.isfinite(end) else "diverged")
+    ends = ends[[name for name in heads if name in ends]]
+    cells = raw.write_cells(ends, "{:.3g}", "diverged").mask(ends.isna(), MISSING)
     cells = cells.mask(ends.eq(ends.min(axis=1), axis=0), "**" + cells + "**")
-    cells = cells.mask(ends.isna(), MISSING).rename(columns=heads)
-    over = [name for name in there if name.startswith(("memory_adam", "adam"))]
-    if len(over) == 2:
-        pairs = ends[over[::-1]].to_numpy()
-        cells["memory_adam / Adam"] = [divide(*pair) for pair in pairs]
-    first = rows.drop_duplicates("problem").set_index("problem")
-    updates = (first["every"] * first["curve"].map(len)).reindex(ends.index)
-    cells.insert(0, "updates", updates.map("{:.0f}".format).replace("nan", ""))
-    return _table(cells, "task")
+    (ours,) = (name for name in heads if name.startswith("memory_adam"))
+    if ours in ends:
+        finite, rival = ends.where(np.isfinite), next(iter(heads))
+        over = finite[ours] / finite[rival]
+        cells["memory_adam / Adam"] = raw.write_cells(over, "{:.3g}", MISSING)
+    cells.insert(0, "steps", updates.map(str))
+    return _table(cells.rename(columns=heads), "task")
 
 
 def _table(cells: Frame, head: str) -> str:
     """Return cells [tasks, ...] as a table of short names."""
-    names = [short(str(name)) for name in cells.index]
-    return raw.table(cells.set_axis(names).reset_index(names=head))
+    return raw.table(cells.rename(index=short).reset_index(names=head))
 
 
-def find_ratios(
-    rows: Frame,
-    ours: str,
-    rival: str,
-    *,
-    bare: bool = False,
-    rates: tuple[float, ...] = RATES,
-) -> Frame:
+def find_ratios(ends: Frame, ours: str, rival: str, *, bare: bool = False) -> Frame:
     """Return task -> end of ours over that of a rival; what is solved is level.
 
     Only of tasks where both are known. Infinite where ours diverged.
     """
-    ends = ends_of(rows, rates).reindex(columns=[ours, rival]).dropna()
-    floors = pd.Series({} if bare else SOLVED, dtype=float).reindex(ends.index)
+    ends = ends.reindex(columns=[ours, rival]).dropna()
+    floors = pd.Series({} if bare else SOLVED, ends.index, float)
     ends = ends.clip(lower=floors.fillna(np.finfo(float).tiny), axis=0)
     return (ends[ours] / ends[rival]).where(ends[ours] < np.inf, np.inf)
 
 
-def counts(rows: Frame, number: int = len(COUNTED)) -> str:
-    """Return on how many tasks ours end where a rival does, a line per rival."""
-    lines = []
-    for pair, text in list(COUNTED.items())[:number]:
-        level = find_ratios(rows, *pair)
-        strict = find_ratios(rows, *pair, bare=True)
-        line = {"on how many tasks": text}
-        for head, bound in BOUNDS.items():
-            one, other = (level <= bound).sum(), (strict <= bound).sum()
-            line[head] = f"{one} of {len(level)}"
-            line[head] += f" ({other} without tolerances)" * bool(one > other)
-        lines.append(line)
-    return raw.table(lines)
+def count(ends: Frame, ours: str, rival: str) -> str:
+    """Return on how many tasks ours end where a rival does, within 2 % and 10 %."""
+    level, strict = (find_ratios(ends, ours, rival, bare=x) for x in (False, True))
+    cells = []
+    for bound in (1.02, 1.1):
+        within, bare = (level <= bound).sum(), (strict <= bound).sum()
+        note = f" ({bare} without tolerances)" if within > bare else ""
+        cells.append(f"{within} of {len(level)}{note}")
+    return " | ".join(cells if len(level) else [MISSING, MISSING])
 
 
-def starts_table(rows: Frame) -> str:
-    """Return the ends of memory_adam over the best Adam's, by its start."""
-    ratios = pd.DataFrame(
-        {
-            f"{rate:g}": find_ratios(
-                rows, "memory_adam", "adam", bare=True, rates=(rate,)
-            )
-            for rate in ALL_RATES
-        }
-    ).reindex(list(LONG))
-    cells = ratios.map(lambda x: MISSING if np.isnan(x) else f"{x:.3g}")
+def starts_table(rows: Frame, ours: str, rival: str) -> str:
+    """Return the ends of ours over the rival's, by its start."""
+    ratios = pd.DataFrame(index=list(LONG))
+    for rate in ALL_RATES:
+        over = find_ratios(ends_of(rows, (rate,)), ours, rival, bare=True)
+        ratios[f"{rate:g}"] = over
+    cells = ratios.map("{:.3g}".format).replace("nan", MISSING)
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
-        within, known = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
-        cells.loc[f"*within {text}, or lower*"] = within.map(str) + known
+        within, there = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
+        cells.loc[f"*within {text}, or lower*"] = within.map(str) + there
     return _table(cells, "from")
 
 
 def costs_table(costs: Frame) -> str:
     """Return what an update takes beside Adam's, and what a state keeps."""
-    if "adam" not in set(costs["method"]):
+    if costs.empty:
         return ""
-    order = list(dict.fromkeys(costs["method"]))
+    order = costs["method"].unique()
     times = costs.pivot_table("milliseconds", "problem", "method", sort=False)[order]
     over = times.div(times["adam"], axis=0)
     over.loc["*median*"] = over.median()
@@ -220,40 +199,36 @@ def costs_table(costs: Frame) -> str:
     cells["adam"] = times["adam"].map("{:.3g}".format)
     sizes = costs.groupby("method")["state_bytes"].median()[order]
     cells.loc["*bytes of state a parameter*"] = sizes.map("{:.1f}".format)
-    return _table(cells.rename(columns={"adam": "Adam, ms"}).fillna(""), "task")
+    return _table(cells.rename(columns={"adam": "Adam, ms"}), "task")
 
 
 def draw_tasks(
-    rows: Frame, shown: Sequence[str], lines: Lines, path: pathlib.Path, columns: int
+    runs: Frame, shown: list[str], lines: Lines, path: pathlib.Path, columns: int
 ) -> None:
     """Draw the measure over updates, a panel per task: medians of all runs."""
-    found = from_starts(rows)
-
-    def draw_panel(axes: Any, name: str) -> None:
-        _draw_panel(axes, found[found["problem"] == name], lines, name in SHARES)
-
-    figure, _ = draw.draw_grid(shown, columns, (3.8, 2.7), draw_panel)
-    figure.supxlabel("updates")
+    figure, panels = draw.task_panels(shown, columns, (3.8, 2.7))
+    for task, axes in panels.items():
+        some = runs[runs["problem"] == task]
+        for name, (label, dash) in lines.items():
+            if len(found := some[some["method"] == name]):
+                width = 2.5 if name.startswith("memory") else 1.3
+                style = {"color": COLORS[name.partition(",")[0]], "label": label}
+                draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
+        _limit(axes, task in SHARES)
+    figure.supxlabel("steps")
     figure.supylabel("test loss or error")
     draw.save(figure, path, legend=2 if columns == 3 else 4)
 
 
-def _draw_panel(axes: Any, rows: Frame, lines: Lines, is_share: bool) -> None:
-    for name, (label, dash) in lines.items():
-        if len(found := rows[rows["method"] == name]):
-            width = 2.5 if name.startswith("memory") else 1.3
-            style = {"color": COLORS[name.partition(",")[0]], "label": label}
-            draw.draw_runs(axes, found, band=False, ls=dash, lw=width, **style)
-    curves = np.array([line.get_ydata() for line in axes.lines])
-    if len(curves := curves[np.isfinite(curves).all(axis=-1)]):
-        _limit(axes, curves, is_share)
-
-
-def _limit(axes: Any, curves: np.ndarray, is_share: bool) -> None:
+def _limit(axes: Any, is_share: bool) -> None:
     """Show from the lowest measure up to where learning begins, if need be by decades.
 
     Every end is inside. A share of errors that is 0 has no place on such an axis.
     """
+    curves = [line.get_ydata() for line in axes.lines]
+    curves = np.array([curve for curve in curves if np.isfinite(curve).all()])
+    if not len(curves):
+        return
     tenth = max(1, curves.shape[1] // 10)
     begin = float(np.median(curves[:, :tenth].max(axis=1)))
     last = float(curves[:, -tenth:].max())

@@ -1,8 +1,7 @@
 """Tables and a picture of what a memory of a whole run is worth on the next task."""
 
-import functools
+import itertools
 import pathlib
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,6 @@ from benchmarks.reporting.rows import find, fixed, from_rate, median, paired, tu
 
 FRESH = (1e-6, 1e-5, 1e-4, 1e-3)
 SCHEDULE, ONE_RATE = "schedule", "one rate"
-STARTS = (SCHEDULE, ONE_RATE, "mean", "shuffled", "frozen", "unrelated")
-LEARNERS = ("memory_adam", "memory_sgd")
-SAVED, LEVEL = 0.8, 1.1  # of a fresh memory's updates, and of tuned Adam's
 # The schedule and its one rate are what counts.
 _LOOKS = {
     SCHEDULE: ("o", "#D55E00"),
@@ -29,166 +25,130 @@ _LOOKS = {
     "frozen": ("v", "#009E73"),
     "unrelated": ("x", "#999999"),
 }
+STARTS = tuple(_LOOKS)
+LEARNERS = ("memory_adam", "memory_sgd")
+SAVED, LEVEL = 0.8, 1.1  # of a fresh memory's updates, and of tuned Adam's
 _LIMITS = (0.3, 3.0)
-Starts = dict[str, Frame]  # start -> its runs on one move
+Moves = dict[tuple[str, str], dict[str, Frame]]  # class, label -> start -> runs
 
 
-def load(folder: pathlib.Path, method: str) -> dict[str, Starts]:
-    """Return label -> start -> runs of a method on each move, and those of Adam.
+def load(folder: pathlib.Path) -> dict[str, Moves]:
+    """Return the runs on each move with every memory, and those of Adam.
 
     Fresh are those from the base rate with the fewest updates, then the lowest end.
     """
-    moves, rows = labels(), raw.load(folder / "next_task.csv.gz")
-    found = {}
-    for label, (_, first, second, seeds) in moves.items():
-        here = rows[rows["problem"] == second]
-        some = here[(here["seed"] < seeds) | (here["seed"] == TUNING_SEED)]
-        runs = {start: fixed(some, method, start) for start in STARTS}
-        fresh = [from_rate(some, method, rate) for rate in FRESH]
-        known = [one for one in fresh if len(one)] or fresh[:1]
-        runs["fresh"] = min(
-            known, key=lambda one: (median(one["updates"]), median(one["end"]))
-        )
-        runs["adam"] = tuned(some, "adam")
-        before = rows[rows["problem"] == first]
-        rate = choose.lowest_trial(before, METHODS["adam"], choose.TRIALS)
-        runs["first rate"] = find(some, "adam", rate)
-        if len(runs[SCHEDULE]):
-            found[label] = runs
-    return found
-
-
-@functools.cache
-def labels() -> dict[str, tuple[str, str, str, int]]:
-    """Return label -> class, last first task, second task and seeds of every move."""
     from benchmarks.experiments.next_task import MOVES
 
-    moves = sorted(
-        (make() for make in MOVES.values()), key=lambda x: CLASSES.index(x.kind)
-    )
-    return {
-        one.label: (one.kind, one.first[-1].name, one.second.name, one.seeds)
-        for one in moves
-    }
+    rows = raw.load(folder / "next_task.csv.gz")
+    found: dict[str, Moves] = {method: {} for method in LEARNERS}
+    moves = [make() for make in MOVES.values()]
+    for move in sorted(moves, key=lambda move: CLASSES.index(move.kind)):
+        here = rows[rows["problem"] == move.second.name]
+        here = here[(here["seed"] < move.seeds) | (here["seed"] == TUNING_SEED)]
+        before = rows[rows["problem"] == move.first[-1].name]
+        there = choose.lowest_trial(before, METHODS["adam"], choose.TRIALS)
+        adam = {"adam": tuned(here, "adam"), "first rate": find(here, "adam", there)}
+        for method in LEARNERS:
+            runs = {start: fixed(here, method, start) for start in STARTS}
+            fresh = raw.soonest(from_rate(here, method, rate) for rate in FRESH)
+            if len(runs[SCHEDULE]):
+                found[method][move.kind, move.label] = runs | adam | {"fresh": fresh}
+    return {method: moves for method, moves in found.items() if moves}
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the tables of both methods and what they count up to; draw them."""
-    moves = {method: load(folder, method) for method in LEARNERS}
+    moves = load(folder)
     draw_starts(moves, folder / "next_task.png")
-    parts = []
+    tables = {method: " | ".join(counts(found)) for method, found in moves.items()}
     for method, found in moves.items():
-        parts += [f"### {method}", moves_table(found), pooled_table(found)]
-    rows = raw.load(folder / "next_task.csv.gz")
-    return {
-        "counts": counts(moves),
-        "tables": "\n\n".join(parts),
-        "versions": raw.versions(rows),
-    }
+        tables[f"steps of {method}"] = updates_table(found)
+        tables[f"{method} over fresh"] = over_fresh_table(found)
+        tables[f"seeds of {method}"] = pooled_table(found)
+    return tables
 
 
-def moves_table(moves: dict[str, Starts]) -> str:
-    """Return updates to the target; then every start over a fresh memory, and ends."""
-    cells = pd.DataFrame(
+def updates_table(moves: Moves) -> str:
+    """Return updates to the target."""
+    return raw.table(
         {
             "first task to second": label,
             "tuned Adam": raw.format_updates(runs["adam"]),
             "Adam, rate of the first task": raw.format_updates(runs["first rate"]),
             "best fresh memory": raw.format_updates(runs["fresh"])
-            + "; from "
-            + "".join(runs["fresh"]["setting"][:1]).removeprefix("rate="),
+            + runs["fresh"]["setting"].iloc[0].replace("rate=", "; from "),
             "memory with its schedule": raw.format_updates(runs[SCHEDULE]),
-            **{
-                f"{start} : fresh": paired(runs[start], runs["fresh"])
-                for start in STARTS
-            },
+        }
+        for (_, label), runs in moves.items()
+    )
+
+
+def over_fresh_table(moves: Moves) -> str:
+    """Return the updates from every start over those of a fresh memory, and ends."""
+    return raw.table(
+        {
+            "first task to second": label,
+            **{f"{x} : fresh": paired(runs[x], runs["fresh"]) for x in STARTS},
             "end, schedule : fresh": paired(runs[SCHEDULE], runs["fresh"], "end"),
             "end, schedule : one rate": paired(runs[SCHEDULE], runs[ONE_RATE], "end"),
         }
-        for label, runs in moves.items()
+        for (_, label), runs in moves.items()
     )
-    updates, over = cells.iloc[:, :5], cells.drop(columns=cells.columns[1:5])
-    return f"{raw.table(updates)}\n\n{raw.table(over)}"
 
 
-def judge(runs: Starts, other: str, value: str) -> raw.SignTest:
-    """Return the paired test of the schedule on a move."""
-    return raw.paired_test(runs[SCHEDULE][value], runs[other][value])
-
-
-def pooled_table(moves: dict[str, Starts]) -> str:
+def pooled_table(moves: Moves) -> str:
     """Return sign tests over the seeds of every class of moves, and of all."""
     lines = []
+    rivals = list(itertools.product((ONE_RATE, "mean", "fresh"), ("updates", "end")))
     for kind in (*CLASSES, "all"):
-        some = [runs for x, runs in moves.items() if kind in ("all", labels()[x][0])]
+        some = [runs for (own, _), runs in moves.items() if kind in ("all", own)]
         line = {"seeds lower : higher, p": f"{kind} ({len(some)})"}
-        for other in (ONE_RATE, "mean", "fresh"):
-            for value in ("updates", "end"):
-                tests = [judge(runs, other, value) for runs in some]
-                wins, losses = sum(x.wins for x in tests), sum(x.losses for x in tests)
-                test = raw.sign_test(wins, losses)
-                text = raw.bold_if(f"{wins} : {losses}, {test.p:.2g}", test)
-                line[f"{value}, schedule : {other}"] = text
+        for other, value in rivals:
+            pairs = [(runs[SCHEDULE][value], runs[other][value]) for runs in some]
+            counted = np.array([raw.count_seeds(*pair) for pair in pairs])
+            wins, losses = counted.reshape(-1, 2).sum(axis=0, dtype=int)
+            text = f"{wins} : {losses}, {raw.sign_test(wins, losses):.2g}"
+            text = raw.bold_if_clear(text, wins, losses)
+            line[f"{value}, schedule : {other}"] = text
         lines.append(line)
     return raw.table(lines)
 
 
-def counts(moves: dict[str, dict[str, Starts]]) -> str:
-    """Return on how many moves the memory saves or loses, and fresh is level."""
-    lines = []
-    for method, found in moves.items():
-        known = [runs for runs in found.values() if len(runs["adam"])]
-        tests = [judge(runs, "fresh", "updates") for runs in known]
-        clear = [raw.is_clear(test) for test in tests]
-        ours, fresh, adam = (
-            np.array([median(runs[start]["updates"]) for runs in known])
-            for start in (SCHEDULE, "fresh", "adam")
-        )
-        saved = (ours <= SAVED * fresh) & np.isfinite(fresh)
-        level = (fresh <= LEVEL * adam) & np.isfinite(fresh)
-        heads = {
-            f"at most {SAVED:g} of the updates of the best fresh memory": saved.sum(),
-            "clearly faster (p < .05)": clear.count(1),
-            "clearly slower": clear.count(-1),
-            "the best fresh one within 10 % of tuned Adam, or ahead": level.sum(),
-        }
-        cells = {head: f"{number} of {len(known)}" for head, number in heads.items()}
-        lines.append({"on how many moves": f"`{method}`", **cells})
-    return raw.table(lines)
+def medians(moves: Moves) -> Frame:
+    """Return the median updates [moves, starts]."""
+    return pd.DataFrame(
+        {start: median(found["updates"]) for start, found in runs.items()}
+        for runs in moves.values()
+    )
 
 
-def draw_starts(moves: dict[str, dict[str, Starts]], path: pathlib.Path) -> None:
+def counts(moves: Moves) -> list[str]:
+    """Return on how many moves the memory saves, wins and loses, and fresh is level."""
+    updates = medians(moves)
+    fresh = updates["fresh"].where(np.isfinite)
+    signs = [raw.judge(runs[SCHEDULE], runs["fresh"]) for runs in moves.values()]
+    saved = (updates[SCHEDULE] <= SAVED * fresh).sum()
+    level = (fresh <= LEVEL * updates["adam"]).sum()
+    numbers = saved, signs.count(1), signs.count(-1), level
+    return [f"{number} of {len(moves)}" for number in numbers]
+
+
+def draw_starts(moves: dict[str, Moves], path: pathlib.Path) -> None:
     """Draw updates over those of the best fresh memory, for every start."""
-    names = list(dict.fromkeys(label for found in moves.values() for label in found))
-    size = 5.2, 1.2 + 0.5 * len(names)
+    names = [label for _, label in moves[LEARNERS[0]]]
+    size, (low, high) = (5.2, 1.2 + 0.5 * len(names)), _LIMITS
     figure, (grid,) = draw.panels(1, len(moves), size, sharey=True)
     for axes, (method, found) in zip(grid, moves.items(), strict=True):
-        _draw_method(axes, names, found)
-        axes.set_title(method)
+        updates = medians(found)
+        axes.axvline(1.0, color="black", linewidth=0.8)
+        for number, (start, (mark, color)) in enumerate(_LOOKS.items()):
+            over = (updates[start] / updates["fresh"]).clip(low, high)
+            places = over.index + 0.14 * (number - 2.5)
+            axes.plot(over, places, mark, color=color, markersize=6, label=start)
+        axes.set(title=method, xscale="log", xlim=(low / 1.1, high * 1.1))
+        draw.use_numbers(axes.xaxis, [low, 0.5, 1.0, 2.0, high])
+        axes.hlines(np.arange(1, len(names)) - 0.5, low, high, color="#DDDDDD")
     grid[0].set_yticks(range(len(names)), names)
-    grid[0].set_ylim(max(len(names), 1) - 0.5, -0.5)
-    figure.supxlabel("updates to the target / those of the best fresh memory")
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("steps to the target / those of the best fresh memory")
     draw.save(figure, path, legend=3)
-
-
-def _draw_method(axes: Any, names: list[str], found: dict[str, Starts]) -> None:
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    heights = np.array([number for number, x in enumerate(names) if x in found])
-    low, high = _LIMITS
-    for number, (start, (mark, color)) in enumerate(_LOOKS.items()):
-        over = [
-            median(runs[start]["updates"]) / median(runs["fresh"]["updates"])
-            for runs in found.values()
-        ]
-        places = heights + 0.14 * (number - 2.5)
-        axes.plot(
-            np.clip(over, low, high),
-            places,
-            mark,
-            color=color,
-            markersize=6,
-            label=start,
-        )
-    axes.set(xscale="log", xlim=(low / 1.1, high * 1.1))
-    draw.use_numbers(axes.xaxis, [low, 0.5, 1.0, 2.0, high])
-    axes.hlines(np.arange(1, len(names)) - 0.5, low, high, color="#DDDDDD")

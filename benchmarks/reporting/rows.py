@@ -3,7 +3,7 @@
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,6 @@ from benchmarks.methods import LIBRARY, METHODS
 
 SIGNIFICANT = 0.05
 RESULTS = pathlib.Path(__file__).parents[1] / "results"
-
-
-class SignTest(NamedTuple):
-    """A paired comparison: a sign test, ties left out."""
-
-    wins: int
-    losses: int
-    ties: int
-    p: float
 
 
 def load(path: pathlib.Path) -> Frame:
@@ -38,17 +29,14 @@ def load(path: pathlib.Path) -> Frame:
 
 def by_problem(path: pathlib.Path) -> dict[str, Frame]:
     """Return the judged runs of every problem of a file."""
-    problems = load(path).groupby("problem", sort=False)
-    return {str(name): some for name, some in problems}
+    return dict(iter(load(path).groupby("problem", sort=False)))
 
 
 def find(rows: Frame, method: str, setting: str, start: str = "fresh") -> Frame:
-    """Return the runs of one setting by seed; none unless every seed is there."""
-    is_paired = (rows["seed"] < TUNING_SEED).to_numpy()
+    """Return the runs of one setting that are compared, by seed."""
     is_same = (rows["method"] == method) & (rows["setting"] == setting)
-    found = rows[is_paired & is_same & (rows["start"] == start)].sort_values("seed")
-    every = set(rows["seed"].to_numpy()[is_paired])
-    return found if set(found["seed"]) == every else found.iloc[:0]
+    is_same &= (rows["start"] == start) & (rows["seed"] < TUNING_SEED)
+    return rows[is_same].set_index("seed").sort_index()
 
 
 def from_rate(rows: Frame, method: str, rate: float) -> Frame:
@@ -64,50 +52,81 @@ def fixed(rows: Frame, name: str, start: str = "fresh") -> Frame:
     return find(rows, name, write_setting(setting), start)
 
 
-def tuned(rows: Frame, name: str, budgets: Iterable[int] = choose.BUDGETS) -> Frame:
+def tuned(rows: Frame, name: str, *budgets: int) -> Frame:
     """Return the runs of a method at the best of the most of its trials there are."""
-    for budget in sorted(budgets, reverse=True):
-        setting = choose.best_trial(rows, METHODS[name], budget)
-        found = find(rows, name, setting)
-        if len(found):
-            return found
-    return rows.iloc[:0]
+    known = budgets or reversed(choose.BUDGETS)
+    settings = (choose.best_trial(rows, METHODS[name], budget) for budget in known)
+    return find(rows, name, next(filter(None, settings), ""))
 
 
-def quartiles(values: Any) -> tuple[float, float, float]:
-    """Return the quartiles and the median as (low, median, high); inf is a value."""
+def quartiles(values: Any) -> np.ndarray:
+    """Return the quartiles and the median as [low, median, high]; inf is a value.
+
+    Nan of nothing.
+    """
+    if not len(values):
+        return np.full(3, np.nan)
     low, high = (
         np.quantile(values, (0.25, 0.5, 0.75), method=method)
         for method in ("lower", "higher")
     )
-    first, middle, last = (low + high) / 2
-    return float(first), float(middle), float(last)
+    return (low + high) / 2
 
 
 def median(values: Any) -> float:
     """Return the median, where inf is a value; nan of nothing."""
-    return quartiles(values)[1] if len(values) else np.nan
+    return float(quartiles(values)[1])
 
 
-def sign_test(wins: int, losses: int, ties: int = 0) -> SignTest:
-    """Return the two-sided test of so many seeds lower and higher."""
-    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    return SignTest(wins, losses, ties, float(p))
+def soonest(candidates: Iterable[Frame]) -> Frame:
+    """Return the runs with the fewest updates, then the lowest end."""
+    return min(
+        candidates, key=lambda x: (x.empty, median(x["updates"]), median(x["end"]))
+    )
 
 
-def paired_test(one: Any, other: Any) -> SignTest:
-    """Test whether one measure [seeds] is lower than the other, seed by seed."""
-    seeds = min(len(one), len(other))
-    a, b = np.asarray(one)[:seeds], np.asarray(other)[:seeds]
-    wins, losses = int((a < b).sum()), int((a > b).sum())
-    return sign_test(wins, losses, seeds - wins - losses)
+def count_seeds(first: Frame, second: Frame) -> tuple[int, int]:
+    """Return at how many seeds the first is lower, and higher; ties are left out."""
+    gaps = first - second
+    return int((gaps < 0).sum()), int((gaps > 0).sum())
 
 
-def is_clear(test: SignTest) -> int:
-    """Return 1 where the first is clearly lower, -1 where higher, else 0."""
-    if test.p >= SIGNIFICANT:
-        return 0
-    return 1 if test.wins > test.losses else -1
+def sign_test(wins: int, losses: int) -> float:
+    """Return p of the two-sided sign test of so many seeds lower and higher."""
+    tail = stats.binom.cdf(min(wins, losses), wins + losses, 0.5)
+    return min(1.0, 2.0 * float(tail))
+
+
+def judge(first: Frame, second: Frame, value: str = "updates") -> float:
+    """Return 1 where the first is clearly lower, -1 where higher, else 0.
+
+    Nan where there is nothing to compare.
+    """
+    wins, losses = count_seeds(first[value], second[value])
+    is_clear = sign_test(wins, losses) < SIGNIFICANT
+    return np.sign(wins - losses) * is_clear if len(first) and len(second) else np.nan
+
+
+def bold_if_clear(text: str, wins: int, losses: int) -> str:
+    """Return a text in bold where the test of so many seeds is clear."""
+    return f"**{text}**" if sign_test(wins, losses) < SIGNIFICANT else text
+
+
+def paired(first: Frame, second: Frame, value: str = "updates") -> str:
+    """Return the ratio of medians, and seeds lower : higher; bold where p < .05."""
+    if first.empty or second.empty:
+        return ""
+    wins, losses = count_seeds(first[value], second[value])
+    text = f"{ratio(first, second, value)} ({wins} : {losses})"
+    return bold_if_clear(text, wins, losses)
+
+
+def ratio(first: Frame, second: Frame, value: str = "updates") -> str:
+    """Return the ratio of medians; both sides of it where one is not finite."""
+    over, under = median(first[value]), median(second[value])
+    if np.isfinite(over) and np.isfinite(under) and under > 0:
+        return f"{over / under:.2f}"
+    return f"{format_number(over)} / {format_number(under)}"
 
 
 def format_number(value: float) -> str:
@@ -119,55 +138,27 @@ def format_number(value: float) -> str:
 
 def format_end(found: Frame) -> str:
     """Return the median end, where infinity stands for what is not finite."""
-    end = median(found["end"])
-    if np.isnan(end):
-        return ""
-    return f"{end:.3g}" if np.isfinite(end) else "not finite"
+    end = "" if found.empty else f"{median(found['end']):.3g}"
+    return end.replace("inf", "not finite")
 
 
 def format_updates(found: Frame) -> str:
     """Return the median, the quartiles and the misses of updates to the target."""
     if found.empty:
         return ""
-    low, middle, high = quartiles(found["updates"])
+    low, middle, high = map(format_number, quartiles(found["updates"]))
     missed = int(np.isinf(found["updates"]).sum())
-    text = format_number(middle)
-    if low != high:
-        text += f" [{format_number(low)}, {format_number(high)}]"
+    text = middle if low == high else f"{middle} [{low}, {high}]"
     return text + (f", {missed} missed" if 0 < missed < len(found) else "")
 
 
-def ratio(one: float, other: float) -> str:
-    """Return a ratio; both sides of it where one is not finite."""
-    if np.isfinite(one) and np.isfinite(other) and other > 0:
-        return f"{one / other:.2f}"
-    return f"{format_number(one)} / {format_number(other)}"
-
-
-def bold_if(text: str, test: SignTest) -> str:
-    """Return a text in bold where its test is clear."""
-    return f"**{text}**" if is_clear(test) else text
-
-
-def paired(one: Frame, other: Frame, value: str = "updates") -> str:
-    """Return the ratio of medians, and seeds lower : higher; bold where p < .05."""
-    if one.empty or other.empty:
-        return ""
-    test = paired_test(one[value], other[value])
-    text = ratio(median(one[value]), median(other[value]))
-    return bold_if(f"{text} ({test.wins} : {test.losses})", test)
+def write_cells(numbers: Frame, form: str = "{:.2f}", missing: str = "") -> Frame:
+    """Return numbers as text; what is not finite is missing."""
+    return numbers.map(lambda x: form.format(x) if np.isfinite(x) else missing)
 
 
 def table(rows: Iterable[dict[str, Any]] | Frame) -> str:
     """Return rows as a Markdown table; what is missing is blank."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    text = frame.fillna("").to_markdown(index=False, disable_numparse=True)
+    text = pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
     # As narrow as what is in it: rows of these tables are long.
     return re.sub(" +", " ", re.sub(":?-{3,}:?", "---", text))
-
-
-def versions(rows: Frame) -> str:
-    """Return which versions of the package made the rows of memories, or all rows."""
-    is_ours = rows["method"].str.startswith(("memory", "paper"))
-    found = rows[is_ours] if is_ours.any() else rows
-    return ", ".join(sorted(set(found["version"])))

@@ -2,9 +2,11 @@
 
 import pathlib
 
+import pandas as pd
+
+from benchmarks.harness.store import write_setting
 from benchmarks.reporting import rows as raw
-from benchmarks.reporting.long import SHARES, divide, short
-from benchmarks.reporting.rows import from_rate, median
+from benchmarks.reporting.long import MISSING, SHARES, short
 
 RATES = (1e-5, 1e-3)
 TASKS = (
@@ -18,18 +20,13 @@ def report(folder: pathlib.Path, variants: list[str]) -> dict[str, str]:
 
     Of a share of failures, which comes to 0, the ends themselves.
     """
-    found = raw.load(folder / "search.csv.gz")
-
-    def end(task: str, variant: str, rate: float) -> float:
-        return median(from_rate(found[found["problem"] == task], variant, rate)["end"])
-
-    def over(task: str, variant: str, rate: float) -> str:
-        usual = 1.0 if task in SHARES else end(task, variants[0], rate)
-        return divide(end(task, variant, rate), usual)
-
-    lines = [
-        {"variant": variant}
-        | {short(x): ", ".join(over(x, variant, rate) for rate in RATES) for x in TASKS}
-        for variant in variants
-    ]
-    return {"search": raw.table(lines), "versions": raw.versions(found)}
+    rows, cells = raw.load(folder / "search.csv.gz"), {}
+    settings = [write_setting({"rate": rate}) for rate in RATES]
+    for task in TASKS:
+        found = rows[rows["problem"] == task]
+        ends = found.pivot_table("end", "method", "setting", aggfunc="median")[settings]
+        over = ends if task in SHARES else ends / ends.loc[variants[0]]
+        texts = raw.write_cells(over, "{:.3g}", MISSING)
+        cells[short(task)] = texts.agg(", ".join, axis=1)
+    table = pd.DataFrame(cells, index=variants).reset_index(names="variant")
+    return {"search": raw.table(table)}

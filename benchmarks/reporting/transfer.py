@@ -20,31 +20,26 @@ def over_fresh(rows: Frame, name: str, start: str) -> str:
     return paired(fixed(rows, name, start), fixed(rows, name))
 
 
-def starts_of(rows: Frame) -> dict[str, tuple[Frame, Frame]]:
-    """Return label -> runs on a network, and those of the fresh memory beside them."""
-    nothing = rows.iloc[:0]
-    found = {
-        f"{LABELS[name]}, best of 20": (tuned(rows, name), nothing)
-        for name in BASELINES
-    }
-    for name in LEARNERS:
-        fresh, label = from_rate(rows, name, FRESH[1]), plain(LABELS[name])
-        other = from_rate(rows, name, FRESH[0])
-        found[f"{label}, fresh from {FRESH[0]:g}"] = other, fresh
-        found[f"{label}, fresh from {FRESH[1]:g}"] = fresh, nothing
-        for start in STARTS:
-            found[f"{label}, {start}"] = fixed(rows, name, start), fresh
-    return found
-
-
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return the updates to the target of every start, beside a fresh memory."""
-    networks, cells = raw.by_problem(folder / "transfer.csv.gz"), {}
-    for network, rows in networks.items():
-        for label, (runs, fresh) in starts_of(rows).items():
-            cells[label, network] = raw.format_updates(runs)
-            cells[label, f"{network}, beside fresh"] = paired(runs, fresh)
+    cells = {}
+    for network, rows in raw.by_problem(folder / "transfer.csv.gz").items():
+        over = f"{network}, beside fresh"
+        for name in BASELINES:
+            label = f"{LABELS[name]}, best of 20"
+            cells[label, network] = raw.format_updates(tuned(rows, name))
+            cells[label, over] = ""
+        for name in LEARNERS:
+            runs = {
+                f"fresh from {rate:g}": from_rate(rows, name, rate) for rate in FRESH
+            }
+            fresh = runs[f"fresh from {FRESH[1]:g}"]
+            for start, found in (
+                runs | {x: fixed(rows, name, x) for x in STARTS}
+            ).items():
+                label = f"{plain(LABELS[name])}, {start}"
+                cells[label, network] = raw.format_updates(found)
+                cells[label, over] = "" if found is fresh else paired(found, fresh)
     frame = pd.Series(cells).unstack(sort=False)
     shown = frame[(frame != "").any(axis=1)].reset_index(names="start")
-    versions = raw.versions(pd.concat(networks.values()))
-    return {"table": raw.table(shown), "versions": versions}
+    return {"table": raw.table(shown)}
