@@ -20,9 +20,9 @@ has had opposite signs for about fifty steps, and a new local model is added whe
 activation of inputs is above 0.1.
 
 Examples:
-  Inputs above 0.5 bear ten times the rate of those below. Directions are new in every
-  step, and the gradient after one has its sign where the rate was too small. The first
-  tells that directions point along gradients:
+  The right rate above 0.5 is ten times that below. Every step has new directions, and
+  the next gradient keeps their signs where rates were too small. The first gradient
+  shows that directions point along gradients:
 
   >>> import functools, jax, jax.numpy as jnp
   >>> from metalr_optax import agreement_steps, get_memory, linspace_kernels

@@ -143,7 +143,8 @@ def learn_rates(
         Layers with an RMS of at most 1e-3 (biases, a LayerScale of 1e-6) use the RMS of
         the whole tree; if that is as small, they have no ceiling.
       evidence_sample: coordinates of a large tensor that give evidence, see
-        :func:`scale_by_memory`; default 1,024. That of the largest tensor takes all.
+        :func:`scale_by_memory`; default 1,024. To use all coordinates, pass the size of
+        the largest tensor.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
