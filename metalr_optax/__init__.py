@@ -1,4 +1,4 @@
-"""Learning rates that a program learns, keeps and passes on."""
+"""Learning rates that an optimizer learns online, saves and transfers."""
 
 __version__ = "0.3.0"
 

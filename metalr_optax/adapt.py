@@ -1,4 +1,4 @@
-"""How a memory fits a model that it was not learned on."""
+"""Adapt a memory to a model that it was not learned on."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from metalr_optax.memory_checks import check_memories, check_memory, in_use
 from metalr_optax.transfer import get_memory, memory_states
 
 # The first pattern that is found in a label gives its role; without any it is a kernel.
-# Names of layers are the last part of a label, or stand before the name of a tensor.
+# Names of layers are the last part of a label, or precede the name of a tensor.
 _LAYER_END = r"[^/]*(/(kernel|weight|w|bias|b|scale|offset|embedding))?$"
 _ROLES = (
     ("norm", rf"(norm(?!al)|(?<![a-z])(ln|bn)(?![a-z])){_LAYER_END}"),
@@ -26,10 +26,10 @@ _ROLES = (
 
 
 def match_labels(memory: Mapping[str, Any], opt_state: Any) -> dict[str, str | None]:
-    """Return which of the known memories each label of a state should start from.
+    """Return which memory each label of a state should start from.
 
     In this order: the same label; the layer that a tensor is in; the same label where
-    one of the two has something in front, such as ``params/`` or a part of an
+    one of the two has a prefix, such as ``params/`` or a part of an
     ``optax.partition``; a label that differs in numbers only, such as ``Dense_0`` and
     ``Dense_3``; one of the same role, which is kernel, bias, norm or embedding. Where
     there are several, the first layer goes to the first, the last to the last, and
@@ -70,18 +70,18 @@ def adapt_memory(
     r"""Return memories with the labels and kernels of another optimizer's state.
 
     Other kernels are resampled: a rate is read at each new centre. With one local model
-    on either side, or where kernels see something else, all new rates are the mean
+    on either side, or with other kernel inputs, all new rates are the mean
 
     .. math:: \bar v = \exp(\textstyle\sum_m n_m \log v_m / \sum_m n_m)
 
-    with the evidence weight :math:`n_m` of each local model, alike if there was none.
-    A state with ``capacity`` takes a memory with its own kernels if there is room, and
-    one with ``linear`` its slopes; where kernels are others, slopes are read too.
+    with the evidence weight :math:`n_m` of each local model, all equal without any. A
+    state with ``capacity`` keeps the kernels of the memory if there is room, and one
+    with ``linear`` its slopes; with other kernels, slopes are resampled too.
 
-    Where a label starts from nothing, the rates are the same mean over all memories,
-    each as it was resampled, weighted with all its evidence. Evidence goes along to the
-    nearest new centres, or evenly to all of them where the rates are one mean; it is
-    zero for what is pooled. So do schedules, of which a pooled one is the mean.
+    A label without a source pools all memories: its rates are the same mean over the
+    resampled memories, each weighted with all its evidence, its schedule is their mean
+    schedule, and its evidence is zero. Otherwise schedules are copied, and evidence
+    moves to the nearest new centres, or evenly to all if the rates are one mean.
 
     Args:
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
@@ -97,7 +97,7 @@ def adapt_memory(
         state that :func:`get_memory` refuses.
 
     Examples:
-      A deeper network starts with what a flatter one learned:
+      A deeper network starts with what a shallower one learned:
 
       >>> import jax.numpy as jnp
       >>> from metalr_optax import adapt_memory, get_memory, memory_sgd, set_memory
@@ -198,7 +198,7 @@ def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:
         np.zeros(size) if array is None else np.asarray(array)[:size]
         for array in (memory.evidence_weight, memory.slopes)
     )
-    # Those of files and states may be of different precision.
+    # Files and states may differ in precision.
     is_same = np.array_equal(np.asarray(old, np.float32), np.asarray(new, np.float32))
     if not is_comparable or 1 in (size, num):
         rates = np.full(num, np.exp(_average(np.log(rates), weight)))
@@ -208,7 +208,7 @@ def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:
         z = jnp.stack([centers - widths / 2, centers, centers + widths / 2])
         left, rates, right = np.asarray(read(old, rates, z, slopes))
         slopes = np.clip((right - left) / rates, -LARGEST_SLOPE, LARGEST_SLOPE)
-        # What a memory of one 1 among 0s reads is the share of that local model.
+        # A memory with one rate of 1 among 0s reads the share of that local model.
         z, one_each = jnp.asarray(old.centers), np.eye(num)
         shares = jax.vmap(read, (None, 0, None))(new, one_each, z)
         weight = np.asarray(shares) @ weight

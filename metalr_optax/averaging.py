@@ -1,4 +1,4 @@
-"""The average of the weights: what a decay would give, with no horizon to know."""
+"""The average of the weights: the effect of a decay, without a horizon to choose."""
 
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ class AverageWeightsState(NamedTuple):
 
     Attributes:
       count: [], int32, steps in the average.
-      average: like the parameters, float32 or wider; ``optax.MaskedNode()`` in the
-        place of leaves that have no average.
+      average: like the parameters, float32 or wider; ``optax.MaskedNode()`` instead of
+        leaves that have no average.
     """
 
     count: jax.Array
@@ -31,18 +31,18 @@ def average_weights(
       \bar x_t = \bar x_{t-1} + \frac{\text{power} + 1}{t + \text{power}}
         (x_t - \bar x_{t-1}), \quad t = 1, 2, \ldots
 
-    Updates pass unchanged, and :math:`x_t` are the weights that they lead to,
+    Updates pass unchanged, and :math:`x_t` are the weights after them,
     ``optax.apply_updates(params, updates)``. Step :math:`s` of :math:`t` has a share
-    that grows like :math:`s^\text{power}`: the first step replaces the start whole,
-    and of the average nine tenths are about the last
+    that grows like :math:`s^\text{power}`: the first step replaces the initial weights,
+    and nine tenths of the average come from about the last
     :math:`1 - 10^{-1 / (\text{power} + 1)}` of all steps (the last 23 % at 8). The
-    average ends about where a decay to zero would, without a horizon to know. Training
-    goes on with the other weights; :func:`averaged_weights` returns these, for
-    evaluation and checkpoints.
+    average ends about where a decay to zero would. Training continues with the raw
+    weights; :func:`averaged_weights` returns the average, for evaluation and
+    checkpoints.
 
-    A step whose updates are all zero does not count: one that a guard skips
-    (:func:`learn_rates`, ``optax.apply_if_finite``), one that ``optax.MultiSteps`` only
-    collects. Without a guard weights that are not finite stay in the average.
+    A step whose updates are all zero does not count, such as one that a guard skips
+    (:func:`learn_rates`, ``optax.apply_if_finite``) or that ``optax.MultiSteps`` only
+    collects. Without a guard, weights that are not finite stay in the average.
 
     Args:
       power: a positive number; 0 would be the mean of all steps, and a larger power
@@ -50,7 +50,7 @@ def average_weights(
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that changes no update. It must
-      be the last of a chain: what is behind it is not in the average. Wrappers, such as
+      be the last of a chain: the average misses what comes after it. Wrappers, such as
       ``optax.MultiSteps`` and ``optax.partition``, go around the chain.
 
     Raises:
@@ -63,8 +63,8 @@ def average_weights(
     100,000 steps at a power of 8).
 
     Examples:
-      Gradients are noisy, and the weights go to and fro about the minimum at 1; their
-      average is nearer:
+      Noisy gradients make the weights oscillate about the minimum at 1; their average
+      is closer to it:
 
       >>> import jax, jax.numpy as jnp, optax
       >>> from metalr_optax import average_weights, averaged_weights
@@ -105,11 +105,11 @@ def average_weights(
                 return average
             new: Any = optax.apply_updates(x, move)
             if new.dtype != average.dtype:
-                # XLA would leave out both a cast to bfloat16 and the one back.
+                # XLA would remove a cast to bfloat16 and back.
                 digits = jnp.finfo(new.dtype).nmant
                 new = jax.lax.reduce_precision(new.astype(average.dtype), 8, digits)
             w = weight.astype(jnp.finfo(average.dtype).dtype)
-            # At a weight of 1 rounding, or NaN, would leave a trace of the start.
+            # At a weight of 1 rounding, or NaN, would keep a trace of the start.
             return jnp.where(w < 1, average + w * (new - average), new)
 
         average = jax.tree.map(mix, params, updates, state.average)
@@ -120,17 +120,17 @@ def average_weights(
 
 
 def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
-    """Return the average that :func:`average_weights` keeps, in the place of weights.
+    """Return the average that :func:`average_weights` keeps, in the form of weights.
 
     Args:
       state: any pytree with the state of :func:`average_weights` in it: that of a chain
         or wrapper, a Flax ``TrainState``, an ``nnx.Optimizer``. Parts of an
         ``optax.partition`` may have one each.
-      params: the parameters, of whose structure and dtypes the result is. Leaves that
+      params: the parameters; the result has their structure and dtypes. Leaves that
         have no average, such as those that a mask left out, are copied from here.
 
     Returns:
-      A tree like ``params``; before the first step, the parameters that ``init`` saw.
+      A tree like ``params``; before the first step, the parameters at ``init``.
       Its arrays are copies: they outlive a state that is donated to its next step.
 
     Raises:
@@ -156,8 +156,8 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
     for name, average in averages.items():
         allowed = f"have at {name} the shape that init saw, {average.shape}"
         found = shapes.get(name)
-        came = params if found is None else found
-        checks.require(found == average.shape, "params", allowed, came)
+        got = params if found is None else found
+        checks.require(found == average.shape, "params", allowed, got)
 
     def weights_at(path: Any, leaf: Any) -> Any:
         if _name_of(path) in averages:
@@ -181,8 +181,8 @@ def _start(leaf: Any) -> Any:
 def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
     """Return the weight of a step, 0 if it moves nothing.
 
-    The division comes last: XLA copies cheaper expressions of something over all
-    tensors into the program of every tensor, which takes N^2 to compile.
+    The division comes last: XLA copies cheaper expressions of a sum over N tensors into
+    the program of each, and compiling takes O(N^2).
     """
     dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(average))).dtype
     power = jnp.asarray(power, dtype)
@@ -194,7 +194,7 @@ def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
 def _averages_in(state: Any) -> dict[str, Any]:
     """Return the averages of all leaves, by the name of the leaf."""
     trees = [node.average for _, node in checks.nodes_of(state, AverageWeightsState)]
-    hint = "pass what init returned: average_weights().init(params), or around it"
+    hint = "pass the state that average_weights().init(params), or a chain, returned"
     checks.require(trees, "state", "contain a state of average_weights", state, hint)
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     averages = {_name_of(path[1:]): leaf for path, leaf in leaves}
@@ -204,6 +204,6 @@ def _averages_in(state: Any) -> dict[str, Any]:
 
 
 def _name_of(path: Any) -> str:
-    """Return the name of a leaf, without the attribute in which Flax has an array."""
+    """Return the name of a leaf, without the attribute in which Flax wraps it."""
     wrapped = path and path[-1] == jax.tree_util.GetAttrKey("value")
     return checks.name_of(path[:-1] if wrapped else path) or "the top"

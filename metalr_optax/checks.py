@@ -1,4 +1,4 @@
-"""What an argument must be, named where it is not."""
+"""Checks of arguments, whose errors name what is allowed."""
 
 import functools
 import numbers
@@ -20,12 +20,12 @@ R = TypeVar("R")
 
 # A smaller multiplier than this was probably meant as a rate, as with other optimizers.
 _RATE_NOT_FACTOR = 0.05
-# A schedule is evaluated from step 0 to the number of steps of a long run.
+# The steps at which a schedule is evaluated, up to the number of steps of a long run.
 _COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
 
 MOVE = (
-    "pass what optimizer.init(params) or update returned; a state of 0.1 or 0.2 moves "
-    "by save_memory and initial=load_memory(path)"
+    "pass what optimizer.init(params) or update returned; move the memory of a version "
+    "0.1 or 0.2 by save_memory and initial=load_memory(path)"
 )
 _REPLACEMENTS = {
     "stacked": "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], "
@@ -37,7 +37,7 @@ _REPLACEMENTS = {
 
 
 def without(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return what makes a function refuse removed arguments, with a replacement."""
+    """Return a decorator that refuses removed arguments and names a replacement."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -53,7 +53,7 @@ def without(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def is_concrete(value: Any) -> bool:
-    """Return whether an array has a value, which traced and abstract ones have not."""
+    """Return whether an array is concrete, neither traced nor abstract."""
     return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
@@ -75,7 +75,7 @@ def is_number(value: Any) -> bool:
 
 
 class _Repr(reprlib.Repr):
-    """Shows a few entries of a collection, and of any object but a number its type."""
+    """Shows a few entries of a collection, numbers, and only the type of the rest."""
 
     def repr_instance(self, x: Any, level: int) -> str:
         if hasattr(x, "shape") and hasattr(x, "dtype"):
@@ -93,7 +93,7 @@ _REPR.maxstring = _REPR.maxother = 60
 
 
 def describe(value: Any) -> str:
-    """Return what an error says of a value: the type, of an array dtype and shape."""
+    """Return a value for an error: its type, or the dtype and shape of an array."""
     return textwrap.shorten(_REPR.repr(value), 200, placeholder="...")
 
 
@@ -116,7 +116,7 @@ def check_number(
 
 
 def is_among(value: Any, *choices: Any) -> bool:
-    """Return whether a value is one of a few; an array, which has no truth, is none."""
+    """Return whether a value is one of the choices; no array is."""
     return any(value is choice for choice in choices) or (
         isinstance(value, str) and value in choices
     )
@@ -140,7 +140,7 @@ def check_mask(mask: Any) -> None:
 
 
 def check_moments(b1: Any, b2: Any, eps: Any, eps_root: Any = 0.0) -> None:
-    """Raise ValueError unless Adam can have these."""
+    """Raise ValueError unless these are valid hyperparameters of Adam."""
     for name, value in (("b1", b1), ("b2", b2)):
         check_number(name, value, 0.0, 1.0, closed=True)
     for name, value in (("eps", eps), ("eps_root", eps_root)):
@@ -155,9 +155,9 @@ def check_integer(name: str, value: Any, smallest: int, hint: str = "") -> None:
 
 
 def check_multiplier(multiplier: Any) -> None:
-    """Raise ValueError for what can be no multiplier, warn of a number like a rate.
+    """Raise ValueError for an invalid multiplier, warn of one that looks like a rate.
 
-    Building an optimizer needs no device, so arrays of JAX and schedules are left to
+    An optimizer can be built without a device, so JAX arrays and schedules are left to
     :func:`warn_of_rate`, which `init` calls.
     """
     is_late = callable(multiplier) or isinstance(multiplier, jax.Array)
@@ -170,7 +170,7 @@ def check_multiplier(multiplier: Any) -> None:
 
 
 def warn_of_rate(multiplier: Any) -> None:
-    """Warn if the largest value of an array or schedule is like a rate."""
+    """Warn if the largest value of an array or schedule looks like a rate."""
     if isinstance(multiplier, jax.Array):
         check_number("learning_rate", multiplier, closed=True)
         _warn_of_rates([multiplier])
@@ -184,8 +184,8 @@ def _warn_of_rates(values: Sequence[Any]) -> None:
     largest = max(map(float, values)) if all(map(is_concrete, values)) else 0
     if 0 < largest < _RATE_NOT_FACTOR:
         warn(
-            f"learning_rate up to {largest:g} multiplies learned rates, which climb "
-            f"against it; usual is 1, and a rate to start from is initial={largest:g}"
+            f"learning_rate up to {largest:g} multiplies learned rates, which climb to "
+            f"compensate; use a peak of 1: a rate to start from is initial={largest:g}"
         )
 
 
@@ -198,7 +198,7 @@ def warn(text: str) -> None:
 
 
 def check_start(name: str, initial: Any, largest: float) -> None:
-    """Raise ValueError if an optimizer would start with larger rates than it may."""
+    """Raise ValueError if an optimizer would start above its largest rate."""
     is_rate = is_concrete(initial) and is_number(initial)
     fits = not is_rate or float(initial) <= largest * (1 + 1e-6)
     require(fits, "initial", f"be at most {largest} for {name}, which climbs", initial)
@@ -225,7 +225,7 @@ def check_bounds(rate_bounds: Any) -> None:
 
 
 def check_kernel_inputs(normalize: Any, kernel_input: Any, size: Any) -> None:
-    """Raise ValueError unless kernels can be given this."""
+    """Raise ValueError unless these are a valid choice of kernel inputs."""
     fits = is_among(normalize, "rms", None)
     require(fits, "normalize", "be 'rms' or None", normalize)
     fits = is_among(kernel_input, "direction", "history")
@@ -236,7 +236,7 @@ def check_kernel_inputs(normalize: Any, kernel_input: Any, size: Any) -> None:
 
 
 def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
-    """Raise ValueError unless evidence can be had in this way."""
+    """Raise ValueError unless these are a valid choice of evidence."""
     allowed = "be a function of (gradient, last_direction)"
     require(signal is None or callable(signal), "signal", allowed, signal)
     fits = callable(group_by) or is_among(group_by, "layer", "tensor", "all")
@@ -248,7 +248,7 @@ def check_evidence(signal: Any, group_by: Any, size: Any) -> None:
 
 
 def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) -> None:
-    """Raise ValueError unless a state of a kind has memories for real updates."""
+    """Raise ValueError unless updates are real and fit a state of a kind."""
     check_state(state, kind)
     check_real(updates)
     unknown = sorted(set(jax.tree.leaves(labels)) - set(state.rows))
@@ -277,12 +277,12 @@ def check_like_init(updates: Any, shapes: Sequence[tuple[int, ...]]) -> None:
 
 
 def refuse_samples(updates: Any, found: int, expected: int) -> None:
-    """Raise ValueError for another number of leaves, or samples of them, than init."""
+    """Raise ValueError: the number of leaves, or of samples, is not that of init."""
     leaves = _named_leaves(updates, is_leaf=lambda leaf: leaf is None)
     absent = describe([name for name, leaf in leaves if leaf is None])
     raise ValueError(
         f"updates must have the {expected} leaves or samples that init saw, got {found}"
-        f" and None at {absent}; leave out at init too what has no gradient (None, "
+        f" and None at {absent}; leave what has no gradient out at init too (None, "
         "optax.masked), or freeze it with optax.partition and optax.set_to_zero"
     )
 
@@ -327,5 +327,5 @@ def _shapes(tree: Any) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def name_of(path: Any) -> str:
-    """Return the name of a leaf, the keys of its path; nothing for one at the top."""
+    """Return the name of a leaf, the keys of its path; empty for one at the top."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

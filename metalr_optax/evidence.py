@@ -14,26 +14,26 @@ import optax
 from metalr_optax.checks import check_like_init, refuse_samples
 from metalr_optax.groups import Label
 
-# Weights whose root mean square is no larger were put next to zero on purpose, as a
-# LayerScale of 1e-6 is: that says nothing of how large they will be.
-# Layers have more, up to a fan-in of a million.
+# Weights with a root mean square of at most this were initialised near zero on purpose
+# (a LayerScale of 1e-6), which says nothing about their later size. Usual layers have
+# more, up to a fan-in of a million.
 NEXT_TO_ZERO = 1e-3
 
 
 class Evidence(NamedTuple):
-    """What a gradient says about the last step: means over coordinates.
+    """The evidence of a gradient about the last step: means over coordinates.
 
-    Of one tensor the arrays have no axis of L memories, and the last two are None.
+    For a single tensor arrays have no axis of L memories, and the last two are None.
 
     Attributes:
       u: [L, M], of agreement times activation.
-      activity: [L, M], the same without signs.
+      activity: [L, M], of absolute agreement times activation.
       agreeing: [L], of agreement.
-      counting: [L], the same without signs.
-      outside: [L], whether the last direction was out of range.
-      sums: what else a family needs, [L, M] each, or None.
-      multiplier: [], what rates are multiplied with further down.
-      was_limited: [], bool, whether the step was made smaller as an outlier.
+      counting: [L], of absolute agreement.
+      outside: [L], of whether the last direction was out of range.
+      sums: further means that a family needs, [L, M] each, or None.
+      multiplier: [], on all rates.
+      was_limited: [], bool, whether the step was scaled down as an outlier.
     """
 
     u: Any
@@ -52,8 +52,8 @@ class Piece(NamedTuple):
     Attributes:
       rows: of the memories, [c] for c slices along the first axis of the array, or []
         where the whole array has a memory.
-      places: [c], the same, known while a step is traced.
-      sizes: [c], coordinates that each slice stands for.
+      places: [c], the same as NumPy integers, which are concrete under ``jit``.
+      sizes: [c], coordinates of each slice, sampled or not.
       array: of a gradient or direction.
     """
 
@@ -79,8 +79,7 @@ def whole_tensors(tree: Any, labels: Sequence[Label], rows: Any) -> list[Piece]:
 def sampled(pieces: list[Piece], size: int | None) -> list[Piece]:
     """Return samples of tensors, those of equal length in one piece [c, n].
 
-    Few pieces are few programs to compile, however many tensors there are. Without a
-    size the pieces stay as they are.
+    Fewer pieces are fewer programs to compile. Without a size the pieces are returned.
     """
     if size is None:
         return pieces
@@ -114,26 +113,26 @@ class Samples(NamedTuple):
 
 
 def keep(pieces: list[Piece], size: int | None, last: Any, dtype: Any) -> Any:
-    """Return what a state keeps of a direction, like what it kept of the last."""
+    """Return what a state keeps of a direction, in the structure of the last one."""
     if size is not None:
         flat = [piece.array.astype(dtype).ravel() for piece in sampled(pieces, size)]
         return Samples(jnp.concatenate([jnp.zeros(0, dtype), *flat]))
     # A copy: without jit the direction may be the caller's gradient itself, which the
-    # next donated step would take with it.
+    # next donated step would delete.
     arrays = iter([piece.array for piece in pieces])
     return jax.tree.map(lambda old: jnp.array(next(arrays), old.dtype), last)
 
 
 def keep_zeros(pieces: list[Piece], size: int | None, params: Any, dtype: Any) -> Any:
-    """Return what a state keeps before the first step, without a sample of zeros."""
+    """Return zeros like the result of :func:`keep`, without taking samples."""
     if size is None:
         return jax.tree.map(jnp.zeros_like, params)
     samples = jax.eval_shape(lambda: keep(pieces, size, params, dtype))
     return Samples(jnp.zeros(samples.array.shape, dtype))
 
 
-def kept(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
-    """Return what :func:`keep` kept, in the shapes of the pieces of a gradient."""
+def restored(last: Any, pieces: Sequence[Piece], gradient: Any) -> list[jax.Array]:
+    """Return the result of :func:`keep` in the shapes of the pieces of a gradient."""
     if not isinstance(last, Samples):
         leaves = jax.tree.leaves(last)
         check_like_init(gradient, [leaf.shape for leaf in leaves])
@@ -153,18 +152,18 @@ def collect(
     state: Any,
     size: int | None,
 ) -> Evidence:
-    """Return what a gradient says about the direction that a state keeps, [L, ...].
+    """Return the evidence of a gradient about the last direction, [L, ...].
 
     Args:
       gather: (shared, row, gradient, last direction, history) -> evidence of a tensor.
-      histories: what kernels are given, where that is no direction.
+      histories: kernel inputs of each tensor; None each if those are directions.
       gradient: a tree.
       labels: of its leaves.
       state: a ``ScaleByMemoryState``.
       size: of a sample; None for all coordinates.
     """
     pieces = sampled(whole_tensors(gradient, labels, state.rows), size)
-    last = kept(state.last_direction, pieces, gradient)
+    last = restored(state.last_direction, pieces, gradient)
     shared, parts = (state.memory, state.orientation), []
     for piece, direction, history in zip(pieces, last, histories, strict=False):
         arrays = piece.rows, piece.array, direction, history
@@ -176,16 +175,13 @@ def collect(
 
 
 def no_histories(base_state: Any) -> Iterable[None]:
-    """Return the history of each tensor where kernels see directions."""
+    """Return None for each tensor: kernel inputs are directions."""
     del base_state
     return itertools.repeat(None)
 
 
 def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
-    """Return a function (shared, row, *arrays) that treats each slice of arrays alone.
-
-    Where arrays have a memory for each slice of their first axis, rows are [c].
-    """
+    """Map a function (shared, row, *arrays) over slices where each has its own row."""
     if rows.ndim == 0:
         return function
     return lambda shared, *slices: jax.vmap(functools.partial(function, shared))(
@@ -194,9 +190,9 @@ def by_row(function: Callable[..., Any], rows: Any) -> Callable[..., Any]:
 
 
 def in_float32(base: optax.GradientTransformation) -> Any:
-    """Return a base that computes in float32 what is float16.
+    """Return a base that computes in float32 for float16 arrays.
 
-    Squares of gradients, and an eps of 1e-8, are 0 in float16.
+    In float16, squares of gradients and an eps of 1e-8 underflow to 0.
     """
     base = optax.with_extra_args_support(base)
 
@@ -217,8 +213,8 @@ def in_float32(base: optax.GradientTransformation) -> Any:
 def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     """Return the root mean squares [L] of the parameters of each memory.
 
-    Groups that start next to zero have the RMS of the whole tree. No size is smaller
-    than ``NEXT_TO_ZERO``.
+    Groups that start near zero use the RMS of the whole tree. No result is below
+    ``NEXT_TO_ZERO``.
     """
     if not pieces:
         return jnp.zeros(0, dtype)
@@ -235,11 +231,10 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:
     """Return a fixed lattice of at most ``size`` coordinates of a tensor [...].
 
-    From every row (the last axis) one coordinate of each of a number of blocks, at a
-    place in the block that moves on from row to row: so all rows are represented, and
-    all columns but a rest that is shorter than a block. With more rows than ``size``,
-    rows are taken evenly. More than an eighth of ``size`` is left. ``None`` takes all,
-    and so does any size of a tensor that has no more.
+    Every row (the last axis) is divided into blocks. One coordinate is taken from each,
+    at a position that shifts from row to row: so all rows are represented, and all
+    columns but a remainder shorter than a block. With more rows than ``size``, rows are
+    taken at a stride. More than ``size / 8`` coordinates remain. ``None`` takes all.
     """
     if size is None or tensor.size <= size:
         return tensor
@@ -247,7 +242,7 @@ def sample(tensor: jax.Array, size: int | None) -> jax.Array:
 
 
 def replicated(function: Callable[..., Any], tensor: jax.Array) -> Callable[..., Any]:
-    """Return a function whose result all devices have, on whatever mesh a tensor is."""
+    """Return a function whose result is replicated over the mesh of a tensor."""
     mesh = explicit_mesh(tensor)
     everywhere = jax.sharding.PartitionSpec()
     sharding = mesh and jax.sharding.NamedSharding(mesh, everywhere)
@@ -255,20 +250,20 @@ def replicated(function: Callable[..., Any], tensor: jax.Array) -> Callable[...,
 
 
 def explicit_mesh(tensor: jax.Array) -> Any:
-    """Return the mesh of a tensor that has its sharding in its type, or None."""
+    """Return the mesh of a tensor if it has explicit axes, else None."""
     mesh = jax.typeof(tensor).sharding.mesh
     return mesh if jax.sharding.AxisType.Explicit in mesh.axis_types else None
 
 
 def automatically(function: Callable[..., Any], out_sharding: Any) -> Any:
-    """Leave it to XLA how to share the work, as on a mesh of automatic axes."""
+    """Let XLA partition the work of a function, as on a mesh of automatic axes."""
     if out_sharding is None:
         return function
     return jax.sharding.auto_axes(function, out_sharding=out_sharding)
 
 
 def _mean(pieces: Sequence[Piece], *columns: jax.Array) -> jax.Array:
-    """Return the means [L, ...] of columns [c, ...] by memory, a column a piece."""
+    """Return means [L, ...] by memory of columns [c, ...], one column per piece."""
     places = np.concatenate([piece.places for piece in pieces])
     sizes = np.concatenate([piece.sizes for piece in pieces])
     shares = sizes / np.maximum(np.bincount(places, sizes), 1)[places]
@@ -299,7 +294,7 @@ def _lattice(size: int, tensor: jax.Array) -> jax.Array:
     width = -(-columns // max(1, size // math.prod(lengths)))
     number = columns // width
     rows = tensor[tuple(slice(None, None, stride) for stride in strides)]
-    # In a block the place moves on by one from row to row and from block to block.
+    # The position in a block shifts by one from row to row and from block to block.
     shape = (*lengths, number)
     steps = [jax.lax.broadcasted_iota(jnp.int32, shape, i) for i in range(len(shape))]
     moves = sum(

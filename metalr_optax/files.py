@@ -49,12 +49,12 @@ def save_memory(
 ) -> None:
     """Write memories to a file that :func:`load_memory` reads.
 
-    The file is whole or not there: it is written beside its place, brought to the disk
-    and renamed. When that fails, an older file stays as it was.
+    The write is atomic: to a temporary file in the same folder, which is synced and
+    renamed. If it fails, an older file does not change.
 
     Args:
-      path: of the file, by custom ``.safetensors``. Its folder must exist. A link
-        stays, and the file it leads to is replaced.
+      path: of the file, by custom ``.safetensors``. Its folder must exist. Of a
+        symbolic link the target is replaced.
       memory: label -> :class:`Memory`, as :func:`get_memory` returns it; arrays [M].
       metadata: strings to keep with it, such as the task; other names than
         ``format_version``, ``library_version`` and ``sha256``.
@@ -93,7 +93,7 @@ def save_memory(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    # The new name, too, should be on the disk; not every system can see to that.
+    # Sync the new name too, on systems that can.
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         folder = os.open(place.parent, os.O_RDONLY)
         stack.callback(os.close, folder)
@@ -111,9 +111,9 @@ def load_memory(path: Path) -> dict[str, Memory]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is not a memory, was damaged (not a bit may differ), is of a later
-        version of the format or holds what :func:`save_memory` would not write. Says
-        which, and the path.
+      ValueError: it is not a memory, was changed in any bit, has a later version of the
+        format or holds what :func:`save_memory` would not write. The message says
+        which, with the path.
 
     Examples: see :func:`save_memory`.
     """
@@ -195,7 +195,7 @@ def _memory(label: str, arrays: Mapping[str, Any]) -> Memory:
 
 
 def _memories(data: bytes) -> dict[str, Memory]:
-    """Return the memories of a content, every bit of which is as it was written."""
+    """Return the memories of a content, after a check of its digest."""
     _strings(data)
     found: dict[str, dict[str, Any]] = {}
     for name, array in safetensors.numpy.load(data).items():
@@ -213,7 +213,7 @@ def _entry(digest: str) -> bytes:
 
 
 def _load(path: Path, parse: Callable[[bytes], Any]) -> Any:
-    """Parse a file, and name its path in whatever is wrong with it."""
+    """Parse a file; errors name its path."""
     _check_path(path)
 
     def opener(name: str, flags: int) -> int:
@@ -240,7 +240,7 @@ def _check_path(path: Any) -> None:
 
 
 def _strings(data: bytes) -> dict[str, str]:
-    """Return the strings but sha256; every bit of the content is as it was written."""
+    """Return the strings but sha256, after a check of the digest."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end].decode()) if 10 <= end <= len(data) else None
     strings = header.get("__metadata__") if isinstance(header, dict) else None

@@ -1,14 +1,14 @@
 """Large tensors: a cost that does not grow with M.
 
 The rate is a smooth function of a single number, so it is evaluated at the nodes of a
-grid and interpolated linearly for every coordinate. Evidence takes the same way back:
-every coordinate is counted at one of its two nearest nodes, and only nodes meet the
-kernels.
+grid and interpolated linearly for every coordinate. Evidence is scattered to the grid:
+every coordinate is added to one of its two nearest nodes, and kernels are evaluated at
+nodes only.
 
-Nodes are even in the bits of the float32 number ``1 + |z - middle| / unit``, which are
-linear within an octave and logarithmic from octave to octave. One octave suits evenly
-spaced kernels, twenty suit log-spaced ones. Kernels that need too many nodes, and those
-whose values are not known when an optimizer is built, are evaluated one by one.
+Nodes are evenly spaced in the bits of the float32 number ``1 + |z - middle| / unit``,
+which are linear within an octave and logarithmic across octaves. One octave suits
+evenly spaced kernels, twenty suit log-spaced ones. Traced kernels, and those that need
+too many nodes, are evaluated exactly.
 """
 
 import math
@@ -23,27 +23,27 @@ from metalr_optax.checks import is_concrete
 from metalr_optax.evidence import automatically, explicit_mesh, replicated
 from metalr_optax.memory import REACH, Kernels, accumulate, read
 
-# From this size and number of local models on a grid pays.
+# A grid pays from this size of a tensor and this number of local models on.
 LARGE = 2**14
 _MANY = 4
-# Nodes at most, whose numbers have 16 bits; in an octave at least, a block, which
-# meets the same kernels; and octaves.
+# The most nodes, whose indices have 16 bits; the nodes of a block, which share their
+# kernels, and the fewest of an octave; and the most octaves.
 _NODES = 2**16
 _BLOCK = 2**7
 _OCTAVES = 60
-# An activation bends within its width, and a rate turns from one neighbour to the next
-# like a logistic function: with nodes h widths apart, linear interpolation is off by
-# h^2 / 8 for an activation, and by a tenth of that for a rate, in its slopes.
+# Distances of nodes in widths: of an activation, and of the logistic function by which
+# a rate changes from one neighbour to the next. With a distance h, the error of linear
+# interpolation is h^2 / 8 for an activation and a tenth of that for a rate.
 _BEND, _TURN = 0.06, 0.065
-# With neighbours so many widths from where they meet, both vanish in float32.
+# Two neighbours that cross further than this many widths away vanish there in float32.
 _FURTHEST = 12.0
-# Kernels that are weaker than the strongest by more than exp(-16) do not count.
+# Kernels with less than exp(-16) of the largest activation are left out.
 _FAINT = 16.0
-# The outermost input is so far inside the outermost node, relative to the middle.
+# The outermost node is this much further from the middle than the outermost input.
 _MARGIN = 1.02
-# Coordinates that are counted at a time where nothing is sharded: what is computed on
-# the way is 3 MB and stays in the cache, and counts stay exact in float32. XLA takes
-# twice as long for sizes that are no multiple of 8, which so are rests alone.
+# Coordinates that are scattered at a time where nothing is sharded: intermediates of
+# 3 MB stay in the cache, and counts stay exact in float32. XLA takes twice as long for
+# sizes that are no multiple of 8, which here only the remainder has.
 _PIECE = 2**18
 # Bits of the mantissa of float32, and those of 1.0.
 _MANTISSA = 23
@@ -51,17 +51,17 @@ _ONE = 127 << _MANTISSA
 # 2^32 divided by the golden ratio: multiples of it, modulo 2^32, are evenly spread.
 _GOLDEN = 2654435769
 
-# (gradient, last direction, *more) -> (kernel inputs, values to accumulate)
+# (gradient, last direction, *scalars) -> (kernel inputs, values to accumulate)
 Compare = Callable[..., tuple[jax.Array, Sequence[jax.Array]]]
 
 
 class Grid(NamedTuple):
-    """Nodes over the reach of M kernels: numbers, no arrays.
+    """Nodes over the range of M kernels, as Python numbers.
 
     Attributes:
       octaves: on either side of the middle.
       bits: log2 of the nodes in an octave.
-      near: J, kernels that a block of nodes meets.
+      near: J, kernels that are evaluated for a block of nodes.
       first: the first of these kernels for each block.
     """
 
@@ -85,7 +85,7 @@ def make_grid(kernels: Kernels) -> Grid | None:
     """Return the grid of kernels, or None where they have to be evaluated exactly."""
     if len(kernels.centers) < _MANY or not all(map(is_concrete, kernels)):
         return None
-    # Of the same values whatever their precision: a state has them in its own.
+    # Rounded, because a state may hold the same kernels in another precision.
     single = (np.asarray(array, np.float32) for array in kernels)
     kernels = Kernels(*(array.astype(np.float64) for array in single))
     centers, widths = map(np.asarray, kernels)
@@ -115,7 +115,7 @@ def make_grid(kernels: Kernels) -> Grid | None:
     is_near = log > np.max(log, axis=1, keepdims=True) - _FAINT
     first = np.argmax(is_near, axis=1)
     last = len(centers) - np.argmax(is_near[:, ::-1], axis=1)
-    # What lies between the edges of a block is nearest to what lies between these.
+    # Kernels that count inside a block are between those that count at its edges.
     first, last = np.minimum(first[:-1], first[1:]), np.maximum(last[:-1], last[1:])
     near = int(np.max(last - first))
     first = np.minimum(first, len(centers) - near).tolist()
@@ -127,8 +127,8 @@ def read_large(
 ) -> jax.Array:
     """Return the rate for each kernel input [...] of a large tensor.
 
-    It is within 1e-4 of the largest rate of what `read` returns. An input that is NaN
-    reads any one of the rates.
+    It differs from that of `read` by at most 1e-4 of the largest rate. An input that is
+    NaN reads an arbitrary rate.
     """
 
     def interpolated(kernels: Kernels, rates: Any, inputs: Any) -> jax.Array:
@@ -159,30 +159,30 @@ def accumulate_large(
     compare: Compare,
     by_coordinate: bool,
     pair: tuple[jax.Array, jax.Array],
-    more: Sequence[jax.Array],
+    scalars: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """Return V arrays [M], the evidence of a large tensor.
 
-    Each is within 1e-3 of the mean magnitude of its values of what `accumulate`
-    returns.
+    Each differs from that of `accumulate` by at most 1e-3 of the mean magnitude of its
+    values.
 
     Args:
       kernels: M kernels.
       grid: of the kernels.
-      compare: (gradient, last direction, *more) -> kernel inputs, V arrays of values.
-      by_coordinate: whether compare looks at one coordinate at a time.
+      compare: (gradient, last direction, *scalars) -> kernel inputs, V arrays.
+      by_coordinate: whether compare treats coordinates independently.
       pair: gradient and last direction, [...].
-      more: [] each, what else compare needs.
+      scalars: [] each, further arguments of compare.
     """
 
-    def exactly(kernels: Kernels, pair: Any, more: Any) -> list[jax.Array]:
-        return accumulate(kernels, *compare(*pair, *more))
+    def exactly(kernels: Kernels, pair: Any, scalars: Any) -> list[jax.Array]:
+        return accumulate(kernels, *compare(*pair, *scalars))
 
-    def on_grid(kernels: Kernels, pair: Any, more: Any) -> list[jax.Array]:
+    def on_grid(kernels: Kernels, pair: Any, scalars: Any) -> list[jax.Array]:
         single = _single(kernels)
         activations, index = _activations(single, grid)
         totals = []
-        for counts in _count(single, grid, compare, by_coordinate, pair, more):
+        for counts in _count(single, grid, compare, by_coordinate, pair, scalars):
             counts = counts.astype(jnp.float32).reshape(-1, _BLOCK)
             near = _product("bn,bnj->bj", counts, activations)
             total = jnp.zeros_like(single.centers).at[index].add(near)
@@ -190,15 +190,15 @@ def accumulate_large(
         return totals
 
     def both(*arguments: Any) -> list[jax.Array]:
-        # A CPU is good at counting; elsewhere coordinates would queue for a node.
+        # CPUs scatter fast; elsewhere, additions to the same node are serialised.
         return jax.lax.platform_dependent(*arguments, cpu=on_grid, default=exactly)
 
     function = _derived_as(exactly, replicated(both, pair[0]))
-    return function(kernels, pair, more)
+    return function(kernels, pair, scalars)
 
 
 def _derived_as(exact: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Return a function with the derivative of an exact one: places have none."""
+    """Return a function with the derivative of an exact one: indices have none."""
     derived = jax.custom_jvp(function)
     derived.defjvp(lambda x, dx: (function(*x), jax.jvp(exact, x, dx)[1]))
     return derived
@@ -209,7 +209,7 @@ def _single(kernels: Kernels) -> Kernels:
 
 
 def _frame(kernels: Kernels, octaves: int) -> tuple[Any, Any, Any, Any]:
-    """Return the lowest and highest input, the middle, and what the first octave is."""
+    """Return the lowest and highest input, the middle, and the first octave's width."""
     centers, widths = kernels
     low, high = centers[0] - REACH * widths[0], centers[-1] + REACH * widths[-1]
     middle = (low + high) / 2
@@ -225,10 +225,10 @@ def _inputs_at(kernels: Kernels, grid: Grid, place: Any) -> Any:
 
 
 def _place(kernels: Kernels, grid: Grid, inputs: jax.Array) -> jax.Array:
-    """Return where inputs [...] lie: 2^shift times the number of a node."""
+    """Return positions of inputs [...]: 2^shift times the index of a node."""
     low, high, middle, unit = _frame(kernels, grid.octaves)
     inputs = inputs.astype(jnp.float32)
-    # Not a clip, which a NaN passes that is no index.
+    # Not jnp.clip, which returns NaN for NaN: that is no index.
     away = jnp.minimum(jnp.where(inputs > low, inputs, low), high) - middle
     bits = (1 + jnp.abs(away) / unit).view(np.int32) - _ONE
     return jnp.where(away < 0, -bits, bits) + (grid.half << grid.shift)
@@ -249,21 +249,21 @@ def _count(
     compare: Compare,
     by_coordinate: bool,
     pair: tuple[jax.Array, jax.Array],
-    more: Sequence[jax.Array],
+    scalars: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Return V arrays [B n]: values of a large tensor, added up at the nodes.
+    """Return V arrays [B n]: values of a large tensor, scattered to the nodes.
 
-    A coordinate between two nodes is counted at one of them, the nearer the likelier:
-    which one is set by a fixed, evenly spread pattern over the coordinates. So the
-    mean over coordinates is that of linear weights, for half their price.
+    A coordinate between two nodes is added to one of them, which a fixed, evenly spread
+    dither selects, the nearer one more often. So the mean over coordinates is that of
+    linear weights, at half the cost.
     """
 
     def count(pair: Any, start: Any) -> list[jax.Array]:
-        inputs, values = compare(*pair, *more)
+        inputs, values = compare(*pair, *scalars)
         index = jax.lax.iota(jnp.uint32, inputs.size).reshape(inputs.shape)
         index += jnp.asarray(start, jnp.uint32)
-        turn = index * jnp.uint32(_GOLDEN) >> (32 - grid.shift)
-        place = _place(kernels, grid, inputs) + turn.astype(jnp.int32)
+        dither = index * jnp.uint32(_GOLDEN) >> (32 - grid.shift)
+        place = _place(kernels, grid, inputs) + dither.astype(jnp.int32)
         node = (place >> grid.shift).astype(jnp.uint16)
         return [
             jnp.zeros(2 * grid.half, v.dtype).at[node].add(v, mode="promise_in_bounds")
@@ -271,7 +271,7 @@ def _count(
         ]
 
     size = pair[0].size
-    # A piece of a sharded tensor, or another shape of it, would have to be gathered.
+    # A sharded tensor would have to be gathered to be sliced or reshaped.
     if size <= _PIECE or not by_coordinate or _on_mesh(pair[0]):
         return count(pair, 0)
     pieces, rest = divmod(size, _PIECE)
@@ -291,6 +291,6 @@ def _product(terms: str, *arrays: jax.Array) -> jax.Array:
 
 
 def _on_mesh(tensor: jax.Array) -> bool:
-    """Return whether a tensor may be sharded: only what is traced can be known."""
+    """Return whether a tensor may be sharded, as far as tracing shows."""
     mesh = jax.typeof(tensor).sharding.mesh
     return not (mesh.empty and jax.sharding.get_abstract_mesh().empty)

@@ -1,4 +1,4 @@
-"""Which tensors share a memory, and what it is called."""
+"""Which tensors share a memory, and its label."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ def unique(labels: Sequence[Label]) -> list[str]:
 
 
 def names_in(label: Label) -> Sequence[str]:
-    """Return the names that a label stands for."""
+    """Return the names in a label."""
     return [label] if isinstance(label, str) else label
 
 
@@ -50,7 +50,7 @@ def memory_dtype(params: Any) -> Any:
     """
     dtype = jnp.dtype(jnp.float32)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        # What a memory starts with depends on the size of the parameters.
+        # The ceilings of rates depend on the values of the parameters.
         fits = not isinstance(leaf, jax.ShapeDtypeStruct)
         hint = "jax.eval_shape(optimizer.init, params) returns a state of shapes"
         require(fits, "params", "have values, not only shapes", leaf, hint)
@@ -72,7 +72,7 @@ def memory_dtype(params: Any) -> Any:
 
 
 def _checked(label: Any, path: tuple[Any, ...], leaf: Any) -> Label:
-    """Return what a function gave for a leaf, if it is a label or a list of them."""
+    """Return the label of a leaf, or its list of labels, if it is valid."""
     is_list = isinstance(label, list | tuple)
     texts = label if is_list else [label]
     fits = all(isinstance(text, str) for text in texts)
@@ -85,10 +85,10 @@ def _checked(label: Any, path: tuple[Any, ...], leaf: Any) -> Label:
 
 
 def _without_wrappers(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Drop last keys that belong to an array, which is alone in a node around it.
+    """Drop the last keys of paths where a node only wraps a single array.
 
-    Arrays with named axes are in a node that names no keys, those of Flax in an
-    attribute `value`; the first may be in the second.
+    Arrays with named axes are in a node without names, Flax's arrays in an attribute
+    `value`; the first may be inside the second.
     """
     nodes = (path[:depth] for path in paths for depth in range(len(path)))
     leaves_in = collections.Counter(nodes)

@@ -1,7 +1,7 @@
 r"""The family of local models that move: slopes, widths and new local models.
 
-What is learned from the evidence :math:`a_i` about the rate :math:`\eta_i` that a
-coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
+Besides the rates :math:`v_m`, this family learns from the evidence :math:`a_i` about
+the rate :math:`\eta_i` that a coordinate read at :math:`z_i`. With
 :math:`t = (z_i - c_m) / s_m`, local models
 :math:`f_m = v_m (1 + b_m \mathrm{clip}(t, -2, 2))` and shares
 :math:`p_m = \psi_m(z_i) / \sum_k \psi_k(z_i)`, all for coordinate :math:`i`:
@@ -14,15 +14,15 @@ coordinate read at :math:`z_i`, besides the rates :math:`v_m`. With
     \quad \partial \eta_i / \partial \log s_m
     = p_m \big((f_m - \eta_i)\, t^2 - v_m b_m t\, [|t| < 2]\big)
 
-where :math:`r` divides a sum by that of its absolute values, so that only the sign of
-evidence and how far it agrees count. A local model is split where evidence on the two
-sides of its centre has had opposite signs for long, and a new local model is added
-where inputs fall that none answers for.
+where :math:`r` divides a sum by that of its absolute values, so that only signs and
+agreement count. A local model is split where evidence on the two sides of its centre
+has had opposite signs for about fifty steps, and a new local model is added where no
+activation of inputs is above 0.1.
 
 Examples:
-  Inputs above 0.5 bear ten times the rate of those below. Directions are new in every
-  step, and the gradient after one has its sign where the rate was too small. The first
-  tells that directions point along gradients:
+  The right rate above 0.5 is ten times that below. Every step has new directions, and
+  the next gradient keeps their signs where rates were too small. The first gradient
+  shows that directions point along gradients:
 
   >>> import functools, jax, jax.numpy as jnp
   >>> from metalr_optax import agreement_steps, get_memory, linspace_kernels
@@ -85,15 +85,15 @@ from metalr_optax.signals import Signal
 from metalr_optax.splitting import Sums, grown, relative
 from metalr_optax.stack import StackedMemory, stack_memories
 
-# Slopes and logs of widths move by at most so much in a step.
+# Slopes and logs of widths move by at most this much in a step.
 _STEP = 0.02
-# With it a local model is positive wherever it is linear.
+# With this slope a local model is positive wherever it is linear.
 LARGEST_SLOPE = 0.45
-# Widths are learned between so many distances to the nearest neighbour.
+# Bounds of learned widths, in distances to the nearest neighbour.
 _NARROWEST, _WIDEST = 0.25, 1.0
-# No local model answers for an input at which no activation is as large as this.
-_UNANSWERED = math.log(0.1)
-# Further than so many widths from all local models an input is an outlier.
+# An input at which the log of no activation is as large as this is uncovered.
+_UNCOVERED = math.log(0.1)
+# An input further than this many widths from all local models is an outlier.
 _OUTLIER = 100.0
 
 
@@ -101,9 +101,9 @@ class Learned(NamedTuple):
     """What is learned besides rates.
 
     Attributes:
-      capacity: local models of a memory at most, None for those at the start.
-      widths: whether widths are.
-      slopes: whether slopes are.
+      capacity: largest number of local models; None for the number at the start.
+      widths: whether widths are learned.
+      slopes: whether slopes are learned.
     """
 
     capacity: int | None
@@ -133,13 +133,14 @@ def growing(learned: Learned, inputs: Any) -> LocalModels:
 
     def gather(signal: Signal, shared: Any, row: Any, *tensors: Any) -> Evidence:
         evidence = fixed.gather(signal, shared, row, *tensors)
-        (stack, turn), (gradient, last, history) = shared, tensors
+        (stack, orientation), (gradient, last, history) = shared, tensors
         kernels, rates = Kernels(*at(stack.kernels, row)), at(stack.rates, row)
         zeros = jnp.zeros_like(stack.rates)
         slopes = at(zeros if stack.slopes is None else stack.slopes, row)
         dtype = rates.dtype
         unit = input_unit(inputs, last.astype(dtype))
-        z, (values, _) = compare(signal, dtype, gradient, last, unit, turn, history)
+        arrays = gradient, last, unit, orientation, history
+        z, (values, _) = compare(signal, dtype, *arrays)
         sums = sums_of((kernels, rates, slopes), z, values)
         sums = jax.tree.map(lambda total: total / max(last.size, 1), sums)
         return evidence._replace(sums=sums)
@@ -167,7 +168,7 @@ def grow(rule: Rule, learned: Learned) -> Rule:
 
 
 def padded(memory: Memory, num: int) -> Memory:
-    """Return a memory of at least num local models, with unused ones behind its own."""
+    """Return a memory of at least num local models, with unused ones after its own."""
     (centers, widths), rates = memory.kernels, jnp.asarray(memory.rates)
     if rates.shape[-1] >= num:
         return memory
@@ -191,7 +192,7 @@ def padded(memory: Memory, num: int) -> Memory:
 
 
 def sums_of(models: Any, inputs: jax.Array, values: jax.Array) -> Sums:
-    """Return what the evidence of a tensor says about its local models.
+    """Return sums of the evidence of a tensor about its local models.
 
     Args:
       models: M kernels, rates [M] and slopes [M].
@@ -211,10 +212,10 @@ def sums_of(models: Any, inputs: jax.Array, values: jax.Array) -> Sums:
         change -= jnp.where(jnp.abs(t) < LINEAR, rate * slope * t, 0)
         width = values * (jnp.exp(log - nearest) / weights * change)
         own = has_evidence & (log == nearest)
-        # Of the input itself: clamped ones are all near.
+        # The distance of the input itself, because clamped inputs are all near.
         away = jnp.abs(inputs - kernel.centers)
         away = away / jnp.where(kernel.widths > 0, kernel.widths, 1)
-        far = own & (log < _UNANSWERED) & (away < _OUTLIER)
+        far = own & (log < _UNCOVERED) & (away < _OUTLIER)
         far = far & (t < 0), far & (t > 0)
         away = jnp.minimum(away, REACH)
         signed, unsigned = values * psi, size * psi
@@ -232,7 +233,7 @@ def sums_of(models: Any, inputs: jax.Array, values: jax.Array) -> Sums:
 
 
 def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
-    """Return slopes with which no local model is above or below the bounds."""
+    """Return slopes clipped so that no local model exceeds the bounds."""
     low, high = bounds
     room = jnp.minimum(high / rates - 1, 1 - low / rates) / LINEAR
     most = jnp.clip(room, 0, LARGEST_SLOPE)
@@ -240,7 +241,7 @@ def _bounded(slopes: jax.Array, rates: jax.Array, bounds: Any) -> jax.Array:
 
 
 def _widened(kernels: jax.Array, sums: Sums) -> jax.Array:
-    """Return kernels a step on; those out of range come no further out of it."""
+    """Return kernels after a step; widths out of bounds move no further out."""
     centers, widths = kernels[:, 0], kernels[:, 1]
     used = widths > 0
     gaps = jnp.abs(centers[:, :, None] - centers[:, None, :])

@@ -1,4 +1,4 @@
-"""Bad steps are skipped and outliers limited: no single batch can end a run."""
+"""Guards skip bad steps and limit outliers, so that no single batch can ruin a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from jax.extend.core import Literal
 from metalr_optax.checks import check_real, check_state
 from metalr_optax.groups import memory_dtype
 
-# Without a clip a gradient of more than so many times the usual norm is scaled down.
+# Without a clip a gradient of more than this many times the usual norm is scaled down.
 _OUTLIER = 10.0
 # The usual norm is the largest of about the last hundred steps.
 _NORM_DECAY = 0.99
-# A norm that is no larger counts as 0.
+# A norm of at most this counts as 0.
 _TINY = 1e-18
 # The usual norm at most doubles in a step: two outliers in a row are still outliers.
 _NORM_GROWTH = 2.0
@@ -25,10 +25,10 @@ class GuardState(NamedTuple):
     """State of :func:`guard`.
 
     Attributes:
-      inner_state: of what is guarded.
+      inner_state: of the guarded optimizer.
       usual_norm: [], the largest norm of a gradient of the last hundred steps or so.
       counts: [3], int32, steps skipped so far, steps skipped since the last step taken,
-        and 1 where that was limited as an outlier, else 0.
+        and 1 if that was limited as an outlier, else 0.
     """
 
     inner_state: Any
@@ -39,7 +39,7 @@ class GuardState(NamedTuple):
 def guard(
     init: Callable[..., Any], update: Callable[..., Any], clip_norm: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Return an optimizer that skips bad steps whole and limits the norm of others.
+    r"""Return an optimizer that skips bad steps and limits the norm of others.
 
     .. math::
       g &\leftarrow g \cdot \min(1, \text{limit} / \lVert g \rVert), \quad
@@ -47,13 +47,13 @@ def guard(
       n &\leftarrow \max(0.99\, n, \min(\lVert g \rVert, 2 n))
 
     A step is bad if a coordinate is not finite, or if the norm over the whole tree is
-    more than 1e18 times as large as usual (and as 1). Then updates are zero and the
-    inner state is as before.
+    more than 1e18 times the larger of 1 and the usual norm. Then updates are zero and
+    the inner state does not change.
 
     Args:
       init: of the optimizer.
       update: (updates, state, params, extra_args, was_limited) -> (updates, state);
-        the last argument tells whether the step before was limited as an outlier.
+        ``was_limited`` is whether the last step was limited as an outlier.
       clip_norm: largest norm of a gradient; then no step counts as an outlier.
     """
 
@@ -77,20 +77,19 @@ def guard(
 
         def limited_update(updates: Any, inner_state: Any) -> Any:
             limited = jax.tree.map(
-                # In the wide dtype: float16 has no such small scales.
+                # In the wider dtype: small scales are 0 in float16.
                 lambda g: (g.astype(scale.dtype) * scale).astype(g.dtype),
                 updates,
             )
             return update(limited, inner_state, params, extra_args, was_limited > 0)
 
-        # Traced with the types that a choice between steps gives to every array.
+        # In a `shard_map` `jnp.where` makes every array vary as `is_good` does.
         inner_state = varying_like(is_good, state.inner_state)
         moves, inner_state = update_if(is_good, limited_update, updates, inner_state)
         usual = jnp.where(is_good, _new_usual(norm, usual), usual)
         is_outlier = (scale < 1) & (clip_norm is None)
         taken = [total, jnp.zeros_like(total), is_outlier.astype(total.dtype)]
-        more = optax.safe_increment(state.counts[:2])
-        skipped = jnp.append(more, was_limited)
+        skipped = jnp.append(optax.safe_increment(state.counts[:2]), was_limited)
         counts = jnp.where(is_good, jnp.stack(taken), skipped)
         moves = jax.tree.map(lambda move: jnp.where(is_good, move, 0), moves)
         return moves, GuardState(inner_state, usual, counts)
@@ -99,10 +98,7 @@ def guard(
 
 
 def varying_like(array: jax.Array, tree: Any) -> Any:
-    """Return a tree that may differ by device where an array may, in a `shard_map`.
-
-    Elsewhere types are equal, and the tree is as it was.
-    """
+    """Return a tree that varies over devices where an array does, in a `shard_map`."""
     false = jnp.zeros_like(array, bool, ())
     if jax.typeof(false) == jax.typeof(jnp.zeros((), bool)):
         return tree
@@ -112,11 +108,11 @@ def varying_like(array: jax.Array, tree: Any) -> Any:
 def update_if(
     is_good: jax.Array, update: Callable[..., Any], updates: Any, state: Any
 ) -> tuple[Any, Any]:
-    """Return (moves, state) of an update, or garbage and the state as it was.
+    """Return (updates, state) of a good step, or garbage and the old state.
 
-    Every array of the new state is chosen as soon as it is there, and what else follows
-    from it is computed from the chosen array. With a choice behind the update, XLA
-    would copy a donated state that it needs both as it was and as it will be.
+    Every array of the state is selected, old or new, where it is computed, and the rest
+    of the step uses the selected one. If all were selected after the step, XLA would
+    copy a donated state, of which it would need the old and the new arrays.
     """
     closed, out = jax.make_jaxpr(update, return_shape=True)(updates, state)
     program, old = closed.jaxpr, jax.tree.leaves(state)
@@ -135,7 +131,7 @@ def update_if(
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for eqn in program.eqns:
-        # Functions and options until JAX 0.9, options since.
+        # JAX up to 0.9 returns (functions, options), later versions only options.
         bound = eqn.primitive.get_bind_params(eqn.params)
         functions, options = bound if isinstance(bound, tuple) else ((), bound)
         with eqn.ctx.manager:
@@ -155,7 +151,7 @@ def update_if(
 
 
 def _scale(norm: jax.Array, usual: jax.Array, clip_norm: Any) -> jax.Array:
-    """Return what brings a norm down to the largest that is allowed, at most 1."""
+    """Return the factor, at most 1, that limits a norm."""
     if clip_norm is None:
         limit = jnp.where(usual > 0, _OUTLIER * usual, norm)
     else:
@@ -172,10 +168,10 @@ def _new_usual(norm: jax.Array, usual: jax.Array) -> jax.Array:
 def _norm(tree: Any, unit: jax.Array) -> jax.Array:
     """Return the norm of a tree in the dtype of a unit, not finite if a leaf is not.
 
-    The root comes last and has the sum to itself: XLA copies cheaper expressions of a
-    sum over all tensors into the program of every tensor, which takes N^2 to compile.
+    The root comes last, and only it uses the sum: XLA copies cheaper expressions of a
+    sum over N tensors into the program of each, and compiling takes O(N^2).
     """
     parts = [leaf.astype(unit.dtype) / unit for leaf in jax.tree.leaves(tree)]
-    # Not 0, where a root has no derivative.
+    # Not 0, because the root has no derivative there.
     smallest = jnp.asarray(_TINY**2, unit.dtype)
     return unit * jnp.sqrt(sum((jnp.sum(part * part) for part in parts), smallest))

@@ -1,4 +1,4 @@
-"""Kernels that see how the gradients of a coordinate agreed with its directions."""
+"""Kernel inputs from history: how far the gradients of a coordinate agreed so far."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ class HistoryState(NamedTuple):
     Attributes:
       base_state: of the base.
       last_direction: like the parameters.
-      orientation: [], float32, 1, -1, or 0 as long as nothing is known.
+      orientation: [], float32, 1 or -1, 0 until it is determined.
       history: like the parameters, at least float32, values in [-1, 1].
     """
 
@@ -33,7 +33,7 @@ class HistoryState(NamedTuple):
 def with_history(
     base: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Return a base that keeps for every coordinate how its gradients agreed.
+    r"""Return a base that also keeps a running agreement of every coordinate.
 
     .. math:: h \leftarrow 0.9\, h + 0.1\, \mathrm{sign}(g) \, \mathrm{sign}(o d^-)
 
@@ -62,11 +62,11 @@ def with_history(
         direction, base_state = base.update(
             updates, state.base_state, params, **extra_args
         )
-        turn = find_orientation(state.orientation, gradient, direction)
+        orientation = find_orientation(state.orientation, gradient, direction)
         last = jax.tree.map(
             lambda new, old: jnp.array(new, old.dtype), direction, state.last_direction
         )
-        return direction, HistoryState(base_state, last, turn, history)
+        return direction, HistoryState(base_state, last, orientation, history)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -17,9 +17,9 @@ Initial = jax.typing.ArrayLike | Memory | Mapping[str, Memory]
 
 
 def kernels_of(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
-    """Return the kernels that memories start with, copies of what may be donated.
+    """Return copies of the kernels that memories start with, which may be donated.
 
-    Kernels that are known to be equal are the same object.
+    Concrete kernels that are equal become the same object.
     """
     value: Any = initial
     memories = list(value.values()) if isinstance(value, Mapping) else [value]
@@ -33,7 +33,7 @@ def kernels_of(initial: Initial, kernels: Kernels | None) -> list[Kernels]:
 
 
 def same_kernels(kernels: Kernels, others: Kernels) -> bool:
-    """Return whether kernels are known to be equal."""
+    """Return whether kernels are equal; traced ones must be the same object."""
     pairs = list(zip(kernels, others, strict=True))
     if not all(checks.is_concrete(array) for pair in pairs for array in pair):
         return kernels is others
@@ -43,9 +43,9 @@ def same_kernels(kernels: Kernels, others: Kernels) -> bool:
 def initial_memories(
     initial: Initial, kernels: Kernels, smallest: Any
 ) -> Callable[[Sequence[str]], list[Memory]]:
-    """Return what gives each label the memory that it starts with.
+    """Return a function from labels to the memories that they start with.
 
-    Without labels it gives a single memory of the right shape.
+    Without labels it returns a single memory of the right shape.
 
     Args:
       initial: a rate, a memory, or a memory for each label.

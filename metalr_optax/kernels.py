@@ -1,8 +1,8 @@
-"""Where the local models of a memory are: ways to place Gaussian kernels.
+"""Ways to place the Gaussian kernels of a memory.
 
-They say which local models answer for a kernel input ``z`` (for plain SGD: the value of
-one coordinate of the gradient), and never change unless ``capacity`` or
-``learned_widths`` of :func:`metalr_optax.scale_by_memory` says so.
+Kernels determine which local models are active at a kernel input ``z`` (for plain SGD:
+one coordinate of the gradient). They only change with ``capacity`` or
+``learned_widths`` of :func:`metalr_optax.scale_by_memory`.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ def linspace_kernels(bound: float, num: int = 20, width: float = 0.5) -> Kernels
       width: width of a kernel, in units of the distance between neighbours.
 
     Returns:
-      :class:`Kernels` of NumPy float64 arrays; they become as precise as the
-      parameters when an optimizer is initialised.
+      :class:`Kernels` of NumPy float64 arrays; ``init`` casts them to the dtype of a
+      memory.
 
     Raises:
       ValueError: a bound or width that is not positive and finite, ``num < 1``.
@@ -51,10 +51,10 @@ def logspace_kernels(
 ) -> Kernels:
     """Place kernels geometrically on both sides of zero, and one at zero.
 
-    ``num / 2`` magnitudes run geometrically from ``smallest`` to ``bound``; each
-    stands on both sides of a kernel at 0. The width of a kernel is ``width`` times
-    the distance to its neighbour towards zero, and the kernel at 0 is as narrow as
-    the two next to it. These are the tables of the authors' own code.
+    ``num / 2`` magnitudes run geometrically from ``smallest`` to ``bound``, on both
+    sides of a kernel at 0. The width of a kernel is ``width`` times the distance to its
+    neighbour towards zero, and the kernel at 0 is as narrow as the two next to it.
+    These are the tables of the authors' own code.
 
     Args:
       bound: the outermost centre, positive.
@@ -97,7 +97,7 @@ def covered(kernels: Kernels) -> Array:
     bounds wide) covers a thousandth of its width on either side.
     """
     centers, widths = kernels
-    # A number as soon as can be: whoever keeps it then depends on no buffer.
+    # NumPy where possible, because a JAX array could be donated later.
     if all(map(is_concrete, kernels)):
         centers, widths = np.asarray(centers), np.asarray(widths)
     if centers.shape == (1,):

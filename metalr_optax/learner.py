@@ -1,4 +1,4 @@
-"""When memories are corrected and read: the steps of an optimizer that has them."""
+"""The steps of an optimizer with memories: when they are corrected and read."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ class ScaleByMemoryState(NamedTuple):
         labels of slices.
       last_direction: like the parameters; with ``evidence_sample`` one array of all
         samples.
-      orientation: [], float32, 1 where the base points along the gradient, -1 where it
-        points against it, 0 as long as that is unknown.
-      rule_state: of what steps the rates.
+      orientation: [], float32, 1 if the base points along the gradient, -1 if against
+        it, 0 until that is determined; None for a base that always points along it.
+      rule_state: of the rule that steps the rates.
       base_state: of the base optimizer.
-      info: [6, L], what logs need.
+      info: [6, L], a packed ``Info`` for logs.
     """
 
     memory: StackedMemory
@@ -51,17 +51,17 @@ class ScaleByMemoryState(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """What a memory is made of, and what it learns from.
+    """The parts of an optimizer with memories.
 
     Attributes:
-      models: the family of local models; ``scale`` and ``gather`` as they are called.
-      rule: what changes memories.
+      models: the family of local models, its ``gather`` with a signal.
+      rule: how evidence changes memories.
       base: the base optimizer.
       memories: labels -> the memories they start with.
       group_by: which tensors share a memory.
       evidence_sample: coordinates of a tensor that give evidence; None for all.
       progress: whether memories have a learned schedule.
-      finds_orientation: whether the base is not known to point along the gradient.
+      finds_orientation: whether the orientation of the base has to be determined.
     """
 
     models: LocalModels
@@ -77,10 +77,10 @@ class Learner(NamedTuple):
 def with_signal(models: LocalModels, signal: Signal | None) -> LocalModels:
     """Return a family whose evidence comes from a signal.
 
-    Its functions are traced once for all tensors of one shape, and compiled once where
-    steps are not.
+    Its functions are traced once for all tensors of one shape, and compiled once if the
+    step itself is not jitted.
     """
-    # XLA does not see through a call to the programs of several platforms.
+    # XLA does not optimise across a call of a function with a program per platform.
     jit = functools.partial(jax.jit, inline=models.depends_on_platform)
     gather = jit(models.gather, static_argnums=0)
     return models._replace(
@@ -99,11 +99,11 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
     for memory in memories:
         memory_checks.check_kernels(memory_checks.in_use(memory.kernels), dtype)
     memory = learner.models.init(memories, dtype, learner.progress)
-    # Without labels there is a single memory all the same, of which no row is kept.
+    # Without labels `memories` returns a single memory, of which no row is kept.
     memory = jax.tree.map(lambda x: x[: len(names)], memory)
-    alone = {label for label in labels if isinstance(label, str)}
+    of_tensors = {label for label in labels if isinstance(label, str)}
     rows: Any = {
-        name: jnp.array(row, jnp.int32) if name in alone else None
+        name: jnp.array(row, jnp.int32) if name in of_tensors else None
         for row, name in enumerate(names)
     }
     size = learner.evidence_sample

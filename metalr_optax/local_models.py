@@ -1,8 +1,8 @@
 """How a memory maps kernel inputs to rates, and agreement back to evidence.
 
-A family of local models is a record of functions. The families of this module are one
-rate for all inputs, and Gaussian kernels that stay where they are;
-:mod:`metalr_optax.growing` has the family whose local models move.
+A family of local models is a record of functions. The families of this module are a
+single rate for all inputs, and fixed Gaussian kernels; :mod:`metalr_optax.growing` has
+the family whose local models move.
 """
 
 import functools
@@ -24,7 +24,7 @@ from metalr_optax.stack import (
     stack_memories,
 )
 
-# What only logs need is taken from at most so many coordinates of a tensor.
+# Quantities for logs are computed from at most this many coordinates of a tensor.
 _LOGGED = 2**12
 
 
@@ -37,10 +37,10 @@ class LocalModels(NamedTuple):
         the rates that are read there, in the dtype of the rates.
       gather: (signal, (stack, orientation or None), row, gradient [...], last direction
         [...], history [...] or None) -> :class:`Evidence` of a tensor. It is the
-        adjoint of reading: each local model gets the agreement at which it was read.
-      histories: state of the base -> history of each tensor, None each where kernels
-        see directions.
-      depends_on_platform: whether ``scale`` and ``gather`` have a program for each.
+        adjoint of reading: each local model gets the agreement of what read it.
+      histories: state of the base -> history of each tensor; None each if kernel
+        inputs are directions.
+      depends_on_platform: whether ``scale`` and ``gather`` differ by platform.
     """
 
     init: Callable[..., StackedMemory]
@@ -51,7 +51,7 @@ class LocalModels(NamedTuple):
 
 
 def scalar(inputs: Any) -> LocalModels:
-    """Return the family of a single rate, whatever the direction."""
+    """Return the family of a single rate for all kernel inputs."""
     init = functools.partial(stack_memories, inputs)
     return LocalModels(init, _scale_all, _gather_all)
 
@@ -63,27 +63,27 @@ def _scale_all(stack: Any, row: Any, direction: jax.Array, _: Any) -> jax.Array:
 def _gather_all(
     signal: Signal, shared: Any, _: Any, gradient: Any, last: Any, history: Any
 ) -> Evidence:
-    stack, turn = shared
-    values = agreement(signal, gradient.astype(stack.rates.dtype), last, turn)
+    stack, orientation = shared
+    values = agreement(signal, gradient.astype(stack.rates.dtype), last, orientation)
     sums = _sums(values, jax.lax.abs(values))
     u, activity = (total / max(values.size, 1) for total in sums)
     return Evidence(u[None], activity[None], u, activity, jnp.zeros_like(u))
 
 
 def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
-    """Return the family of Gaussian kernels that stay where they are.
+    """Return the family of fixed Gaussian kernels.
 
     Args:
-      kernels: of all memories. If they are the same, large tensors are interpolated;
-        if there are none, they may change.
-      inputs: what kernels are given, such as ``ByDirection()``.
+      kernels: of all memories. If they are one object, large tensors are interpolated;
+        if the list is empty, kernels may change.
+      inputs: the kind of kernel input, such as ``ByDirection()``.
     """
     is_shared = bool(kernels) and all(kernel is kernels[0] for kernel in kernels)
     by_history = isinstance(inputs, ByHistory)
     grid = make_grid(kernels[0]) if is_shared and not by_history else None
 
     def kernels_at(stack: StackedMemory, row: Any) -> Kernels:
-        # What all share is the same operand for all, and evaluated once.
+        # Kernels that all memories share are one operand, so XLA evaluates them once.
         return Kernels(*(stack.kernels[0] if is_shared else at(stack.kernels, row)))
 
     def scale(stack: Any, row: Any, direction: jax.Array, history: Any) -> jax.Array:
@@ -97,19 +97,21 @@ def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
     def gather(
         signal: Signal, shared: Any, row: Any, gradient: Any, last: Any, history: Any
     ) -> Evidence:
-        stack, turn = shared
+        stack, orientation = shared
         own, dtype = kernels_at(stack, row), stack.rates.dtype
         by_signal = functools.partial(compare, signal, dtype)
         unit = input_unit(inputs, last.astype(dtype))
+        tensors = gradient, last, unit, orientation, history
         if grid is not None and last.size >= LARGE:
-            pair, alone = (gradient, last), is_coordinatewise(signal)
-            sums = accumulate_large(own, grid, by_signal, alone, pair, [unit, turn])
+            by_coordinate, scalars = is_coordinatewise(signal), [unit, orientation]
+            pair = gradient, last
+            sums = accumulate_large(own, grid, by_signal, by_coordinate, pair, scalars)
         else:
-            sums = accumulate(own, *by_signal(gradient, last, unit, turn, history))
+            sums = accumulate(own, *by_signal(*tensors))
         u, activity = (total / max(last.size, 1) for total in sums)
-        logs = _logged(own, by_signal, gradient, last, unit, turn, history)
-        # Never true, which XLA does not know: so it has read the last direction before
-        # it has u, and need not copy it before it is overwritten.
+        logs = _logged(own, by_signal, *tensors)
+        # Never true, but XLA cannot infer that: it has to read the last direction
+        # before u is complete, and need not copy it before it is overwritten.
         u = jnp.where(logs[1] + logs[2] < 0, 0, u)
         return Evidence(u, activity, *logs)
 
@@ -118,26 +120,25 @@ def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
 
 
 def agreement(
-    signal: Signal, gradient: jax.Array, last_direction: jax.Array, turn: Any = None
+    signal: Signal, gradient: jax.Array, last_direction: Any, orientation: Any = None
 ) -> jax.Array:
-    """Apply a signal where there is something to compare, and return 0 elsewhere.
+    """Return the signal where there is evidence, and 0 elsewhere.
 
-    A coordinate whose gradient or previous direction is zero or not finite, or for
-    which the signal is not finite, says nothing about its rate. At the first step
-    all previous directions are zero, so a memory never moves there.
+    A coordinate gives no evidence if its gradient, last direction or signal is not
+    finite, or if one of the former two is 0: before the first step, directions are.
 
     Args:
       signal: of the gradient and the last direction.
       gradient: [...].
       last_direction: [...], of any dtype.
-      turn: [], 1 or -1, what makes the last direction point along its gradient, 0 as
-        long as that is unknown; None for 1.
+      orientation: [], 1 or -1, the factor that makes the last direction point along its
+        gradient, 0 until that is determined; None for 1.
     """
     last_direction = last_direction.astype(gradient.dtype)
-    if turn is not None:
-        last_direction = last_direction * turn.astype(gradient.dtype)
+    if orientation is not None:
+        last_direction = last_direction * orientation.astype(gradient.dtype)
     if signal is raw_product:
-        # What is zero or not finite shows in the product: less to compile and to do.
+        # The product itself is 0 or not finite then: less to compile and to compute.
         values = gradient * last_direction
         return jnp.where(jnp.isfinite(values), values, 0)
     usable = jnp.isfinite(gradient) & jnp.isfinite(last_direction)
@@ -163,28 +164,28 @@ def _sums(values: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @_sums.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    # A loop over several arrays has no derivative of its own.
+    # JAX cannot differentiate a reduction of several arrays.
     return _sums(*primals), tuple(map(jnp.sum, tangents))
 
 
 def at(array: jax.Array, index: Any) -> jax.Array:
     """Return a row of an array [L, ...].
 
-    The index is an operand: as a number it would be part of the program, and XLA would
-    compile that anew for every tensor. uint32 avoids the select for negative indices.
+    The index is an operand: as a constant it would make a different program for every
+    tensor, each to be compiled. uint32 avoids the select for negative indices.
     """
     return jax.lax.dynamic_index_in_dim(array, index.astype(jnp.uint32), keepdims=False)
 
 
 def kernel_inputs(kind: Any, direction: jax.Array, history: Any) -> jax.Array:
-    """Return what kernels of a kind are given [...]."""
+    """Return the kernel inputs [...] of a kind."""
     if history is not None:
         return history.astype(direction.dtype)
     return direction / input_unit(kind, direction)
 
 
 def input_unit(kind: Any, direction: jax.Array) -> jax.Array:
-    """Return [], what a direction is divided by to be a kernel input."""
+    """Return [], the divisor of a direction that makes it a kernel input."""
     if isinstance(kind, ByRelativeDirection):
         return root_mean_square(direction)
     return jnp.ones([], direction.dtype)
@@ -196,12 +197,12 @@ def compare(
     gradient: jax.Array,
     last_direction: jax.Array,
     unit: jax.Array,
-    turn: Any,
+    orientation: Any,
     history: Any = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Return kernel inputs, and agreement with and without its sign, [...] each."""
     gradient, last = gradient.astype(dtype), last_direction.astype(dtype)
-    values = agreement(signal, gradient, last, turn)
+    values = agreement(signal, gradient, last, orientation)
     if history is None:
         z = jnp.where(jnp.isfinite(last), last, 0) / unit
     else:
@@ -212,20 +213,20 @@ def compare(
 def _logged(
     kernels: Kernels, by_signal: Callable[..., Any], *tensors: Any
 ) -> list[jax.Array]:
-    """Return agreement, the same without signs, and what was out of range, [] each.
+    """Return means of agreement, absolute agreement and being out of range, [] each.
 
     Args:
       kernels: M kernels.
       by_signal: :func:`compare` with a signal.
-      *tensors: its other arguments; what is no number is sampled.
+      *tensors: its other arguments; all but scalars are sampled.
     """
-    few: list[Any] = [
+    samples: list[Any] = [
         x if x is None or x.ndim == 0 else sample(x, _LOGGED) for x in tensors
     ]
-    z, values = by_signal(*few)
+    z, values = by_signal(*samples)
     low, high = outermost(kernels)
-    # What is not finite is out of range, too.
+    # Non-finite inputs are out of range too.
     inside = (z > low.centers) & (z < high.centers)
-    inside &= jnp.isfinite(few[1]) if few[-1] is None else True
+    inside &= jnp.isfinite(samples[1]) if samples[-1] is None else True
     outside = jnp.asarray(~inside, z.dtype)
     return [jnp.sum(x) / max(x.size, 1) for x in (*values, outside)]

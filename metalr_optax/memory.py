@@ -14,19 +14,19 @@ import numpy as np
 from metalr_optax.checks import describe
 
 # Inputs further than this many widths outside the outermost kernels are moved to that
-# distance. There a kernel is 1e-14 strong and, with widths of half a spacing, dominates
-# its neighbours: the function inside is untouched, nothing divides 0 by 0, and a
+# distance. There an activation is 1e-14 and, with widths of half a spacing, far above
+# that of its neighbours: rates inside do not change, nothing divides 0 by 0, and a
 # gradient from far outside hardly moves the memory.
 REACH = 8.0
 
-# A local model is linear up to so many widths from its centre, and constant beyond.
+# A local model is linear up to this many widths from its centre, and constant beyond.
 LINEAR = 2.0
 
-# An unused local model (width 0) is so many widths away from every input.
+# An unused local model (width 0) counts as this many widths away from every input.
 _FAR = 1e9
 
-# At which step of a run each local model of a learned schedule stands; the first step
-# is number 1. Half a million are enough: later ones keep the last rate.
+# The step of each rate in a learned schedule, counted from 1. The last one, at half a
+# million steps, holds for all later steps.
 MARKS = np.exp2(np.arange(20))
 
 Array = jax.Array | np.ndarray
@@ -40,7 +40,7 @@ class Kernels(NamedTuple):
     Attributes:
       centers: [M], :math:`c_m`, strictly increasing, in units of the kernel input.
       widths: [M], :math:`s_m`, positive, in units of the kernel input; in a memory with
-        ``capacity`` for more, 0 for unused local models, which stand last.
+        ``capacity`` for more, 0 for unused local models, which come last.
 
     A single kernel is the scalar memory that ``linspace_kernels(bound, 1)`` makes: one
     rate, whatever the input, with evidence from all coordinates alike.
@@ -61,14 +61,12 @@ class Memory(NamedTuple):
       evidence_weight: [M], in steps, the evidence each local model has had: the sum of
         its shares :math:`|u_m| / \sum_k |u_k|`; None for zeros.
       rms_normalized: [], bool, whether kernel inputs are divided by the root mean
-        square of their tensor; None if unknown. A single rate has no input: there it
-        is free.
+        square of their tensor; None if unknown. For a single rate it does not matter.
       schedule: [20], the learned schedule: log of the mean rate at step 1, 2, 4, ... of
-        a run over that in ``rates``, which is where the last run was when the memory
-        was taken. A run that goes by progress starts with the first and follows the
-        others. None for zeros, the same rates throughout:
-        ``memory._replace(schedule=None)`` leaves it out.
-      slopes: [M], :math:`b_m`, the part of its rate by which a local model rises over
+        the last run over the mean of ``rates``, its rate when the memory was taken. A
+        run with ``progress`` starts with the first and follows the others. None for
+        zeros, a constant rate: ``memory._replace(schedule=None)`` leaves it out.
+      slopes: [M], :math:`b_m`, the fraction of its rate by which a local model rises in
         a width; None for zeros. ``memory._replace(slopes=None)`` leaves them out.
       history: [], True where kernels see the history of a coordinate; None where they
         see its direction.
@@ -126,7 +124,7 @@ def read(
 
     .. math:: \eta(z) = \sum_m \psi_m(z) v_m / \sum_m \psi_m(z)
 
-    With slopes, :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))` stands for
+    With slopes, :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))` replaces
     :math:`v_m`.
 
     Args:
@@ -148,7 +146,7 @@ def read(
 def weigh(
     kernels: Kernels, rates: Array, inputs: jax.Array, slopes: Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return what local models weigh at each kernel input, without under- or overflow.
+    """Return sums over local models at each kernel input, without under- or overflow.
 
     Returns:
       [...] each: the log of the largest activation, and the sums of rates times
@@ -158,7 +156,7 @@ def weigh(
     first = jax.tree.map(lambda array: jnp.asarray(array)[0], kernels)
 
     # A scan over local models: as one array operation, XLA stores [D, M] numbers as
-    # soon as a whole update is compiled.
+    # soon as a whole step is compiled.
     def nearer(nearest: jax.Array, kernel: Kernels) -> tuple[jax.Array, None]:
         return jnp.maximum(nearest, log_activation(kernel, ends, inputs)), None
 
@@ -182,7 +180,7 @@ def weigh(
 def accumulate(
     kernels: Kernels, inputs: jax.Array, values: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    r"""Sum values of all coordinates into the local models that answered for them.
+    r"""Sum the values of all coordinates for each local model, weighted by activation.
 
     .. math:: \sum_i a_i \psi_m(z_i)
 
@@ -204,7 +202,7 @@ def accumulate(
 
 
 def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
-    """Return the mean of rates [..., M] by evidence, or of all alike without any."""
+    """Return the mean of rates [..., M], weighted by evidence if there is any."""
     if rates.shape[-1] == 1:
         return jnp.asarray(rates[..., 0])
     most = jnp.max(evidence_weight, axis=-1, keepdims=True)
@@ -215,11 +213,11 @@ def mean_rate(rates: Array, evidence_weight: Array) -> jax.Array:
 def root_mean_square(tensor: jax.Array) -> jax.Array:
     """Return the root mean square of a tensor [...], or 1 where that is 0.
 
-    What is not finite counts as 0; no square under- or overflows.
+    Non-finite numbers count as 0; no square under- or overflows.
     """
     tensor = jnp.where(jnp.isfinite(tensor), tensor, 0)
     largest = jnp.max(jnp.abs(tensor), initial=0.0)
-    # The reciprocal of anything smaller is no number.
+    # The reciprocal of a smaller number is not finite.
     usable = largest >= jnp.finfo(tensor.dtype).tiny
     largest = jnp.where(usable, largest, 1)
     total = jnp.sum(jnp.square(tensor / largest))
@@ -228,7 +226,7 @@ def root_mean_square(tensor: jax.Array) -> jax.Array:
 
 
 def outermost(kernels: Kernels) -> tuple[Kernels, Kernels]:
-    """Return the lowest and the highest kernel in use, wherever they stand."""
+    """Return the lowest and the highest kernel in use, in whatever order they are."""
     centers, widths = jnp.asarray(kernels.centers), jnp.asarray(kernels.widths)
     used = widths > 0
 

@@ -1,4 +1,4 @@
-"""What a memory must be, named where it is not."""
+"""Checks of memories, whose errors name what is allowed."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,8 +12,8 @@ from metalr_optax.stack import ByDirection, ByHistory, ByRelativeDirection
 
 # Rates that any optimizer may hold; its own bounds are narrower.
 POSITIVE = (1e-37, 1e37)
-# With wider gaps than this (in widths) the square of a distance overflows float32
-# and no kernel would answer at all.
+# With wider gaps than this (in widths) the square of a distance overflows float32, and
+# no kernel is active.
 _LARGEST_GAP = 1e15
 _ARGUMENTS = {
     ByDirection: "kernel_input='direction', normalize=None",
@@ -27,7 +27,7 @@ def check_kernels(kernels: Kernels, dtype: Any = float, name: str = "kernels") -
     allowed = "be metalr_optax.Kernels, for example linspace_kernels(2.0)"
     require(isinstance(kernels, Kernels), name, allowed, kernels)
     shape, tiny = np.shape(kernels.centers), np.finfo(dtype).tiny
-    largest = np.finfo(dtype).max / 2  # up to rounding, it stays finite
+    largest = np.finfo(dtype).max / 2  # finite after rounding
     allowed = "have centers and widths of shape [M] with M >= 1"
     require(len(shape) == 1 and shape[0] > 0, name, allowed, shape)
     _check_values(name, "centers", kernels.centers, shape, -largest, largest)
@@ -41,7 +41,7 @@ def check_kernels(kernels: Kernels, dtype: Any = float, name: str = "kernels") -
 
 
 def in_use(kernels: Kernels) -> Kernels:
-    """Return kernels without those at the end that are not in use; traced ones all."""
+    """Return kernels without unused ones at the end; all of them if traced."""
     if not all(is_concrete(array) and np.ndim(array) == 1 for array in kernels):
         return kernels
     centers, widths = map(np.asarray, kernels)
@@ -55,7 +55,7 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
     check_type(name, memory)
     check_kernels(in_use(memory.kernels), name=name)
     centers, shape = memory.kernels.centers, np.shape(memory.kernels.centers)
-    # Those of unused local models are finite too.
+    # Centres of unused local models must be finite too.
     _check_values(name, "centers", centers, shape, -1e308, 1e308)
     _check_values(name, "rates", memory.rates, shape, *rate_bounds)
     for field, field_shape, low, high in (
@@ -93,7 +93,7 @@ def _check_values(
 
 
 def check_memories(memory: Any, name: str = "memory") -> None:
-    """Raise ValueError unless a value maps labels, which are strings, to something."""
+    """Raise ValueError unless a value maps labels, at least one, to something."""
     fits = isinstance(memory, Mapping) and memory and all(map(checks.is_text, memory))
     allowed = "be a mapping from labels (strings) to metalr_optax.Memory, at least one"
     hint = "get_memory(opt_state) returns that of a state"
@@ -107,14 +107,14 @@ def check_labels(name: str, memory: Any, labels: Iterable[str]) -> None:
     if missing or unknown:
         raise ValueError(
             f"{name} must have a memory for every label and no other, missing "
-            f"{describe(missing)}, unknown {describe(unknown)}; that of another model "
-            "goes into the state of an optimizer without initial= by "
+            f"{describe(missing)}, unknown {describe(unknown)}; to start from another "
+            "model, build the optimizer without initial= and call "
             "set_memory(state, adapt_memory(memory, state))"
         )
 
 
 def check_inputs(name: str, memory: Memory, inputs: Any) -> None:
-    """Raise ValueError if the memory is known to be for other kernel inputs."""
+    """Raise ValueError if the memory was learned with other kernel inputs."""
     learned: Any = ByHistory
     if memory.history is None:
         rms = memory.rms_normalized
@@ -152,7 +152,7 @@ def check_initial(initial: Any, kernels: Any, inputs: Any, rate_bounds: Any) -> 
 def check_local_models(initial: Any, num: int, learned: Any) -> None:
     """Raise ValueError unless what is learned besides rates fits num local models."""
     if learned.capacity is not None:
-        hint = f" (the local models at the start are {num}) or None"
+        hint = f" ({num} local models at the start) or None"
         checks.check_integer("capacity", learned.capacity, max(num, 2), hint)
     for name, value in (("learned_widths", learned.widths), ("linear", learned.slopes)):
         checks.check_flag(name, value)

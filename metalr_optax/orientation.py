@@ -8,24 +8,24 @@ import optax
 
 
 class AlongGradient(optax.GradientTransformationExtraArgs):
-    """A base that is known to point along the gradient: nothing is to be found."""
+    """A base that always points along the gradient."""
 
 
-def find_orientation(turn: jax.Array, gradient: Any, direction: Any) -> jax.Array:
+def find_orientation(old: jax.Array, gradient: Any, direction: Any) -> jax.Array:
     """Return the sign of <gradient, direction> over a whole tree, once it is not 0.
 
     Args:
-      turn: [], the orientation so far, 0 as long as that is unknown.
+      old: [], the orientation so far, 0 until it is determined.
       gradient: a tree.
       direction: a tree like it; the gradient itself points along itself.
     """
     if direction is gradient:
-        return jnp.ones_like(turn)
-    # Inside of `shard_map` both branches vary over the same devices.
+        return jnp.ones_like(old)
+    # Inside `shard_map` both branches must vary over the same devices.
     leaves = jax.tree.leaves((gradient, direction))
-    known = sum((jnp.zeros_like(leaf, turn.dtype, ()) for leaf in leaves), turn)
+    varying = sum((jnp.zeros_like(leaf, old.dtype, ()) for leaf in leaves), old)
     return jax.lax.cond(
-        turn == 0, lambda: _sign(gradient, direction).astype(turn.dtype), lambda: known
+        old == 0, lambda: _sign(gradient, direction).astype(old.dtype), lambda: varying
     )
 
 
@@ -35,7 +35,7 @@ def _sign(gradient: optax.Updates, direction: optax.Updates) -> jax.Array:
 
 
 def _scaled(tree: optax.Updates) -> list[jax.Array]:
-    """Bring the largest magnitude to 1, by a power of 2: exactly, what cancels."""
+    """Scale by a power of 2, which is exact, to a largest magnitude in [0.5, 1)."""
     leaves = [
         jnp.where(jnp.isfinite(leaf), leaf, 0).astype(jnp.float32)
         for leaf in map(jnp.asarray, jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""The rule of the paper, ready to use: a clip, a memory, and a step of descent."""
+"""The rule of the paper as ready optimizers: a clip, a memory and a multiplier."""
 
 import functools
 from collections.abc import Sequence
@@ -35,15 +35,16 @@ def paper_sgd(
 
     with :math:`g` clipped to the outermost centre of the kernels (of the widest ones,
     if ``initial`` brings several), as the authors do. Non-finite coordinates are not
-    clipped, so that they stay visible. The rest is :func:`scale_by_memory`.
+    clipped, so that they stay visible. The rest is :func:`scale_by_memory`, which
+    describes all arguments but the first.
 
     Args:
-      learning_rate: multiplier on all learned rates, a number or a schedule. The
-        memory does not see it; 1 is the paper.
-      initial: see :func:`scale_by_memory`, as all that follow.
-      kernels: where the local models are, in units of the gradient.
-      memory_optimizer: transformation that steps the rates.
-      signal: what a gradient says about the last direction.
+      learning_rate: multiplier on all learned rates, a number or a schedule. It is not
+        part of what the memory learns; 1 is the paper's rule.
+      initial: the rate the memory starts with, or memories.
+      kernels: kernels of the local models, in units of the gradient.
+      memory_optimizer: transformation that adapts the rates.
+      signal: how a gradient agrees with the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: coordinates of a large tensor that give evidence; default all.
@@ -102,20 +103,20 @@ def paper_adam(
     .. math:: x \leftarrow x - \text{learning\_rate} \cdot \eta(d) \, d,
       \quad d = \hat m / (\sqrt{\hat v} + \epsilon)
 
-    The memory sees Adam's direction :math:`d`, and the evidence about it is the raw
-    gradient of the next step: directions of Adam agree with each other even in pure
-    noise. Raw gradients are clipped like those of :func:`paper_sgd`, before Adam sees
-    them: kernels that are much narrower than usual gradients change Adam too.
+    Adam's direction :math:`d` is the kernel input, and the evidence about it comes from
+    the raw gradient of the next step, because directions of Adam agree with each other
+    even in pure noise. Raw gradients are clipped as in :func:`paper_sgd`, before Adam:
+    kernels that are much narrower than usual gradients change Adam too.
 
     Args:
       learning_rate: multiplier on all learned rates, a number or a schedule.
       b1: decay of Adam's first moment.
       b2: decay of Adam's second moment.
       eps: added to the root of the second moment.
-      initial: see :func:`scale_by_memory`, as all that follow.
-      kernels: where the local models are, in units of Adam's direction.
-      memory_optimizer: transformation that steps the rates.
-      signal: what a gradient says about the last direction.
+      initial: the rate the memory starts with, or memories.
+      kernels: kernels of the local models, in units of Adam's direction.
+      memory_optimizer: transformation that adapts the rates.
+      signal: how a gradient agrees with the last direction.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: coordinates of a large tensor that give evidence; default all.

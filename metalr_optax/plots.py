@@ -1,7 +1,7 @@
-"""How memories look: landscapes, their history, what a transfer changes, rates.
+"""Plots of memories: landscapes, their history, transfers, rates and schedules.
 
-Functions take numbers and an Axes of matplotlib and return it. Colours are told apart
-by colour-blind readers, on white and on black.
+Functions draw on a Matplotlib Axes and return it. Colours suit colour-blind readers, on
+white and on black.
 """
 
 import itertools
@@ -15,15 +15,15 @@ from metalr_optax.checks import is_number, require
 from metalr_optax.memory import MARKS, Kernels, Memory, rates_by_step, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
 
-# From Okabe and Ito's palette: those that are seen on white and on black.
+# Colours of Okabe and Ito's palette that are visible on white and on black.
 _BLUE, _GREY = "#0072B2", "#888888"
 _COLORS = (_BLUE, "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _STYLES = [(dash, color) for dash in ("-", "--", "-.", ":") for color in _COLORS]
-# With gaps that differ more than this, kernels are drawn on a logarithmic axis.
+# With gaps that differ by this factor, kernels are drawn on a logarithmic axis.
 _UNEVEN = 10.0
 _RATE = "learning rate"
 _BARS = 40
-# With more labels than this the legend stands beside the picture.
+# With more labels than this the legend is placed beside the Axes.
 _MANY = 8
 _BESIDE = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
 _IMAGE = {"norm": "log", "cmap": "cividis", "shading": "nearest", "rasterized": True}
@@ -36,24 +36,23 @@ def plot_memory(
 ) -> Any:
     r"""Draw the landscape of a memory: the rate :math:`\eta(z)` for every input.
 
-    Dots are the rates of the local models, as large as the evidence they have had; the
-    landscape between them is their weighted mean. Bars below are a histogram of where
-    gradients fell (their share per bar, on the right axis).
+    Dots are the rates of the local models, sized by their evidence; the landscape
+    between them is their weighted mean. Bars below are a histogram of kernel inputs
+    (the share per bar, on the right axis).
 
     Args:
-      memory: M local models, or label -> them, as :func:`metalr_optax.get_memory`
-        returns them: a landscape for each, with a legend of the labels.
+      memory: a memory, or label -> memory, as :func:`metalr_optax.get_memory` returns
+        it: a landscape for each, with a legend of the labels.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
       kernel_inputs: [n], where the memory was read, or label -> [n], as
-        :func:`metalr_optax.get_kernel_inputs` returns it, counted together. Those
-        outside of the local models are counted in the outermost bars, those that are
-        not finite in none.
+        :func:`metalr_optax.get_kernel_inputs` returns it, counted together. Inputs
+        outside the local models count in the outermost bars, non-finite ones in none.
 
     Returns:
       The Axes, logarithmic in the rate.
 
     Raises:
-      ValueError: not a memory, or kernel inputs that are no numbers.
+      ValueError: not a memory, or kernel inputs that are not numbers.
       ImportError: matplotlib is missing: ``pip install 'metalr-optax[plots]'``.
 
     Examples:
@@ -136,7 +135,7 @@ def plot_memory_history(
     first = memories[steps[0]]
     for step in steps:
         check_memory(f"memories[{step}]", memories[step], (0.0, np.inf))
-        # The same but for the precision they are held in.
+        # Equal up to the precision that they are stored in.
         kernels, near = memories[step].kernels, 1e-3 * np.asarray(first.kernels.widths)
         alike = len(kernels.centers) == len(near)
         alike = alike and np.allclose(kernels, first.kernels, 0, near)
@@ -168,7 +167,7 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
       The Axes, logarithmic in the rate.
 
     Raises:
-      ValueError: not two memories, or two that were learned with another normalize.
+      ValueError: not two memories, or two with different kernel inputs.
       ImportError: see :func:`plot_memory`.
 
     Examples:
@@ -176,8 +175,8 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
       >>> from matplotlib.figure import Figure
       >>> from metalr_optax import Memory, linspace_kernels, plot_transfer
       >>> kernels = linspace_kernels(2.0, 5)
-      >>> one, other = (Memory(kernels, np.full(5, rate)) for rate in (0.1, 0.2))
-      >>> ax = plot_transfer(one, other, Figure().subplots())
+      >>> before, after = (Memory(kernels, np.full(5, rate)) for rate in (0.1, 0.2))
+      >>> ax = plot_transfer(before, after, Figure().subplots())
       >>> [line.get_label() for line in ax.lines]
       ['before', 'after']
     """
@@ -247,14 +246,14 @@ def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> An
     """Draw the schedule that a run leaves: the rate of every layer by progress.
 
     Args:
-      memories: label -> :class:`Memory` of a run that went by progress, as
+      memories: label -> :class:`Memory` of a run with a learned schedule, as
         :func:`metalr_optax.get_memory` returns them, or a single one.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
 
     Returns:
       The Axes, logarithmic in steps and in rates, with a line per label as
-      :func:`plot_rates` draws it: the mean rate at step 1, 2, 4 and so on, up to
-      where no rate changes any more.
+      :func:`plot_rates` draws it: the mean rate at step 1, 2, 4 and so on, up to the
+      last change of any rate.
 
     Raises:
       ValueError: no memory.
@@ -265,8 +264,8 @@ def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> An
       >>> from matplotlib.figure import Figure
       >>> from metalr_optax import Memory, linspace_kernels, plot_schedule
       >>> falling = np.log(np.array([4.0, 2.0] + 18 * [1.0]))
-      >>> one = Memory(linspace_kernels(1.0, 1), np.array([0.1]), schedule=falling)
-      >>> ax = plot_schedule({"dense": one}, Figure().subplots())
+      >>> memory = Memory(linspace_kernels(1.0, 1), np.array([0.1]), schedule=falling)
+      >>> ax = plot_schedule({"dense": memory}, Figure().subplots())
       >>> [[round(float(x), 2) for x in point] for point in ax.lines[0].get_xydata()]
       [[1.0, 0.4], [2.0, 0.2], [4.0, 0.1]]
     """
@@ -299,9 +298,9 @@ def _axes(ax: Any) -> Any:
 
 
 def _draw_legend(ax: Any, lines: list[Any], labels: Iterable[str]) -> None:
-    """Name lines: beside the picture where there are many of them."""
+    """Draw a legend of lines, beside the Axes if there are many of them."""
     beside = _BESIDE | {"ncols": -(-len(lines) // 16), "fontsize": "x-small"}
-    # By hand, or labels that begin with an underscore would be left out.
+    # Explicit, because Matplotlib leaves out labels that begin with an underscore.
     ax.legend(lines, list(labels), **(beside if len(lines) > _MANY else {}))
 
 
@@ -312,7 +311,7 @@ def _finish_rates(ax: Any, rates: np.ndarray) -> None:
 
 
 def _range(rates: np.ndarray) -> tuple[float, float]:
-    """Return the limits of rates, wide enough that rounding does not fill a picture."""
+    """Return limits of rates, wide enough that rounding does not fill the Axes."""
     shown = rates[rates > 0] if (rates > 0).any() else np.array([0.1, 1.0])
     wider = max(1.0, np.sqrt(2 * shown.min() / shown.max()))
     return shown.min() / wider, shown.max() * wider
@@ -321,8 +320,7 @@ def _range(rates: np.ndarray) -> tuple[float, float]:
 def _prepare(ax: Any, axis_name: str, **memories: Memory) -> tuple[Any, np.ndarray]:
     """Return the Axes with an axis of kernel inputs, and inputs to draw memories at.
 
-    Log-spaced kernels, which is what has very unequal gaps, crowd around 0: a
-    logarithmic axis tells their local models apart.
+    Log-spaced kernels crowd around 0: a logarithmic axis separates their local models.
     """
     for name, memory in memories.items():
         check_memory(name, memory, (0.0, np.inf))
@@ -367,7 +365,7 @@ def _even(axis: Any, ends: np.ndarray, number: int) -> np.ndarray:
     scale = axis.get_transform()
     first, last = scale.transform(ends)
     even = scale.inverted().transform(np.linspace(first, last, number))
-    # Not off by a rounding: what lies at the ends is counted.
+    # Without rounding, so that inputs at the ends are counted.
     even[[0, -1]] = ends
     return even
 
@@ -397,7 +395,7 @@ def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
     share = np.histogram(values, edges)[0] / max(len(values), 1)
     current = ax.figure.gca()
     below = ax.twinx()
-    # Which made itself the current one.
+    # `twinx` made its Axes the current one.
     ax.figure.sca(current)
     below.stairs(share, edges, fill=True, color=_GREY, alpha=0.4)
     # In the lower third, and behind the curve.
@@ -409,7 +407,7 @@ def _draw_histogram(ax: Any, inputs: Any, edges: np.ndarray) -> None:
 
 
 def _numbers(name: str, values: Any, hint: str = "") -> np.ndarray:
-    """Return values as an array; raise ValueError if they are none."""
+    """Return values as an array; raise ValueError unless they are numbers."""
     try:
         array = np.asarray(values)
     except ValueError:  # parts of unequal length

@@ -1,9 +1,9 @@
 """How rates change with the progress of a run: the learned schedule that it leaves.
 
-Progress is the number of steps of a run. Along it stand local models, at every power of
-two, with triangular kernels between neighbours: near the start, where rates change
-most, they are closest. Each holds the logarithm of a rate, relative to the rate in use,
-so that evidence moves the rate in use and all later ones by the same factor.
+Progress is the number of steps of a run. It has a local model with a triangular kernel
+at every power of two: they are closest near the start, where rates change most. Each
+holds the logarithm of a rate relative to the rate in use, so that evidence moves the
+rate in use and all later ones by the same factor.
 """
 
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from metalr_optax.memory import MARKS, mean_rate
 from metalr_optax.rules import Rule, Sizes
 from metalr_optax.stack import StackedMemory
 
-# A multiplier that has come down so far from its highest value decays.
+# A multiplier below this fraction of its highest value decays.
 _DECAYED = 0.9
-# A rate has settled once its logarithm has fallen by so much from its highest.
+# A rate has settled once its logarithm has fallen by this much from its highest.
 _SETTLED = 0.1
 
 
@@ -29,7 +29,7 @@ class FollowState(NamedTuple):
     Attributes:
       rule_state: of the rule.
       progress: [], int32, steps since the memories were set.
-      highest_multiplier: [L], since a memory has settled; 0 before.
+      highest_multiplier: [L], since a memory settled; 0 before.
     """
 
     rule_state: Any
@@ -40,10 +40,10 @@ class FollowState(NamedTuple):
 def follow_schedule(rule: Rule) -> Rule:
     """Return a rule whose memories learn how rates change with the progress of a run.
 
-    While the multiplier on all rates is below 0.9 of its highest value, memories hold:
-    otherwise adaptation would compensate for the decay, or noise would lower the rates
-    that the decay is to lower. The highest value is that since the rate of a memory has
-    come down for the first time: until then it climbs, whatever the multiplier does.
+    A memory freezes while the multiplier is below 0.9 of its highest value: otherwise
+    adaptation would compensate for the decay, or noise would lower the rate as well.
+    The highest value is that since the rate of the memory settled: before that, the
+    memory adapts whatever the multiplier does.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> FollowState:
@@ -58,7 +58,7 @@ def follow_schedule(rule: Rule) -> Rule:
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         low, high = rule.bounds(rule_state, step.dtype)
         corrected = jnp.where(holds[:, None], memory.rates, new.rates)
-        # Evidence may have left rates above their ceiling, where they were.
+        # A rate that started above its ceiling stays where evidence left it.
         moved = jnp.clip(
             corrected * jnp.exp(step)[:, None], low, jnp.maximum(high, corrected)
         )
@@ -87,7 +87,7 @@ def step_along(schedule: jax.Array, progress: jax.Array) -> jax.Array:
       progress: [] or [L], :math:`t`, steps so far.
 
     Returns:
-      [L]: a straight way to the next local model, 0 beyond the last.
+      [L]: linear towards the next local model, 0 beyond the last.
     """
     done, marks = _places(schedule, progress)
     is_next = (marks > done) & (marks <= jnp.maximum(2 * done, 1))
@@ -103,17 +103,16 @@ def record(
       s_p \leftarrow s_p - \begin{cases} \delta & 2^p > t \\ c & 2^p \le t \end{cases},
       \quad s_p \leftarrow \max(s_p, 0) \text{ where } 2^p \le t + 1
 
-    Rates ahead keep their distance to the rate in use, but for the part of it that the
-    step has gone. Where the run has been, the highest rate since then is kept: a rate
-    that had to be climbed to is there at once the next time, and one that came down
-    comes down again.
+    Later rates keep their ratio to the rate in use, less the part that the step has
+    covered. Earlier ones keep the highest rate since then: the next run starts with a
+    rate that this one had to climb to, and a rate that fell falls again.
 
     Args:
       schedule: [L, P], :math:`s_p`, before.
       progress: [] or [L], :math:`t`, before.
       step: [L], :math:`\delta`, of :func:`step_along`.
-      change: [L], :math:`c`, of the log of the rate in use: :math:`\delta` and what
-        evidence made of it.
+      change: [L], :math:`c`, of the log of the rate in use: :math:`\delta` plus the
+        correction by evidence.
     """
     done, marks = _places(schedule, progress)
     schedule -= jnp.where(marks > done, step[:, None], change[:, None])

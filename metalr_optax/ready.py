@@ -1,4 +1,4 @@
-"""The ready rule around any Optax optimizer: no rate to choose."""
+"""Ready optimizers: per-layer rates, adapted online, around any Optax optimizer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -31,20 +31,20 @@ from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
 from metalr_optax.transform import choose_models
 
-# A rate per layer: more local models win where inputs are of unequal scale, and lose
-# when samples come one at a time (benchmarks/README.md).
+# One rate per layer. More local models are better for inputs of unequal scale, and
+# worse when samples come one at a time (benchmarks/README.md).
 _KERNELS = linspace_kernels(1.0, num=1)
 
-# Steps of Adam are as large as the rate in every coordinate, from the first step on.
+# Adam moves every coordinate by the whole rate, already in its first step.
 _LARGEST_START_OF_ADAM = 0.01
 
-# So many coordinates of a tensor give evidence.
+# At most this many coordinates of a tensor give evidence.
 _SAMPLE = 2**10
 
-# A first step that is smaller where the gradient is 1 has a rate inside of it.
+# A base whose first step for a gradient of 1 is smaller than this has a rate inside.
 _RATE_INSIDE = 0.05
 
-# States of optimizers that choose their own rate, or weights.
+# States of optimizers that choose their own rate or weights: none can be a base.
 _NO_BASES = (
     AverageWeightsState,
     optax.contrib.ScheduleFreeState,
@@ -56,11 +56,11 @@ Mask = Any | Callable[[optax.Params], Any]
 
 
 class LearnRatesState(NamedTuple):
-    """State of :func:`learn_rates`, inside of that of its guard.
+    """State of :func:`learn_rates`, inside the state of its guard.
 
     Attributes:
       memory_state: :class:`ScaleByMemoryState`.
-      count: [], int32, steps so far; None where the multiplier is no schedule.
+      count: [], int32, steps so far; None unless the multiplier is a schedule.
     """
 
     memory_state: ScaleByMemoryState
@@ -84,66 +84,67 @@ def learn_rates(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wrap any Optax optimizer, with per-layer rates adapted online.
 
-    With the updates :math:`-d` of ``base_optimizer``, a whole optimizer with a rate of
-    1, such as ``optax.lion(1.0)``:
+    For the updates :math:`-d` of ``base_optimizer``, a complete optimizer with a rate
+    of 1 such as ``optax.lion(1.0)``:
 
     .. math::
       x \leftarrow x - \text{learning\_rate} \cdot
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
-    The rates :math:`\eta` are those of :func:`scale_by_memory`, :math:`\bar\eta` the
-    mean rate of a memory by evidence. They climb from ``initial`` to the largest stable
-    rates within some tens of steps, and come down where gradients begin to contradict
-    each other. The evidence about a step is the gradient of the next step times the
-    direction (:func:`raw_product`), its rule is :func:`agreement_steps`. A run leaves a
-    learned schedule, which the next run follows (``progress`` of
+    The rates :math:`\eta` are those of :func:`scale_by_memory`; :math:`\bar\eta` is the
+    mean rate of a memory, weighted by evidence. Rates climb from ``initial`` to the
+    largest stable ones within some tens of steps, and fall when gradients begin to
+    contradict each other. The evidence about a step is the gradient of the next step
+    times the direction (:func:`raw_product`); :func:`agreement_steps` turns it into new
+    rates. A run leaves a learned schedule, which the next run follows (``progress`` of
     :func:`scale_by_memory`).
 
     A step whose gradient is not finite, or more than 1e18 times as large as usual, is
-    skipped whole: its update is zero, and weights, memory and schedule are as before.
-    Inside ``optax.MultiSteps`` the sum of gradients would keep such a batch for ever:
-    pass it ``should_skip_update_fn=optax.skip_not_finite``.
+    skipped: its updates are zero, and weights, memory and schedule do not change. Such
+    a batch would stay in the sum of ``optax.MultiSteps``: pass that
+    ``should_skip_update_fn=optax.skip_not_finite``.
 
-    The base of float16 parameters has a state of float32, where its ``eps`` is not 0.
-    Steps can be differentiated, where the base can: one of Adam's kind needs an
-    ``eps_root`` for that, which :func:`memory_adam` has.
+    For float16 parameters the base computes in float32, because its ``eps`` would be 0.
+    Steps can be differentiated if the base can: Adam and its variants need an
+    ``eps_root`` for that, which :func:`memory_adam` sets.
 
     Args:
-      base_optimizer: descends, with a rate of 1: ``optax.adamw(1.0)``, or
-        ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. Its sign is not
-        guessed. Adaptation cancels a schedule inside: pass it as ``learning_rate``.
-        A weight decay inside of it is part of its direction, and of the evidence. A
-        smaller rate inside only makes the start slower: ``init`` warns of it.
-      learning_rate: multiplier on all learned rates, a number or a schedule. While it
-        is below 0.9 of its highest value, rates hold, so that adaptation cannot cancel
-        your decay. Its highest value is that since the rate of a memory has come down
-        by a tenth for the first time: until then it climbs, whatever the multiplier
-        does. ``optax.linear_schedule(1.0, 0.0, steps)`` is the way to finish a run.
-        What never reaches 0.05 warns: it was probably meant to be ``initial``.
+      base_optimizer: a complete optimizer with a rate of 1: ``optax.adamw(1.0)``, or
+        ``optax.chain(optax.scale_by_adam(), optax.scale(-1.0))``. It must descend.
+        Adaptation cancels a schedule inside: pass schedules as ``learning_rate``.
+        Weight decay inside becomes part of the direction and of the evidence. A smaller
+        rate inside only slows the start, and ``init`` warns.
+      learning_rate: multiplier on all learned rates, a number or a schedule. Once the
+        rate of a memory has fallen by a tenth from its highest, it freezes while the
+        multiplier is below 0.9 of its highest value since then, so that adaptation
+        cannot cancel your decay. Before that, it adapts whatever the multiplier does.
+        To finish a run, use ``optax.linear_schedule(1.0, 0.0, steps)``. A multiplier
+        that never reaches 0.05 warns, because it was probably meant as ``initial``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
-      kernels: where the local models are, in root mean squares of a tensor; default
-        ``linspace_kernels(1.0, num=1)``, a rate per layer. For inputs of unequal scale
-        ``logspace_kernels(8.0, 20, smallest=0.02)`` learns further; it is not
+      kernels: kernels of the local models, in units of the root mean square of a
+        tensor; default ``linspace_kernels(1.0, num=1)``, one rate per layer. For inputs
+        of unequal scale ``logspace_kernels(8.0, 20, smallest=0.02)`` is better, but not
         safe when samples come one at a time.
-      memory_optimizer: steps the rates; default :func:`agreement_steps`. With
-        ``optax.set_to_zero()`` rates follow their learned schedule and nothing else.
-      clip_norm: largest norm of a gradient, None for 10 times the largest norm of the
-        last hundred steps; then no rate is raised by what is above it.
-      weight_decay: as in ``optax.adamw``: decoupled, times the multiplier and the
-        learned rate of the memory. It is no part of the direction, nor of the evidence.
-      mask: a tree of booleans, or a function from parameters to such a tree: what
-        decays.
+      memory_optimizer: transformation that adapts the rates; default
+        :func:`agreement_steps`. With ``optax.set_to_zero()`` rates only follow their
+        learned schedule.
+      clip_norm: largest norm of a gradient; None for 10 times the largest norm of about
+        the last hundred steps, where a step that was clipped raises no rate.
+      weight_decay: as in ``optax.adamw``: decoupled, and scaled by the multiplier and
+        the learned rate. It is not part of the direction or of the evidence.
+      mask: which parameters decay: a tree of booleans, or a function from parameters to
+        such a tree.
       group_by: which tensors share a memory, see :func:`scale_by_memory`.
       rate_bounds: smallest and largest rate a memory may hold.
-      largest_step: a memory raises no rate above this times the root mean square of
-        its parameters at ``init``, because gradients that agree do not say when a step
-        has become too large for the layer; None for no such ceiling. Layers that start
-        at zero or next to it (an RMS of at most 1e-3, as a LayerScale of 1e-6) use the
-        RMS of the whole tree, and have no ceiling where that is as small.
+      largest_step: ceiling above which no rate is raised, as a multiple of the root
+        mean square of the memory's parameters at ``init``; None for no ceiling.
+        Gradients that agree do not show that a step has become too large for the layer.
+        Layers with an RMS of at most 1e-3 (biases, a LayerScale of 1e-6) use the RMS of
+        the whole tree; if that is as small, they have no ceiling.
       evidence_sample: coordinates of a large tensor that give evidence, see
-        :func:`scale_by_memory`; default 1,024, and any number from the size of the
-        largest tensor on for all.
+        :func:`scale_by_memory`; default 1,024. To use all coordinates, pass the size of
+        the largest tensor.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that descends; ``update`` needs
@@ -151,9 +152,9 @@ def learn_rates(
       sampled coordinate, and a few per memory.
 
     Raises:
-      ValueError: an argument that is not as above; at ``init``, a base that cannot be
-        wrapped (``optax.contrib.schedule_free``, whose weights follow from its updates:
-        put it around this; line searches, which choose their own rate) or that ascends.
+      ValueError: an invalid argument; at ``init``, a base that ascends or cannot be
+        wrapped: a line search, which chooses its own rate, or
+        ``optax.contrib.schedule_free``, which goes around ``learn_rates`` instead.
 
     Examples:
       Lion, from a rate a hundred times too small:
@@ -213,7 +214,7 @@ def _descent(
     learning_rate: optax.ScalarOrSchedule,
     decay: optax.GradientTransformation | None,
 ) -> tuple[Callable[..., LearnRatesState], Callable[..., Any]]:
-    """Return `init` and `update`, for a guard, of a learner and a multiplier."""
+    """Return `init` and `update` of a learner with a multiplier, for a guard."""
 
     def init(params: optax.Params) -> LearnRatesState:
         state = start(learner, params)
@@ -227,9 +228,9 @@ def _descent(
         count = state.count
         if callable(learning_rate):
             multiplier, count = learning_rate(count), optax.safe_increment(count)
-        told = {"multiplier": multiplier, "was_limited": was_limited}
+        options = {"multiplier": multiplier, "was_limited": was_limited}
         scaled, memory_state = step(
-            learner, updates, state.memory_state, params, extra_args, **told
+            learner, updates, state.memory_state, params, extra_args, **options
         )
         if decay is not None:
             scaled = _decayed(decay, learner.group_by, memory_state, scaled, params)
@@ -249,7 +250,7 @@ def _decayed(
     scaled: optax.Updates,
     params: optax.Params | None,
 ) -> optax.Updates:
-    """Return scaled directions with weights, times the mean rates of their memories."""
+    """Add the weight decay, scaled by the mean rate of each memory, to directions."""
     checks.check_params(params, scaled)
     zeros = jax.tree.map(jnp.zeros_like, scaled)
     weights, _ = decay.update(zeros, decay.init(zeros), params)
@@ -267,10 +268,9 @@ def _at_mean_rate(means: jax.Array, row: jax.Array, weights: jax.Array) -> jax.A
 
 
 def _check_base(base: optax.GradientTransformation, params: Any) -> None:
-    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside of it.
+    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside it.
 
-    A step for a gradient of ones tells, on a tree like the parameters with a single
-    number for each tensor.
+    The base takes a step for a gradient of ones, with one number for each tensor.
     """
     with jax.ensure_compile_time_eval():
         ones = jax.tree.map(
@@ -284,7 +284,7 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
         try:
             updates, _ = optax.with_extra_args_support(base).update(ones, state, ones)
         except TypeError:
-            return  # It needs the extra arguments of a step: nothing to check yet.
+            return  # It needs extra arguments, which only a real step has.
         steps = [jnp.mean(leaf) for leaf in jax.tree.leaves(updates)]
     if not all(map(checks.is_concrete, steps)):
         return
@@ -297,8 +297,8 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
     if -_RATE_INSIDE < least < 0:
         checks.warn(
             f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
-            "with a rate of 1 inside, such as optax.adamw(1.0), rates need not climb "
-            "as far; a rate to start from is `initial`"
+            "use a rate of 1 inside, as in optax.adamw(1.0), and pass a rate to start "
+            "from as `initial`"
         )
 
 
@@ -328,23 +328,23 @@ def memory_sgd(
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
-    tensor: ``learn_rates(optax.sgd(1.0, momentum))`` without a ceiling.
-    :func:`learn_rates` says how it learns, and when a step is skipped. The paper's own
-    rule is :func:`paper_sgd`.
+    tensor. This is ``learn_rates(optax.sgd(1.0, momentum))`` without a ceiling;
+    :func:`learn_rates` describes how rates are learned and when a step is skipped. The
+    paper's own rule is :func:`paper_sgd`.
 
     Args:
-      learning_rate: multiplier on all learned rates, see :func:`learn_rates`, as for
-        all arguments that are not below.
-      momentum: decay of the direction, in [0, 1); 0 or None for none.
+      learning_rate: multiplier on all learned rates; :func:`learn_rates` describes it
+        and the other arguments in full.
+      momentum: decay of the momentum, in [0, 1); 0 or None for none.
       nesterov: as in ``optax.sgd``.
       accumulator_dtype: dtype of the momentum, as in ``optax.sgd``.
       initial: the rate the memory starts with, or memories.
-      kernels: where the local models are, in root mean squares of a tensor.
-      memory_optimizer: steps the rates.
-      clip_norm: largest norm of a gradient: the first steps and rare outliers cannot
-        ruin a run. None for 10 times the largest norm of the last hundred steps.
-      weight_decay: decoupled; with momentum that is known as SGDW.
-      mask: what decays.
+      kernels: kernels of the local models, in units of the RMS of a tensor.
+      memory_optimizer: transformation that adapts the rates.
+      clip_norm: largest norm of a gradient, so that the first steps and rare outliers
+        cannot ruin a run.
+      weight_decay: decoupled; with momentum this is SGDW.
+      mask: which parameters decay.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
       evidence_sample: coordinates of a large tensor that give evidence.
@@ -380,7 +380,7 @@ def memory_sgd(
     if momentum is not None:
         check_number("momentum", momentum, 0.0, 1.0, closed=True)
     if checks.is_concrete(momentum) and momentum == 0:
-        momentum = None  # and no array of zeros
+        momentum = None  # so that the state has no array of zeros
     return learn_rates(
         optax.sgd(1.0, momentum, nesterov, accumulator_dtype),
         learning_rate,
@@ -425,37 +425,37 @@ def memory_adam(
       x &\leftarrow x - \text{learning\_rate} \cdot
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
-    ``learn_rates(optax.adam(1.0, b2=0.99))``; :func:`learn_rates` says how it learns,
-    and when a step is skipped. The paper's own rule is :func:`paper_adam`.
+    This is ``learn_rates(optax.adam(1.0, b2=0.99))``; :func:`learn_rates` describes how
+    rates are learned and when a step is skipped. The paper's own rule is
+    :func:`paper_adam`.
 
     Args:
-      learning_rate: multiplier on all learned rates, see :func:`learn_rates`, as for
-        all arguments that are not below.
+      learning_rate: multiplier on all learned rates; :func:`learn_rates` describes it
+        and the other arguments in full.
       b1: decay of Adam's first moment, in [0, 1).
-      b2: decay of Adam's second moment, in [0, 1). Gradients shrink while a task is
-        learned, and with 0.999, Adam's own default, steps are those of gradients a
-        thousand steps ago: the memory takes that for a rate that is too small.
+      b2: decay of Adam's second moment, in [0, 1). Gradients shrink during a run. With
+        Adam's own 0.999 they are divided by the root mean square of a thousand steps,
+        which makes steps too small, and the memory raises rates to compensate.
       eps: added to the root of the second moment.
-      eps_root: added to the second moment, as in ``optax.adam``, besides 1e-36, with
-        which steps can be differentiated where gradients are zero.
+      eps_root: added to the second moment, as in ``optax.adam``. Another 1e-36 makes
+        steps differentiable where gradients are zero.
       mu_dtype: dtype of the first moment, as in ``optax.adam``.
-      weight_decay: AdamW's; none by default, as in ``optax.adam``.
-      mask: what decays.
+      weight_decay: as in ``optax.adamw``; default 0, as in ``optax.adam``.
+      mask: which parameters decay.
       nesterov: as in ``optax.adam``.
       initial: the rate the memory starts with, at most 0.01, or memories. Later
-        adaptation cannot undo a larger first step of Adam; the memory climbs higher by
-        itself where it can.
-      kernels: where the local models are, in root mean squares of a tensor.
-      memory_optimizer: steps the rates.
-      clip_norm: largest norm of a gradient; default None. Steps of Adam do not grow
-        with a gradient, and where every gradient is above the norm a clip takes from
-        each another part: an agent that Adam teaches at any rate from .001 to .03 fails
-        with it. Without it a gradient of more than 10 times the largest norm of the
-        last hundred steps is scaled down to that, or one outlier would hold up Adam's
-        second moment for the rest of a run.
+        adaptation cannot undo a larger first step of Adam; rates climb by themselves
+        where larger ones are stable.
+      kernels: kernels of the local models, in units of the RMS of a tensor.
+      memory_optimizer: transformation that adapts the rates.
+      clip_norm: largest norm of a gradient. The default, None, only scales gradients of
+        more than 10 times the largest norm of about the last hundred steps down to
+        that, because one outlier would keep Adam's second moment large for the rest of
+        a run. A fixed norm that every gradient exceeds scales each by a different
+        factor: an agent that Adam trains at any rate from .001 to .03 fails with one.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
-      largest_step: a ceiling for rates, over the size of the parameters.
+      largest_step: ceiling of the rates, as a multiple of the RMS of the parameters.
       evidence_sample: coordinates of a large tensor that give evidence.
 
     Returns:

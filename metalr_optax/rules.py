@@ -13,27 +13,27 @@ from metalr_optax.evidence import NEXT_TO_ZERO, Evidence
 from metalr_optax.stack import StackedMemory
 
 # The constants of `agreement_steps` were chosen on four problems and confirmed on
-# others (benchmarks). Relative evidence above this is full evidence.
+# others (benchmarks). Relative evidence above about this saturates.
 _SATURATION = 0.3
-# This much of a step is left to evidence that contradicts itself.
+# Fully inconsistent evidence makes this fraction of a step.
 _INCONSISTENT = 0.2
 # The consistency of evidence is measured over about five steps.
 _AVERAGE_DECAY = 0.8
 # Activity is compared with its maximum over about a hundred steps.
 _PEAK_DECAY = 0.99
-# That maximum at most doubles in a step: an outlier must not stop all learning.
+# The maximum of activity at most doubles in a step: an outlier must not stop learning.
 _PEAK_GROWTH = 2.0
-# Inconsistent evidence is forgotten by so much in a step when evidence agrees fully.
+# Fully consistent evidence forgets this fraction of inconsistent evidence in a step.
 _FORGOTTEN = 0.1
-# With this power of the consistency it is hardly forgotten when evidence agrees by
-# half: noise must not undo its own count.
+# Evidence with a consistency of 0.5 forgets only 0.5^8 times as much, because noise
+# must not erase its own count.
 _FORGOTTEN_POWER = 8
-# A local model that few coordinates use shares this much of everyone's activity, so
-# that they do not decide alone.
+# This fraction of all activity is added to that of each local model, so that few
+# coordinates do not decide alone.
 _SHARED = 1e-3
 
-# Added to second moments of Adam, whose root has no derivative at 0: with an eps of
-# 1e-8 it changes no bit of a float32.
+# Added to Adam's second moments, because their root has no derivative at 0. With an eps
+# of 1e-8 it changes no bit of a float32.
 SMALLEST_ROOT = 1e-36
 
 
@@ -58,13 +58,13 @@ class Rule(NamedTuple):
 def from_optax(
     optimizer: optax.GradientTransformation, rate_bounds: tuple[Any, Any]
 ) -> Rule:
-    """Return the rule whose steps an Optax transformation makes: the paper's.
+    """Return the rule of the paper: an Optax transformation steps the rates.
 
     It receives :math:`-u`, the rates [L, M] as parameters and, if it takes extra
     arguments, ``activity``. Rates are clipped to the bounds, and the shares of local
     models in the evidence are added to their weight.
     """
-    takes_more = isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    takes_extra = isinstance(optimizer, optax.GradientTransformationExtraArgs)
 
     def init(memory: StackedMemory, sizes: Sizes) -> optax.OptState:
         del sizes
@@ -72,7 +72,7 @@ def from_optax(
         return optimizer.init(jnp.array(memory.rates))
 
     def update(evidence: Evidence, state: Any, memory: StackedMemory) -> Any:
-        extra = {"activity": evidence.activity} if takes_more else {}
+        extra = {"activity": evidence.activity} if takes_extra else {}
         steps, state = optimizer.update(-evidence.u, state, memory.rates, **extra)
         rates: Any = optax.apply_updates(memory.rates, steps)
         low, high = bounds(state, rates.dtype)
@@ -97,7 +97,7 @@ class CapState(NamedTuple):
 
     Attributes:
       rule_state: of the rule.
-      ceiling: [L], no rate is raised above it; the largest number where there is none.
+      ceiling: [L], above which no rate is raised; the largest finite number for none.
     """
 
     rule_state: Any
@@ -105,16 +105,16 @@ class CapState(NamedTuple):
 
 
 def cap(rule: Rule, largest_step: Any) -> Rule:
-    """Return a rule that raises no rate above its part of the size of the weights.
+    """Return a rule that raises no rate above a multiple of the RMS of the parameters.
 
-    What starts above its ceiling stays there, or falls.
+    A rate that starts above its ceiling stays there or falls.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> CapState:
         size = sizes()
         ceiling = size * largest_step
         usable = (size > NEXT_TO_ZERO) & jnp.isfinite(ceiling)
-        # Not infinity, which states do not survive that are blended with zero.
+        # Not infinity, which times 0 is NaN when states are blended.
         ceiling = jnp.where(usable, ceiling, jnp.finfo(memory.rates.dtype).max)
         ceiling = ceiling.astype(memory.rates.dtype)
         return CapState(rule.init(memory, sizes), ceiling)
@@ -135,8 +135,8 @@ def cap(rule: Rule, largest_step: Any) -> Rule:
 def distrust_limited(rule: Rule) -> Rule:
     """Return a rule that raises no rate by evidence about a step that was limited.
 
-    Its direction was made smaller than the rate says: that the next gradient agrees is
-    no sign that the rate is too small.
+    Such a step was smaller than its rate says: if the next gradient agrees, the rate
+    need not be too small.
     """
 
     def update(evidence: Evidence, state: Any, memory: StackedMemory) -> Any:
@@ -153,10 +153,9 @@ class AgreementStepsState(NamedTuple):
 
     Attributes:
       history: [L, 3 M + 2], one array, because every array of a state costs time in
-        every call: steps since there was evidence for the first time, the largest
-        activity of the recent past, and [M] each the running means of the relative
-        evidence and of its squared distance from that, and the amount of
-        inconsistent evidence.
+        every call: steps since the first evidence, the largest recent activity, and [M]
+        each the running mean of the relative evidence, its running variance and the
+        amount of inconsistent evidence.
     """
 
     history: Any
@@ -181,31 +180,30 @@ def agreement_steps(
       v_m &\leftarrow v_m \exp\big(\min(\text{step}, \text{gain} / N_m)
         \cdot \tanh(e_m / 0.3) \cdot (0.2 + 0.8\, k_m)\big)
 
-    The first factor of :math:`e_m` is an agreement in [-1, 1] that no scale of
-    gradients changes. The second lets evidence from gradients that have all but
-    vanished count for little: a rule without it drives rates up near a minimum. The
-    consistency :math:`k_m` of about five steps (both means are corrected for their
-    start, as Adam's are) keeps noise from moving rates at full speed. The first
-    activity is the first :math:`n`. Sums that overflow are no evidence.
+    The first factor of :math:`e_m` is an agreement in [-1, 1], whatever the scale of
+    gradients. The second makes evidence from gradients that have almost vanished count
+    for little; without it, rates climb near a minimum. The consistency :math:`k_m` over
+    about five steps (both means have Adam's bias correction) keeps noise from moving
+    rates at full speed. The first activity is the first :math:`n`. Sums that overflow
+    give no evidence.
 
-    :math:`N_m` is how much inconsistent evidence there was, in steps, of which a local
-    model that few coordinates use takes its share. Near the noise floor a
-    gradient disagrees a little with the last step at any rate; steps of a constant size
-    follow that down for ever, and a long run ends with rates of nothing. Steps that
-    fall like 1 / N settle instead, as in stochastic approximation. Evidence that agrees
-    does not count, so a rate climbs as far as it has to; evidence that begins to agree
-    again, as after a change of the task, makes the rule forget what it had settled on.
+    :math:`N_m` is the amount of inconsistent evidence so far, in steps; a local model
+    that few coordinates use counts it in proportion. Near the noise floor gradients
+    disagree slightly with the last step at any rate: steps of a constant size would
+    lower the rates of a long run towards 0, while steps that fall like 1 / N converge,
+    as in stochastic approximation. Consistent evidence does not count, so a rate climbs
+    as far as it has to. Evidence that becomes consistent again, for example after a
+    change of the task, reduces :math:`N_m`.
 
     Args:
       step: largest change of the logarithm of a rate in one step, positive.
-      gain: the same times the inconsistent evidence so far, positive; None for steps
-        that do not fall.
+      gain: largest change times :math:`N_m`, positive; None for steps that do not fall.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. It receives :math:`-u` as a
       gradient, the rates as parameters and the extra argument ``activity``, all [L, M]
-      with a row per memory, and returns what is to be added to the rates. Rows know
-      nothing of each other. Trees of such arrays, and of [M], work too.
+      with a row per memory, and returns updates of the rates. Rows are independent.
+      Trees of such arrays, and of [M], work too.
 
     Raises:
       ValueError: at construction, a step that is not positive and finite or a gain that
@@ -279,23 +277,23 @@ def _change(
     history: jax.Array,
     rates: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return what is to be added to the rates [L, M], and the new history."""
+    """Return updates of the rates [L, M], and the new history."""
     num = rates.shape[-1]
     places = [1, 2, 2 + num, 2 + 2 * num]
     count, peak, mean, variance, doubt = jnp.split(history, places, axis=-1)
     peak = _new_peak(peak, activity)
     count += (peak > 0).astype(count.dtype)
     e, own = _relative(minus_u, activity, peak)
-    # The weight of this step, corrected for the start as Adam's means are.
+    # The weight of this step, with Adam's bias correction.
     weight = (1 - _AVERAGE_DECAY) / (1 - _AVERAGE_DECAY ** jnp.maximum(count, 1))
     away = e - mean
     mean += weight * away
     variance = (1 - weight) * (variance + weight * away * away)
     total = variance + mean * mean
-    # The reciprocal of anything smaller is no number.
+    # The reciprocal of a smaller number is not finite.
     usable = total > 4 * jnp.finfo(total.dtype).tiny
     share = jnp.where(usable, 1 / jnp.where(usable, total, 1), 0)
-    # Inconsistency is not 1 less consistency: little of that is left where both agree.
+    # Not 1 - consistency, which loses its digits near a consistency of 1.
     consistency, inconsistency = mean * mean * share, variance * share
     doubt += own * jnp.where(e != 0, inconsistency, 0)
     doubt *= 1 - _FORGOTTEN * consistency**_FORGOTTEN_POWER
@@ -317,9 +315,9 @@ def _new_peak(peak: jax.Array, activity: jax.Array) -> jax.Array:
 def _relative(
     minus_u: jax.Array, activity: jax.Array, peak: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the evidence [L, M] in [-1, 1], and how much of it is a model's own.
+    """Return the evidence [L, M] in [-1, 1], and each local model's own share in it.
 
-    Both are 0 where there is none or it overflowed.
+    Both are 0 where there is no evidence or its sum overflows.
     """
     total = jnp.sum(activity, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)

@@ -1,4 +1,4 @@
-"""What a gradient says about the last direction of its coordinate."""
+"""Signals: how far a gradient agrees with the last direction of its coordinate."""
 
 from collections.abc import Callable
 
@@ -64,9 +64,9 @@ def raw_product(gradient: jax.Array, last_direction: jax.Array) -> jax.Array:
 
     .. math:: a_i = g_i d^-_i
 
-    The negative derivative of the loss with respect to the last learning rate of the
-    coordinate (the hypergradient), so that large gradients count for more. Its sum has
-    no bound: use it with :func:`metalr_optax.agreement_steps`, which makes it relative.
+    It is the negative derivative of the loss with respect to the last learning rate of
+    the coordinate (the hypergradient), so large gradients count for more. Its sum has
+    no bound: use it with :func:`metalr_optax.agreement_steps`, which normalises it.
 
     Args:
       gradient: [...], the gradient of this step.
@@ -86,5 +86,5 @@ def raw_product(gradient: jax.Array, last_direction: jax.Array) -> jax.Array:
 
 
 def is_coordinatewise(signal: Signal) -> bool:
-    """Return whether a signal is known to look at each coordinate on its own."""
+    """Return whether a signal treats coordinates independently; False if unknown."""
     return signal in (sign_agreement, clipped_product, raw_product)

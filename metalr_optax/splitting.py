@@ -1,6 +1,6 @@
-"""Where local models are added: beside the others, or by splitting one.
+"""Where local models are added: beside others, or by splitting one.
 
-Pure functions of arrays; :mod:`metalr_optax.growing` says when.
+Pure functions of arrays, which :mod:`metalr_optax.growing` calls.
 """
 
 from typing import NamedTuple
@@ -12,27 +12,27 @@ from metalr_optax.evidence import Evidence
 from metalr_optax.memory import Kernels, read
 from metalr_optax.stack import StackedMemory
 
-# The evidence of few coordinates counts little: this much of that of all local models
-# is added to that of each.
+# This fraction of the activity of all local models is added to that of each, so that
+# few coordinates count little.
 _SHARED = 1e-3
-# A local model is added where one input in twenty is not answered for, and split where
-# the sign of evidence goes with the side by so much, in means over fifty steps.
+# A local model is added where more than 5 % of inputs are uncovered, and split where
+# the covariance of sign and side exceeds 0.2; both are means over about fifty steps.
 _WANTED, _SPLIT = 0.05, 0.2
 _DECAY = 0.98
 
 
 class Sums(NamedTuple):
-    """What a tensor says, sums or means over its coordinates, [M] each.
+    """Sums or means over the coordinates of a tensor, [M] each.
 
     Attributes:
-      side: of evidence, that on the left with its sign turned; of its absolute values.
+      side: of evidence times the sign of the side; the same with absolute evidence.
       slope: of evidence times distance from the centre in widths, at most 2; the same
         without signs.
-      width: of evidence times how the reading changes with the log of a width; the
+      width: of evidence times the derivative of the rate by the log of a width; the
         same without signs.
-      owned: of coordinates with evidence that a local model is the nearest to.
-      far: of those that it does not answer for, on its left and on its right.
-      away: of their distances in widths, on its left and on its right.
+      owned: of coordinates with evidence whose nearest local model this is.
+      far: of those of them that are uncovered, on the left and on the right.
+      away: of their distances in widths, on the left and on the right.
     """
 
     side: tuple[jax.Array, jax.Array]
@@ -44,14 +44,14 @@ class Sums(NamedTuple):
 
 
 def relative(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """Return sums [..., M] over those of absolute values, in [-1, 1]; 0 for nothing."""
+    """Return sums [..., M] over those of absolute values, in [-1, 1]; 0 without any."""
     total = jnp.sum(whole, axis=-1, keepdims=True)
     usable = (total > 0) & jnp.isfinite(total)
     return jnp.where(usable, part / jnp.where(usable, whole + _SHARED * total, 1), 0)
 
 
 def grown(memory: StackedMemory, evidence: Evidence) -> StackedMemory:
-    """Return memories each of which has at most one local model more in use."""
+    """Return memories, each with at most one more local model in use."""
     slopes = jnp.zeros_like(memory.rates) if memory.slopes is None else memory.slopes
     models = memory._replace(schedule=None, slopes=slopes)
     models = jax.vmap(_grow)(models, evidence.sums, evidence.u, evidence.activity)
@@ -85,10 +85,10 @@ def _grow(
 def _disagreement(
     models: StackedMemory, sums: Sums, u: jax.Array, activity: jax.Array
 ) -> jax.Array:
-    """Return the running means [M]; of the first not in use, how much it is wanted."""
+    """Return running means [M] of disagreement, or of uncovered inputs if unused."""
     used = models.kernels[1] > 0
-    # The covariance of sign and side: 0 where all evidence agrees, or is on one side,
-    # and not lost where a rate goes to and fro between what its sides ask for.
+    # The covariance of sign and side is 0 where all evidence agrees or is on one side.
+    # It survives if the rate oscillates between what its two sides ask for.
     mean = relative(u, activity)
     side, lean = (relative(part, activity) for part in sums.side)
     covariance = side - mean * lean
@@ -107,9 +107,9 @@ def _disagreement(
 def _beside(
     models: StackedMemory, sums: Sums, wanted: jax.Array
 ) -> tuple[jax.Array, StackedMemory]:
-    """Return whether to add a local model where inputs are not answered for, and it.
+    """Return whether to add a local model for uncovered inputs, and that local model.
 
-    It stands in the middle of those beside the local model that has most of them.
+    Its centre is their mean, on that side of a local model that has most of them.
     """
     far = jnp.stack(sums.far)
     side, near = jnp.unravel_index(jnp.argmax(far), far.shape)
@@ -135,11 +135,11 @@ def _halves(
 ) -> tuple[jax.Array, jax.Array, StackedMemory, StackedMemory]:
     """Return whether to split a local model, which, and its halves.
 
-    They read what it read, and stand as far from its centre as its evidence, at most
-    half a width.
+    Halves read the rates that it read, at the mean distance of its evidence from its
+    centre, at most half a width.
     """
     against = jnp.where(models.kernels[1] > 0, jnp.abs(models.disagreement), 0)
-    # Where most evidence contradicts itself, not where a narrow one has little.
+    # The one with most inconsistent evidence, not a narrow one with little of it.
     parent = jnp.argmax(jnp.where(against > _SPLIT, against * activity, 0))
     split = jax.tree.map(lambda array: array[..., parent], models)
     total = activity[parent]
@@ -159,7 +159,7 @@ def _halves(
         )
         halves.append(half)
         is_split &= _is_clear(models, center, width, is_other)
-        # Not so narrow that it cannot be told from its centre.
+        # Rounding must not hide the distance of a half from the centre.
         is_split &= jnp.abs(center - middle) > 0.5 * width
     return is_split, parent, *halves
 
@@ -167,6 +167,6 @@ def _halves(
 def _is_clear(
     models: StackedMemory, center: jax.Array, width: jax.Array, others: jax.Array
 ) -> jax.Array:
-    """Return whether a place is half a width away from others."""
+    """Return whether a centre is more than half a width away from others."""
     gaps = jnp.abs(models.kernels[0] - center)
     return jnp.all(~others | (gaps > 0.5 * width))

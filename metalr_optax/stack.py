@@ -11,27 +11,27 @@ from metalr_optax.memory import MARKS, Kernels, Memory, mean_rate
 
 
 class ByDirection(NamedTuple):
-    """An empty field of a state whose type tells: kernels are given directions."""
+    """An empty field of a state whose type is the kernel input: directions."""
 
 
 class ByRelativeDirection(NamedTuple):
-    """The same: directions over the root mean square of their tensor."""
+    """An empty field: directions over the root mean square of their tensor."""
 
 
 class ByHistory(NamedTuple):
-    """The same: how the gradients of a coordinate agreed with its directions."""
+    """An empty field: how the gradients of a coordinate agreed with its directions."""
 
 
 class StackedMemory(NamedTuple):
-    """L memories of M local models. A batch axis of ``vmap`` may stand in front.
+    """L memories of M local models. A batch axis of ``vmap`` may come first.
 
     Attributes:
       rates: [L, M].
       evidence_weight: [L, M], in steps.
       kernels: [L, 2, M], centres and widths; width 0 for unused local models.
-      inputs: an empty tuple whose type tells what kernels are given.
+      inputs: an empty tuple whose type is the kind of kernel input.
       schedule: [L, 20], log of the mean rate at step 1, 2, 4, ... over that in use;
-        None where memories do not go by progress.
+        None without ``progress``.
       slopes: [L, M], None where local models are constant.
       disagreement: [L, M], None where local models are not added.
     """
@@ -109,7 +109,7 @@ def unpack_info(array: jax.Array) -> Info:
 
 
 def memory_at(stack: StackedMemory, row: int) -> Memory:
-    """Return a copy of the memory in a row; unused local models stand last."""
+    """Return a copy of the memory in a row; unused local models come last."""
     array: Any = stack.kernels[..., row, :, :]
     rates, weight = stack.rates[..., row, :], stack.evidence_weight[..., row, :]
     slopes = None if stack.slopes is None else stack.slopes[..., row, :]

@@ -1,4 +1,4 @@
-"""What a state knows of its memories: numbers to log, rates and kernel inputs."""
+"""Numbers to log, rates and kernel inputs of the memories in a state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,75 +18,74 @@ from metalr_optax.rules import AgreementStepsState, CapState, inconsistent_evide
 from metalr_optax.stack import ByHistory, StackedMemory, unpack_info
 from metalr_optax.transfer import memory_states
 
-# A local model that has had less than this of the evidence of another is not in use.
+# A local model with less than this fraction of the evidence of another is not in use.
 _IN_USE = 0.01
 # Rates are at their ceiling up to rounding.
 _SLACK = 1e-6
-# Beyond it a sign is clear: if nothing drove it, one in forty would be.
+# A sign beyond this is clear: in pure noise, one in forty would be.
 _CLEAR = 0.5
 
 
 def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
-    r"""Return what there is to log of every memory: a flat dict of scalars.
+    r"""Return numbers to log for every memory, as a flat dict of scalars.
 
     For every label:
 
     - ``rate_mean/label``: mean of the rates, weighted by the evidence each local model
-      has had (all alike as long as there is none).
+      has had (all equal as long as there is none).
     - ``rate_min/label``, ``rate_max/label``: smallest and largest rate in use, that is
       of local models with at least 1 % of the evidence that the busiest one has had.
     - ``rate_over_start/label``, ``rate_over_highest/label``: the mean rate over that at
       the start, and over the highest so far. Far below 1 the rates have collapsed.
-    - ``agreement_fraction/label``: in [0, 1], which part of the last evidence was for
-      larger rates, :math:`\sum_i \max(a_i, 0) / \sum_i |a_i|`: with
+    - ``agreement_fraction/label``: in [0, 1], the fraction of the last evidence that
+      was for larger rates, :math:`\sum_i \max(a_i, 0) / \sum_i |a_i|`: with
       :func:`sign_agreement` the fraction of coordinates whose gradient had the sign of
       the last direction, with :func:`raw_product` weighted by size. 0.5 before there
-      was any. With more than one local model, of a sample of 4,096 at most per tensor.
+      was any. With more than one local model, from at most 4,096 coordinates a tensor.
     - ``evidence_sign/label``: in [-1, 1], running mean over about 19 steps of whether
-      the evidence of a step was for larger rates (1) or smaller ones (-1). If nothing
-      drives it, it is 0 with a standard error of 0.23.
+      the evidence of a step was for larger rates (1) or smaller ones (-1). In pure
+      noise it is 0 with a standard error of 0.23.
     - ``rate_too_small/label``, ``rate_too_large/label``: 1 where that sign is above 0.5
-      and below -0.5, else 0. Where both are 0 rates fit, or noise hides what would.
+      and below -0.5, else 0. Where both are 0, rates fit or noise hides the evidence.
     - ``at_bound_fraction/label``: of the local models, at one of ``rate_bounds``.
     - ``at_ceiling_fraction/label``: of the local models, at or above the ceiling that
-      ``largest_step`` sets, which counts as no bound. That is normal: the rate has
-      climbed as far as it may. Where ``rate_too_small`` is 1 as well, the ceiling is
-      what holds it down.
-    - ``never_corrected/label``: 1 as long as no step had evidence for the memory, or
-      none for a thousand steps; else 0. Normal in the first step, and for a layer that
-      the loss does not depend on.
-    - ``out_of_range_fraction/label``: of the coordinates that looked at the outermost
-      local model or further out, what ``optax.clip`` in front has cut back to it among
-      them; of large tensors in a sample of 4,096 at most. What is not finite is out of
-      range. Always 0 with a single local model.
+      ``largest_step`` sets, which does not count as a bound. 1 is normal: the rate has
+      climbed as far as it may. If ``rate_too_small`` is 1 too, only the ceiling keeps
+      the rate from climbing.
+    - ``never_corrected/label``: 1 if no step, or none of the last thousand, had
+      evidence for the memory; else 0. 1 is normal in the first step, and for a layer
+      that the loss does not depend on.
+    - ``out_of_range_fraction/label``: of the coordinates, with a kernel input that is
+      not finite, or at the outermost centre (to which ``optax.clip`` cuts back) or
+      beyond; from at most 4,096 a tensor. Always 0 with a single local model.
     - ``inconsistent_evidence/label``: :math:`N` of :func:`agreement_steps`, in steps,
-      where that steps the rates, averaged as the rates are. With its defaults a rate
-      moves by at most 2 / N of itself in a step, once N is above 4.
-    - ``skipped/label``, ``skipped_in_a_row/label``: steps that :func:`memory_sgd` and
-      :func:`memory_adam` skipped, because a coordinate of the gradient was not finite,
-      so far and since the last one that was. Alike for all labels.
+      if that steps the rates; averaged as the rates are. With its defaults a rate moves
+      by at most 2 / N of itself in a step, once N is above 4.
+    - ``skipped/label``, ``skipped_in_a_row/label``: steps that :func:`learn_rates` and
+      its variants skipped, so far and since the last step that was not. The same for
+      all labels.
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it,
-        as for :func:`metalr_optax.get_memory`. Of a vmapped state take the
+        as for :func:`metalr_optax.get_memory`. For a vmapped state use the
         ``jax.vmap`` of this function.
 
     Returns:
       ``{"quantity/label": []}``, float32 (float64 with float64 parameters). Works under
-      ``jit`` and costs next to nothing: the update has done what there is to do.
+      ``jit`` and costs almost nothing, because a step has computed the sums already.
 
     Raises:
       ValueError: as :func:`metalr_optax.get_memory`; a state with a leading axis of
         ``vmap``.
 
     Examples:
-      A compiled loop cannot say that it learns nothing. Logs say it outside of ``jit``,
-      every hundred steps or so. Here the loss is infinite from the start:
+      A compiled loop cannot warn that it learns nothing. Check the logs outside of
+      ``jit``, about every hundred steps. Here the loss is infinite from the start:
 
       >>> import warnings, jax, jax.numpy as jnp
       >>> from metalr_optax import memory_sgd, summarize_memory
       >>> limits = {"skipped_in_a_row": 10, "never_corrected": 0}
-      >>> def warn_of_standstill(opt_state):
+      >>> def warn_if_stuck(opt_state):
       ...   for name, value in summarize_memory(opt_state).items():
       ...     if value > limits.get(name.split("/")[0], jnp.inf):
       ...       warnings.warn(f"{name} is {float(value):g}")
@@ -94,7 +93,7 @@ def summarize_memory(opt_state: Any) -> dict[str, jax.Array]:
       >>> for _ in range(100):
       ...   _, state = update(jnp.full(2, jnp.inf), state)
       >>> with warnings.catch_warnings(record=True, action="always") as caught:
-      ...   warn_of_standstill(state)
+      ...   warn_if_stuck(state)
       >>> [str(warning.message) for warning in caught]
       ['never_corrected/params is 1', 'skipped_in_a_row/params is 100']
 
@@ -149,23 +148,23 @@ def get_rates(
 
     .. math:: \eta(z_i) = \sum_m \psi_m(z_i) v_m / \sum_m \psi_m(z_i)
 
-    at the kernel input :math:`z_i` of the last direction: what that was multiplied by,
-    without any factor further on in a chain.
+    at the kernel input :math:`z_i` of the last direction. Factors that follow in a
+    chain are not included.
 
     Args:
       opt_state: as for :func:`summarize_memory`, with one state of
         :func:`metalr_optax.scale_by_memory` in it.
       direction: a tree like the parameters to read the rates at; default: the last
-        direction, where the state has it (``scale_by_memory`` and ``paper_sgd`` do,
+        direction, if the state has it (``scale_by_memory`` and ``paper_sgd`` do,
         without ``evidence_sample``). With one rate per memory any tree like the
-        parameters will do, and is only needed where the state has none.
-      group_by: that of the optimizer, if it is a function of your own; the names that
-        it knows are told by the labels.
+        parameters will do, and is only needed if the state has none.
+      group_by: that of the optimizer, if it is a function of your own; the labels show
+        which of the named ones it was.
 
     Returns:
-      A tree like the direction. Before the first step, the rates of input 0. Tensors of
-      16,384 numbers and more were interpolated and may differ by 1e-4 of the largest
-      rate.
+      A tree like the direction. Before the first step, the rates of input 0. For
+      tensors of at least 16,384 numbers the step interpolated its rates, which may
+      differ by 1e-4 of the largest rate.
 
     Raises:
       ValueError: as :func:`summarize_memory`; more than one state of a memory; no last
@@ -194,9 +193,8 @@ def get_layer_rates(opt_state: Any) -> dict[str, jax.Array]:
 
     .. math:: \bar v = \sum_m n_m v_m / \sum_m n_m
 
-    with the evidence weight :math:`n_m` of each local model, all alike as long as there
-    is none: ``rate_mean/label`` of :func:`summarize_memory`, without any factor further
-    on in a chain.
+    with the evidence weight :math:`n_m` of each local model, all equal as long as there
+    is none. It is ``rate_mean/label`` of :func:`summarize_memory`.
 
     Args:
       opt_state: as for :func:`summarize_memory`; that of a ``vmap`` too.
@@ -235,14 +233,14 @@ def get_kernel_inputs(
       group_by: as for :func:`get_rates`.
 
     Returns:
-      label -> [n], the kernel inputs of all coordinates that share the memory. Of a
-      sharded model every device gets them all.
+      label -> [n], the kernel inputs of all coordinates that share the memory,
+      replicated for a sharded model.
 
     Raises:
       ValueError: as :func:`get_rates`.
 
     Examples:
-      Kernels that see directions over the root mean square of their tensor:
+      Directions over the root mean square of their tensor as kernel inputs:
 
       >>> import jax.numpy as jnp
       >>> from metalr_optax import get_kernel_inputs, scale_by_memory
@@ -263,7 +261,7 @@ def get_kernel_inputs(
     return {name: jnp.concatenate(arrays) for name, arrays in parts.items()}
 
 
-# Compiled once for every kind of state, also where nothing around it is.
+# Compiled once for every kind of state, even if the caller is not jitted.
 @jax.jit
 def _quantities(
     memory: StackedMemory, info: jax.Array, ceilings: list[jax.Array]
@@ -274,7 +272,7 @@ def _quantities(
     is_high = rates >= highest * (1 - _SLACK)
     used = memory.kernels[:, 1] > 0
     at_ceiling = jnp.mean(is_high, axis=-1, dtype=rates.dtype, where=used)
-    # A step counts both as bounds.
+    # A step counts a ceiling as a bound too.
     at_bound = jnp.round(jnp.maximum(logs.at_bound_fraction - at_ceiling, 0), 5)
     in_use = weights >= _IN_USE * jnp.max(weights, axis=-1, keepdims=True)
     mean, sign = mean_rate(rates, weights), logs.evidence_sign
@@ -319,14 +317,14 @@ def _map_leaves(
     state, names = states[0]
     _check_run(state)
     name = "group_by" if direction is None else "group_by or direction"
-    came = direction if group_by is None else group_by
+    got = direction if group_by is None else group_by
     direction = _direction(state, direction)
     rules = ("layer", "tensor", "all") if group_by is None else (group_by,)
     candidates = [labels_of(direction, rule) for rule in rules]
     fitting = [labels for labels in candidates if unique(labels) == names]
     allowed = f"be that of the optimizer, which gave {describe(names)}"
     hint = "get_rates(opt_state, direction, group_by=...) takes any function"
-    require(fitting, name, allowed, came, hint)
+    require(fitting, name, allowed, got, hint)
     results = []
     for label, leaf in zip(fitting[0], jax.tree.leaves(direction), strict=True):
         rows, is_whole = map(names.index, names_in(label)), isinstance(label, str)
@@ -368,7 +366,7 @@ def _rates(memory: StackedMemory, row: Any, direction: jax.Array) -> jax.Array:
 
 @jax.jit
 def _inputs(memory: StackedMemory, row: Any, direction: jax.Array) -> jax.Array:
-    """Return the kernel inputs of a direction, or of what kernels see instead."""
+    """Return the kernel inputs of a direction, or a history, which is one itself."""
     del row
     direction = direction.astype(memory.rates.dtype)
     is_history = isinstance(memory.inputs, ByHistory)

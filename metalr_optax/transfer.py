@@ -1,4 +1,4 @@
-"""What comes after: take the memories out of a state, put them into another."""
+"""Take the memories out of an optimizer state, and put them into another."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,8 @@ from metalr_optax.progress import FollowState
 def get_memory(opt_state: Any) -> dict[str, Memory]:
     """Return the memories inside an optimizer state, by label.
 
-    Take it at the end of a run. (Where memories do not go by progress, as those of
-    ``paper_sgd``, earlier: once rates have reached the largest that are stable.)
+    Call it at the end of a run. Without a learned schedule, as in ``paper_sgd``, call
+    it earlier: once rates have reached the largest that are stable.
 
     Args:
       opt_state: any pytree with states of :func:`metalr_optax.scale_by_memory` in it:
@@ -52,10 +52,9 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
 def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
     """Return an optimizer state with other memories in it.
 
-    Kernels, rates and schedules are copied in, and progress begins anew; all else, such
-    as the previous direction, the moments of the base and of the memory's own
-    optimizer, stays as it is. So start from a freshly initialised state: what belongs
-    to the old task is then forgotten.
+    Kernels, rates and schedules are copied, and progress restarts at 0. The rest, such
+    as the last direction and the moments of the base and of the memory's own optimizer,
+    does not change: pass a freshly initialised state to forget the old task.
 
     Args:
       opt_state: state of an optimizer, as for :func:`get_memory`.
@@ -68,8 +67,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
 
     Raises:
       ValueError: labels or shapes that do not fit, rates that are not positive and
-        finite, kernels that differ where those of the state do not or that a table
-        would blur (build the optimizer with ``initial=memory`` instead), or a state
+        finite, kernels that differ where those of the state do not or that its grid
+        cannot resolve (build the optimizer with ``initial=memory`` instead), or a state
         that :func:`get_memory` would refuse.
 
     Examples:
@@ -136,7 +135,7 @@ def _without_variables(state: ScaleByMemoryState) -> ScaleByMemoryState:
 
 
 def _prefixes(paths: list[tuple[Any, ...]]) -> list[str]:
-    """Return what tells paths apart: the keys of dicts, if those do, or all keys."""
+    """Return distinct prefixes of paths: the keys of dicts, or all if those repeat."""
     for kind in (jax.tree_util.DictKey, object):
         names = [
             [checks.name_of((key,)) for key in path if isinstance(key, kind)]
@@ -182,11 +181,7 @@ def _fill(
 
 
 def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
-    """Return a memory that can stand in a state, with as many local models.
-
-    Raises:
-      ValueError: it cannot.
-    """
+    """Return a memory padded to the local models of a state, or raise ValueError."""
     name = f"memory[{label!r}]"
     memory_checks.check_type(name, memory)
     batch, num = old.rates.shape[:-2], old.rates.shape[-1]
@@ -208,10 +203,10 @@ def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
 
 
 def _check_kernels(kernels: list[Kernels], old: stack.StackedMemory) -> None:
-    """Raise ValueError unless kernels can stand where others were; traced ones pass.
+    """Raise ValueError unless kernels can replace others; traced ones pass.
 
-    Kernels that all labels share may be read from a table, whose size is fixed when an
-    optimizer is built. There is none for kernels that move or see histories.
+    Kernels that all labels share may be read from a grid, which is fixed when an
+    optimizer is built. There is none for kernels that move or read histories.
     """
     moves = old.disagreement is not None or old.slopes is not None
     is_traced = not all(map(checks.is_concrete, jax.tree.leaves((kernels, old))))

@@ -56,8 +56,8 @@ def scale_by_memory(
     memory of its layer. One step later the local models that it used are raised if
     the gradient kept its sign and lowered if it flipped.
 
-    With gradient :math:`g`, direction :math:`d` (what ``base_optimizer`` makes of the
-    gradient; without one, what arrives), the last direction :math:`d^-`, its sign
+    With gradient :math:`g`, direction :math:`d` (the output of ``base_optimizer``;
+    without one, the incoming updates), the last direction :math:`d^-`, its sign
     :math:`o` relative to the gradient, kernels :math:`\psi_m` and rates :math:`v_m` of
     one memory and the :math:`D` coordinates that share it:
 
@@ -68,7 +68,7 @@ def scale_by_memory(
       \eta_i &= \sum_m \psi_m(d_i) v_m / \sum_m \psi_m(d_i) \\
       \text{update}_i &= \eta_i d_i
 
-    The agreement is weighed with the kernels of the *last* input because it is about
+    The agreement is weighted with the kernels of the *last* input because it is about
     the rate that was read there; the rate is read *after* the correction. The defaults
     are the paper's rule. Like every ``scale_by_*`` of Optax this does not descend by
     itself: end the chain with ``optax.scale(-1.0)``, or use
@@ -77,80 +77,73 @@ def scale_by_memory(
     Args:
       initial: the learning rate all local models start with, a :class:`Memory` that
         every group starts with, or a mapping from label to memory as
-        :func:`metalr_optax.get_memory` returns it (a transfer; all labels must fit, so
+        :func:`metalr_optax.get_memory` returns it (a transfer; labels must match, so
         each part of an ``optax.partition`` takes its own). Values are copied.
       base_optimizer: turns a gradient into a direction, for example
         ``optax.scale_by_adam()``; default: the gradient itself. It may point along the
-        gradient or, as ``optax.adam(1.0)`` does, against it: the memory finds out at
-        the first step at which it can tell. Kernels see the direction as it is, so a
-        memory learned along the gradient is the mirror image of one learned against it:
-        transfer between bases of one kind.
-      kernels: where the local models are, in units of what they see; default
-        ``linspace_kernels(2.0, 20)``. Not together with a memory in ``initial``, which
-        brings its own.
-      memory_optimizer: transformation that receives :math:`-u`, as a gradient to
-        descend, and steps the rates; default ``optax.adam(1e-2)``. With
-        ``optax.sgd(xi)`` the step is the paper's equation 6. It sees the rates of all L
-        memories as one array [L, M], and an extra argument ``activity`` like it:
-        :math:`u` with :math:`|a_i|` for :math:`a_i`, which
-        :func:`metalr_optax.agreement_steps` needs.
+        gradient or, as ``optax.adam(1.0)`` does, against it: the first inner product of
+        the two that is not 0 decides. Kernel inputs keep the sign of the direction, so
+        a memory learned along the gradient is the mirror image of one learned against
+        it: transfer between bases of equal sign.
+      kernels: kernels of the local models, in units of the kernel input; default
+        ``linspace_kernels(2.0, 20)``. A memory in ``initial`` brings its own.
+      memory_optimizer: transformation that receives :math:`-u` as a gradient and adapts
+        the rates; default ``optax.adam(1e-2)``. With ``optax.sgd(xi)`` its step is the
+        paper's equation 6. The rates of all L memories are one array [L, M], and so is
+        the extra argument ``activity``: :math:`u` with :math:`|a_i|` for :math:`a_i`,
+        which :func:`metalr_optax.agreement_steps` needs.
       signal: function ``(gradient, last_direction) -> values in [-1, 1]`` of two
         arrays of one shape; default :func:`metalr_optax.sign_agreement`.
-      normalize: what kernels see: the value of a direction (None, the paper), or with
-        ``"rms"`` its value over the root mean square of its tensor, so that kernels fit
-        gradients of any scale. A sample is divided by its own.
+      normalize: the kernel input is the value of a direction (None, as in the paper),
+        or with ``"rms"`` that value over the root mean square of its tensor, so that
+        kernels fit gradients of any scale. A sample is divided by its own RMS.
       group_by: which tensors share a memory: ``"layer"`` (siblings, such as a kernel
         and its bias: the paper), ``"tensor"`` (the authors' code), ``"all"``, or a
         function ``(path, leaf) -> label`` of a path as JAX gives it. A list of labels
         gives each slice of the first axis a separate memory, as for layers that a
         scan over blocks stacks (``nn.scan``).
       rate_bounds: smallest and largest rate a memory may hold.
-      evidence_sample: of a tensor with more coordinates only a fixed lattice of at most
-        so many gives evidence, spread over all rows and columns, and only their last
+      evidence_sample: largest number of coordinates of a tensor that give evidence, in
+        a fixed lattice over all rows and columns; default: all. Only their last
         direction is kept, in one array for all tensors. Every :math:`u_m` then has a
         standard error of up to :math:`1 / \sqrt{n}` for n coordinates that agree
         independently of each other (.03 for 1,024), more where whole rows agree.
-        Default: all coordinates give evidence.
       progress: whether memories also learn how rates change with the progress of a run.
         A run then leaves a learned schedule, the rate of each memory at step 1, 2, 4
-        and so on, and a run that starts with it follows it, high early and low late,
-        corrected by evidence: take the memory at the end of a run. Without a learned
-        schedule to start with a run is the same either way.
-      capacity: how many local models a memory may have; ``kernels`` are those it starts
-        with, whose number is the default. In a step at most one is added to a
-        memory: beside the others where at least one input in twenty falls so far from
-        all that no activation is above 0.1, or by splitting the one whose evidence has
-        disagreed the most, and for long, between the two sides of its centre. A new one
-        starts with the rate that was read there. Single outliers, and inputs 100 widths
-        from all, add none.
+        and so on. A run that starts with it follows it, corrected by evidence: take the
+        memory at the end of a run. Without a schedule to start with, nothing changes.
+      capacity: largest number of local models of a memory; ``kernels`` are those it
+        starts with, whose number is the default. A step adds at most one per memory:
+        where over 5 % of inputs have no activation above 0.1, or by splitting the local
+        model whose evidence has disagreed most, over about fifty steps, between the two
+        sides of its centre. It starts with the rate that was read there. Single
+        outliers, and inputs 100 widths from all local models, add none.
       learned_widths: whether the widths of kernels are learned from the same evidence,
         between a quarter of the distance to the nearest neighbour and all of it.
-      linear: whether a local model also has a slope :math:`b_m` in [-.45, .45] that is
-        learned, and reads :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))`
-        for :math:`v_m`, within ``rate_bounds``. The module ``growing`` has the
-        formulas.
-      kernel_input: what kernels see: the ``"direction"``, or the ``"history"`` of a
-        coordinate, a running mean of :math:`\mathrm{sign}(g_i) \mathrm{sign}(o d^-_i)`
-        over about 19 steps, in [-1, 1]. A coordinate that has gone one way for long
-        then reads a different rate from one that goes to and fro. It costs two more
-        numbers for every parameter, and needs kernels on [-1, 1], evidence from all
-        coordinates and ``normalize=None``.
+      linear: whether a local model also learns a slope :math:`b_m` in [-.45, .45] and
+        has the rate :math:`v_m (1 + b_m \mathrm{clip}((z - c_m) / s_m, -2, 2))`, within
+        ``rate_bounds``. The module ``growing`` has the formulas.
+      kernel_input: the ``"direction"``, or the ``"history"`` of a coordinate, a running
+        mean of :math:`\mathrm{sign}(g_i) \mathrm{sign}(o d^-_i)` over about 19 steps,
+        in [-1, 1]. A coordinate that keeps its direction then reads a different rate
+        from one that oscillates. It costs two more numbers for every parameter, and
+        needs kernels on [-1, 1], evidence from all coordinates and ``normalize=None``.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs`. Updates keep their sign, shape
       and dtype. Pass the raw gradient as the extra argument ``grad=`` of ``update``
-      if this transformation stands behind a base optimizer in a chain: the signal then
+      if this transformation follows a base optimizer in a chain: the signal then
       compares gradients with directions instead of directions with each other. A
-      ``clip`` further up does not clip it; ``optax.masked`` needs
+      ``clip`` earlier in the chain does not clip it; ``optax.masked`` needs
       ``mask_compatible_extra_args=True`` to pass it on.
 
     Raises:
-      ValueError: at construction, an argument that is not as above or a rate outside
+      ValueError: at construction, an invalid argument or a rate outside
         ``rate_bounds``; at ``init``, parameters that are not real floating point
         numbers or labels of ``initial`` that do not fit; at ``update``, updates of
         another structure or shape than the parameters at ``init``, a ``grad=`` of
         another structure or shape than the updates.
-      TypeError: an argument of an earlier version, with what replaces it.
+      TypeError: an argument of an earlier version; the message names its replacement.
 
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
@@ -191,8 +184,8 @@ def scale_by_memory(
       >>> bool(second_loss < 0.1 * first_loss)
       True
 
-      Kernels that see how the gradients of a coordinate agreed give one that goes one
-      way a larger rate than one that goes to and fro:
+      With histories as kernel inputs, a coordinate that keeps its direction reads a
+      larger rate than one that oscillates:
 
       >>> from metalr_optax import agreement_steps, get_rates, linspace_kernels
       >>> from metalr_optax import raw_product
@@ -202,30 +195,30 @@ def scale_by_memory(
       >>> state, update = optimizer.init(jnp.zeros(2)), jax.jit(optimizer.update)
       >>> for sign in 20 * (1.0, -1.0):
       ...   _, state = update(jnp.array([1.0, sign]), state)
-      >>> one_way, to_and_fro = get_rates(state)
-      >>> bool(one_way > 100 * to_and_fro)
+      >>> steady, oscillating = get_rates(state)
+      >>> bool(steady > 100 * oscillating)
       True
 
     Notes:
-      The first step leaves the memory as it is. So does any coordinate that is zero
-      or not finite; its update is passed on as it came. ``jit``, ``vmap``, ``scan``,
+      The first step does not change the memory, and neither does a coordinate that is
+      zero or not finite, whose update passes unchanged. ``jit``, ``vmap``, ``scan``,
       donation and sharding are safe. Under ``optax.inject_hyperparams`` name your own
-      functions in ``static_args=("signal", "group_by")``: it takes a function for a
-      schedule; ``evidence_sample`` and ``capacity`` belong there too. Of tensors of at
-      least 16,384 coordinates rates are interpolated, within 1e-4 of the largest, and
-      evidence within 1e-3 of the mean absolute agreement. Kernels that are traced, or
-      fewer than four, or much narrower than their distance are evaluated individually,
-      exactly and slowly, and so are all with ``capacity``, ``learned_widths`` or
-      ``linear``, where a step also takes some ten sums more.
+      functions in ``static_args=("signal", "group_by")``, because it takes functions
+      for schedules; ``evidence_sample`` and ``capacity`` belong there too. For tensors
+      of at least 16,384 coordinates rates are interpolated, within 1e-4 of the largest,
+      and evidence within 1e-3 of the mean absolute agreement. Kernels are evaluated
+      individually, exactly and slowly, if they are traced, fewer than four or much
+      narrower than their distance, or with ``capacity``, ``learned_widths`` or
+      ``linear``, where a step also takes about ten more sums.
 
-      Derivatives through steps are those of the program as it is: clips and signs have
-      none. A ``memory_optimizer`` or base of Adam's kind needs an ``eps_root`` for
-      them, or is NaN where evidence or gradients are zero; the default has one.
+      Steps can be differentiated; signs and clipped values have a derivative of zero.
+      Adam and its variants, as ``memory_optimizer`` or base, need an ``eps_root``, or
+      derivatives are NaN where evidence or gradients are zero; the default has one.
 
     .. warning::
-      The kernels must cover what arrives: directions outside read the outermost rate
-      and teach nothing. ``optax.clip`` in front keeps gradients inside. Behind
-      ``optax.sgd(1e-3)`` directions are 1000 times smaller, and so the kernels must be.
+      The kernels must cover the directions: those outside read the outermost rate and
+      give no evidence. ``optax.clip`` in front keeps gradients inside. After
+      ``optax.sgd(1e-3)`` directions are 1000 times smaller, and kernels must be too.
       A rate at its upper bound calls for a smaller step of ``memory_optimizer``.
 
     References:
