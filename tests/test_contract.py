@@ -317,7 +317,10 @@ def test_donated_steps(typical):
     assert_close((params, state), walk(typical, make_params(), 3))
 
 
-def test_a_donated_step_leaves_the_callers_gradient_alive(typical):
+@pytest.mark.parametrize("name", ["memory_sgd", "link", "behind adam, grad="])
+def test_a_donated_step_leaves_the_callers_gradient_alive(name):
+    """Where a direction, or what it is compared with, may be the gradient itself."""
+    typical = ROWS[name]
     optimizer, grads = usual(typical).optimizer, make_params()
     extra = {"grad": grads} if typical.raw else {}
     _, state = optimizer.update(grads, optimizer.init(grads), grads, **extra)  # no jit

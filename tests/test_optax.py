@@ -53,7 +53,8 @@ class Row(NamedTuple):
     name: str
     arguments: dict[str, Any] = {}  # noqa: RUF012
     wrapper: str = "bare"
-    # Where it is at the end of the valley, over the start: 0 if at the goal.
+    # Where it is at the end of the valley, over the start: 0 if at the goal, infinite
+    # where the valley says nothing.
     valley: float = 0.0
     # What `learn_rates` goes around.
     base: str | None = None
@@ -138,13 +139,24 @@ def bowl(dtype):
     return start, goal, lambda x: jnp.sum((x - goal) ** 2)
 
 
+def targets(name, row):
+    """Return what a row is to get down: who is through the valley needs no parabola.
+
+    But for optimizers that everybody uses, and those that treat matrices in their way.
+    """
+    chosen = [] if row.valley == np.inf else [valley]
+    if row.base in ("muon", "adafactor"):
+        return [*chosen, bowl]
+    return [*chosen, parabola] if row.valley > 0 or name in COMPLEX else chosen
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "dtype"),
     [
         (name, target, dtype)
         for name, row in ROWS.items()
-        for target in ([bowl, valley] if row.base else [parabola, valley])
+        for target in targets(name, row)
         for dtype in (["float32", "complex64"] if name in COMPLEX else ["float32"])
     ],
 )
@@ -173,7 +185,7 @@ def test_convergence(name, target, dtype):
     ends = jax.jit(lambda starts: jax.lax.map(run, starts))(starts)
     heights = np.median([height(end) for end in ends])
     if target is valley and row.valley > 0:
-        assert row.valley == np.inf or heights < row.valley * height(start)
+        assert heights < row.valley * height(start)
         return
     far = np.abs(np.asarray(ends - goal[None])) / (1 + np.abs(np.asarray(goal)))
     assert np.median(far.max(axis=-1)) <= 3e-2
