@@ -131,7 +131,7 @@ def update_if(
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for eqn in program.eqns:
-        # JAX up to 0.9 returns (functions, options), later versions only options.
+        # JAX up to 0.9.0 returns (functions, options), later versions only options.
         bound = eqn.primitive.get_bind_params(eqn.params)
         functions, options = bound if isinstance(bound, tuple) else ((), bound)
         with eqn.ctx.manager:

@@ -10,6 +10,7 @@ import pytest
 
 from metalr_optax import (
     Memory,
+    agreement_steps,
     average_weights,
     learn_rates,
     linspace_kernels,
@@ -17,6 +18,8 @@ from metalr_optax import (
     memory_sgd,
     paper_adam,
     paper_sgd,
+    raw_product,
+    scale_by_memory,
 )
 
 KERNELS = linspace_kernels(2.0, 4)
@@ -31,6 +34,20 @@ MAKERS: Any = {
         lambda m, i: optax.chain(
             learn_rates(optax.adamw(1.0, eps_root=1e-18), m, initial=i),
             average_weights(),
+        ),
+        4,
+    ),
+    "growing": (
+        lambda m, i: optax.chain(
+            scale_by_memory(
+                i,
+                memory_optimizer=agreement_steps(),
+                signal=raw_product,
+                capacity=5,
+                learned_widths=True,
+                linear=True,
+            ),
+            optax.scale(-m),
         ),
         4,
     ),
