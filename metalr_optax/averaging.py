@@ -168,7 +168,8 @@ def averaged_weights(state: Any, params: optax.Params) -> optax.Params:
 
 
 def _has_average(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    # A model of Equinox may have functions among its leaves.
+    return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
 
 
 def _start(leaf: Any) -> Any:

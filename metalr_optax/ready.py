@@ -279,6 +279,8 @@ def _check_base(base: optax.GradientTransformation, params: Any) -> None:
         state = base.init(ones)
         found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
         hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
+        if AverageWeightsState.__name__ in found:
+            hint = "chain(learn_rates(...), average_weights()) averages behind it"
         allowed = "leave rates and weights to learn_rates"
         checks.require(not found, "base_optimizer", allowed, found, hint)
         try:

@@ -13,6 +13,7 @@ import pytest
 from metalr_optax import (
     Memory,
     agreement_steps,
+    average_weights,
     get_memory,
     learn_rates,
     linspace_kernels,
@@ -134,6 +135,10 @@ def initialised(base, is_traced):
             r"rates and weights .*ScheduleFreeState.* schedule_free goes around",
         ),
         (optax.lbfgs(), r"leave rates .*got \['ScaleByZoomLinesearchState'\]"),
+        (
+            optax.chain(optax.sgd(1.0), average_weights()),
+            r"got \['AverageWeightsState'\]; chain\(learn_rates.* averages behind it",
+        ),
         (
             optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
             "leave rates .*BacktrackingLinesearchState",

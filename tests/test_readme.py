@@ -248,8 +248,8 @@ def test_the_readme_promises_of_a_transfer_what_was_measured():
         for found in rows.by_problem(rows.RESULTS / "transfer.csv.gz").values()
     ]
     assert in_readme(
-        f"takes a larger one to its target in {' and '.join(ratios)} of a fresh "
-        "memory's steps"
+        f"Two larger networks then need {' and '.join(ratios)} of a fresh memory's "
+        "steps to the target"
     ) == [True]
 
 

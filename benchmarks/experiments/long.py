@@ -38,7 +38,8 @@ def falling(horizon: int, rate: Any = 1.0) -> optax.Schedule:
 
 def cosine(horizon: int, rate: Any) -> optax.Schedule:
     """Return a rate that warms up for a twentieth of a run and falls to zero."""
-    return optax.warmup_cosine_decay_schedule(0.0, rate, horizon // 20, horizon)
+    factor = optax.warmup_cosine_decay_schedule(0.0, 1.0, horizon // 20, horizon)
+    return lambda count: rate * factor(count)
 
 
 def average(method: Method) -> Method:
