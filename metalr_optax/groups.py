@@ -53,7 +53,7 @@ def fan_ins(tree: Any, labels: Sequence[Label]) -> np.ndarray:
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in unique(labels)}
     for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
         for name in names_in(label):
-            shapes[name].append(leaf.shape[not isinstance(label, str) :])
+            shapes[name].append(leaf.shape)  # slices are as many in both
     return np.array([_fan_in(pair) for pair in shapes.values()], np.float64)
 
 
