@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from metalr_optax.checks import describe, is_concrete, require
+from metalr_optax.checks import describe, is_concrete, nodes_of, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
 from metalr_optax.memory import MARKS, Kernels, Memory, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
@@ -83,6 +84,15 @@ def adapt_memory(
     schedule, and its evidence is zero. Otherwise schedules are copied, and evidence
     moves to the nearest new centres, or evenly to all if the rates are one mean.
 
+    Steps of Adam are as large in every coordinate, so what they change in the output of
+    a unit grows with its inputs :math:`n` (``fan_in`` of a memory). Where a state has
+    Adam for all of its tensors, and both are known,
+
+    .. math:: v \leftarrow v \cdot \min(1, n_\mathrm{memory} / n_\mathrm{state})
+
+    comes first. Rates are never raised by this: they climb by themselves. The rates of
+    other optimizers are as they were.
+
     Args:
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
       opt_state: state whose labels and kernels are meant, such as a fresh one.
@@ -109,13 +119,19 @@ def adapt_memory(
       >>> [float(x.rates[0]) for x in get_memory(state).values()]
       [0.25, 0.25, 0.25, 0.25, 0.25]
 
+    References:
+      Yang et al., `Tensor Programs V: Tuning Large Neural Networks via Zero-Shot
+      Hyperparameter Transfer <https://arxiv.org/abs/2203.03466>`_, 2022.
+
     .. seealso:: :func:`match_labels`, :func:`set_memory`.
     """
     check_memories(memory)
-    targets, growing = get_memory(opt_state), set()
+    targets, growing, of_adam = get_memory(opt_state), set(), set()
     for state, labels in memory_states(opt_state):
         if state.memory.disagreement is not None:
             growing.update(labels)
+        if _steps_like_adam(state.base_state):
+            of_adam.update(labels)
     for label, source in memory.items():
         check_memory(f"memory[{label!r}]", source)
     has_values = all(map(is_concrete, jax.tree.leaves((dict(memory), targets))))
@@ -137,10 +153,13 @@ def adapt_memory(
     adapted = {}
     for label, target in targets.items():
         source = mapping[label]
+        sources = list(memory.values()) if source is None else [memory[source]]
+        if label in of_adam:
+            sources = [_scaled(other, target) for other in sources]
         if source is None:
-            new = _pooled([_resampled(other, target) for other in memory.values()])
+            new = _pooled([_resampled(other, target) for other in sources])
         else:
-            new = _resampled(memory[source], target, label in growing)
+            new = _resampled(sources[0], target, label in growing)
         new = padded(new, len(target.rates))
         adapted[label] = jax.tree.map(
             lambda array, old: np.asarray(array, old.dtype), new, target
@@ -179,6 +198,21 @@ def _role(label: str) -> str:
     parts = label.lower().split("/")
     name = "/".join(part for part in parts if not part.isdecimal())
     return next((role for role, text in _ROLES if re.search(text, name)), "kernel")
+
+
+def _steps_like_adam(base_state: Any) -> bool:
+    """Return whether Adam gives all directions: not where it has a part of the tree."""
+    found = nodes_of(base_state, optax.ScaleByAdamState)
+    of_chains = jax.tree_util.SequenceKey
+    return any(all(isinstance(x, of_chains) for x in path) for path, _ in found)
+
+
+def _scaled(memory: Memory, target: Memory) -> Memory:
+    """Return a memory with lower rates where the fan-in of a target is known larger."""
+    if not memory.fan_in or not target.fan_in:
+        return memory
+    ratio = min(1.0, float(memory.fan_in) / float(target.fan_in))
+    return memory._replace(rates=np.asarray(memory.rates, np.float64) * ratio)
 
 
 def _resampled(memory: Memory, target: Memory, grows: bool = False) -> Memory:

@@ -3,8 +3,9 @@
 A file is in the `safetensors <https://github.com/huggingface/safetensors>`_ format,
 which every tool of that format shows: arrays ``{label}/centers``, ``{label}/widths``,
 ``{label}/rates`` and, where known, ``{label}/counts`` (the evidence weight),
-``{label}/relative`` (whether kernel inputs are rms-normalised) and, in version 2,
-``{label}/schedule``, ``{label}/slopes`` and ``{label}/history`` (true); strings
+``{label}/relative`` (whether kernel inputs are rms-normalised), in version 2
+``{label}/schedule``, ``{label}/slopes`` and ``{label}/history`` (true), and in version
+3 ``{label}/fan_in`` (inputs of each unit of the layer); strings
 ``format_version``, ``library_version``, ``sha256`` and those of the user. The digest is
 that of the whole file with zeros in its place. Nothing in a file is ever run.
 """
@@ -27,8 +28,8 @@ from metalr_optax.memory import Kernels, Memory
 from metalr_optax.memory_checks import check_memories, check_memory
 
 # Version 1, which older releases read, has none of the later fields, and all of its
-# local models are in use (a width of 0 is not).
-_FORMAT_VERSIONS = ("1", "2")
+# local models are in use (a width of 0 is not). Version 2 has no fan_in.
+_FORMAT_VERSIONS = ("1", "2", "3")
 _LARGEST_FILE = 2**30
 _NO_DIGEST = "0" * 64
 _RESERVED = ("format_version", "library_version", "sha256")
@@ -36,7 +37,7 @@ _RESERVED = ("format_version", "library_version", "sha256")
 _BOOLS = ("relative", "history")
 _LATER = ("/schedule", "/slopes", "/history")
 _FIELDS = ("centers", "widths", "rates", "counts", "relative")
-_FIELDS += ("schedule", "slopes", "history")
+_FIELDS += ("schedule", "slopes", "history", "fan_in")
 
 Path = str | os.PathLike[str]
 
@@ -153,7 +154,8 @@ def _pack(memory: Mapping[str, Memory], metadata: Mapping[str, str]) -> bytes:
         name.endswith(_LATER) or (name.endswith("/widths") and not array.all())
         for name, array in arrays.items()
     )
-    version = _FORMAT_VERSIONS[is_later]
+    has_fan_in = any(name.endswith("/fan_in") for name in arrays)
+    version = "3" if has_fan_in else _FORMAT_VERSIONS[is_later]
     strings = strings | {"format_version": version, "library_version": __version__}
     blank = safetensors.numpy.save(arrays, strings | {"sha256": _NO_DIGEST})
     digest = hashlib.sha256(blank).hexdigest()

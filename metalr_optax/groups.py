@@ -1,11 +1,13 @@
 """Which tensors share a memory, and its label."""
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metalr_optax.checks import name_of, require
 
@@ -42,6 +44,19 @@ def names_in(label: Label) -> Sequence[str]:
     return [label] if isinstance(label, str) else label
 
 
+def fan_ins(tree: Any, labels: Sequence[Label]) -> np.ndarray:
+    """Return the inputs of each unit of the layer of a memory, [L] in order of rows.
+
+    They are the size of its weights over that of its bias, in whichever order
+    frameworks keep the axes; 0 where a memory is not of such a pair.
+    """
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in unique(labels)}
+    for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
+        for name in names_in(label):
+            shapes[name].append(leaf.shape)  # slices are as many in both
+    return np.array([_fan_in(pair) for pair in shapes.values()], np.float64)
+
+
 def memory_dtype(params: Any) -> Any:
     """Return the dtype of all memories: float32, or wider with the widest leaf.
 
@@ -69,6 +84,15 @@ def memory_dtype(params: Any) -> Any:
         if jnp.finfo(found).bits > jnp.finfo(dtype).bits:
             dtype = found
     return dtype
+
+
+def _fan_in(shapes: Sequence[tuple[int, ...]]) -> float:
+    """Return the fan-in of two tensors that are weights and a bias, or 0."""
+    if len(shapes) != 2:
+        return 0
+    bias, weights = sorted(shapes, key=len)
+    units = math.prod(bias) if 0 < len(bias) < len(weights) else 0
+    return math.prod(weights) / units if units else 0
 
 
 def _checked(label: Any, path: tuple[Any, ...], leaf: Any) -> Label:

@@ -11,7 +11,7 @@ import optax
 from metalr_optax import checks, memory_checks
 from metalr_optax import evidence as by_tensor
 from metalr_optax.evidence import Evidence
-from metalr_optax.groups import GroupBy, labels_of, memory_dtype, unique
+from metalr_optax.groups import GroupBy, fan_ins, labels_of, memory_dtype, unique
 from metalr_optax.local_models import LocalModels
 from metalr_optax.memory import Memory, mean_rate
 from metalr_optax.orientation import find_orientation
@@ -38,7 +38,7 @@ class ScaleByMemoryState(NamedTuple):
         it, 0 until that is determined; None for a base that always points along it.
       rule_state: of the rule that steps the rates.
       base_state: of the base optimizer.
-      info: [6, L], a packed ``Info`` for logs.
+      info: [7, L], a packed ``Info`` for logs and transfers.
     """
 
     memory: StackedMemory
@@ -117,7 +117,7 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
         rule_state=learner.rule.init(memory, lambda: by_tensor.sizes_of(pieces, dtype)),
         base_state=learner.base.init(params),
-        info=first_info(memory),
+        info=first_info(memory, fan_ins(params, labels)),
     )
 
 
@@ -195,5 +195,6 @@ def _new_info(
             out_of_range_fraction=evidence.outside,
             start=old.start,
             highest=jnp.maximum(old.highest, means),
+            fan_in=old.fan_in,
         )
     )

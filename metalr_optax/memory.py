@@ -70,6 +70,10 @@ class Memory(NamedTuple):
         a width; None for zeros. ``memory._replace(slopes=None)`` leaves them out.
       history: [], True where kernels see the history of a coordinate; None where they
         see its direction.
+      fan_in: [], inputs of each unit of the layer, by which ``adapt_memory`` scales the
+        rates of Adam: the size of the weights over that of the bias. 0 where a memory
+        is not of such a pair, None if unknown; ``memory._replace(fan_in=None)`` leaves
+        it out.
 
     Examples:
       >>> import numpy as np
@@ -87,6 +91,7 @@ class Memory(NamedTuple):
     schedule: Any = None
     slopes: Any = None
     history: Any = None
+    fan_in: Any = None
 
     def __repr__(self) -> str:
         """Return the rates, and the learned schedule as rates by step."""

@@ -62,6 +62,7 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
         ("evidence_weight", shape, 0.0, 1e308),
         ("schedule", MARKS.shape, -171.0, 171.0),  # log of a ratio of POSITIVE rates
         ("slopes", shape, -0.45, 0.45),
+        ("fan_in", (), 0.0, 1e308),
     ):
         values = getattr(memory, field)
         if values is not None:

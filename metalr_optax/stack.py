@@ -46,7 +46,7 @@ class StackedMemory(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What logs need of L memories; a state packs it into one array [6, L].
+    """What logs need of L memories; a state packs it into one array [7, L].
 
     Attributes:
       agreement_fraction: [L], of the evidence of the last step that had any.
@@ -55,6 +55,8 @@ class Info(NamedTuple):
       out_of_range_fraction: [L], of the coordinates that the evidence is about.
       start: [L], mean rate at the start.
       highest: [L], highest mean rate so far.
+      fan_in: [L], inputs of each unit of a layer, 0 where unknown; here it costs a step
+        no array more.
     """
 
     agreement_fraction: Any
@@ -63,6 +65,7 @@ class Info(NamedTuple):
     out_of_range_fraction: Any
     start: Any
     highest: Any
+    fan_in: Any
 
 
 def stack_memories(
@@ -96,11 +99,12 @@ def stack_memories(
     )
 
 
-def first_info(memory: StackedMemory) -> jax.Array:
+def first_info(memory: StackedMemory, fan_in: Any) -> jax.Array:
     """Return what logs say before the first step."""
     start = mean_rate(memory.rates, memory.evidence_weight)
     zero = jnp.zeros_like(start)
-    return jnp.stack([zero + 0.5, zero, zero, zero, start, start], axis=-2)
+    fan_in = jnp.asarray(fan_in, zero.dtype)
+    return jnp.stack([zero + 0.5, zero, zero, zero, start, start, fan_in], axis=-2)
 
 
 def unpack_info(array: jax.Array) -> Info:
@@ -108,7 +112,7 @@ def unpack_info(array: jax.Array) -> Info:
     return Info(*jnp.unstack(array, axis=-2))
 
 
-def memory_at(stack: StackedMemory, row: int) -> Memory:
+def memory_at(stack: StackedMemory, info: jax.Array, row: int) -> Memory:
     """Return a copy of the memory in a row; unused local models come last."""
     array: Any = stack.kernels[..., row, :, :]
     rates, weight = stack.rates[..., row, :], stack.evidence_weight[..., row, :]
@@ -135,4 +139,5 @@ def memory_at(stack: StackedMemory, row: int) -> Memory:
         schedule=copies[4],
         slopes=copies[5],
         history=jnp.ones(batch, bool) if is_history else None,
+        fan_in=info[..., Info._fields.index("fan_in"), row],
     )

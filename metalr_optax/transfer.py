@@ -43,7 +43,7 @@ def get_memory(opt_state: Any) -> dict[str, Memory]:
       (['dense'], (1,), 0.25)
     """
     return {
-        label: stack.memory_at(state.memory, row)
+        label: stack.memory_at(state.memory, state.info, row)
         for state, labels in memory_states(opt_state)
         for row, label in enumerate(labels)
     }
@@ -176,7 +176,7 @@ def _fill(
     if isinstance(rule_state, FollowState):
         restarted = jax.tree.map(jnp.zeros_like, rule_state.progress)
         rule_state = rule_state._replace(progress=restarted)
-    info = stack.first_info(new)
+    info = stack.first_info(new, stack.unpack_info(state.info).fan_in)
     return state._replace(memory=new, rule_state=rule_state, info=info)
 
 
@@ -195,7 +195,7 @@ def _fitting(label: str, memory: Memory, old: stack.StackedMemory) -> Memory:
     memory_checks.check_inputs(name, memory, old.inputs)
     memory_checks.check_slopes(name, memory, old.slopes is not None)
     # A vmapped state has a memory per member; flags may be the same for all of them.
-    arrays = memory._replace(rms_normalized=None, history=None)
+    arrays = memory._replace(rms_normalized=None, history=None, fan_in=None)
     for place in np.ndindex(*batch):
         member = jax.tree.map(lambda array, place=place: array[place], arrays)
         memory_checks.check_memory(name, member)

@@ -148,7 +148,7 @@ def scale_by_memory(
     Shapes: parameters are any pytree, masked and empty ones included. Rates are [M] per
     label, float32, or float64 with float64 parameters. The state costs one number per
     parameter (or per sampled coordinate) besides that of ``base_optimizer``, plus, per
-    memory, 4 M + 6 (20 more with ``progress``) and the state of ``memory_optimizer``.
+    memory, 4 M + 7 (20 more with ``progress``) and the state of ``memory_optimizer``.
     All memories have the same M, that of ``capacity`` if it is given.
 
     Labels: the path of the layer or tensor joined with ``/``, such as

@@ -39,7 +39,7 @@ from metalr_optax import (
 
 VERSION_1 = pathlib.Path(__file__).parent / "data" / "memory_v1.safetensors"
 PARAMS = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, "c": jnp.ones(2)}
-FIELDS = "centers", "widths", "rates", "counts", "relative", "schedule"
+FIELDS = "centers", "widths", "rates", "counts", "relative", "schedule", "fan_in"
 SGD = memory_sgd()
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -92,7 +92,7 @@ def test_what_was_learned_comes_back_and_goes_on(path, optimizer):
     metadata=st.dictionaries(STRINGS, STRINGS, max_size=3),
     double=st.booleans(),
     num=st.integers(1, 5),
-    known=st.booleans(),
+    known=st.sampled_from(["", "schedule", "fan_in"]),
 )
 def test_any_label_and_string_comes_back(
     tmp_path_factory, labels, metadata, double, num, known
@@ -102,9 +102,11 @@ def test_any_label_and_string_comes_back(
     kernels = Kernels(*(one.astype(dtype) for one in linspace_kernels(1.0, num)))
     rates = np.geomspace(1e-9, 10.0, num).astype(dtype)
     one = Memory(kernels, rates)
-    if known:
+    if known == "schedule":
         schedule = np.linspace(-9.0, 9.0, 20).astype(dtype)
         one = Memory(kernels, rates, rates, np.bool_(True), schedule)
+    if known == "fan_in":
+        one = one._replace(fan_in=dtype(64.0))
     memory = dict.fromkeys(labels, one)
     save_memory(path, memory, metadata=metadata)
     loaded = load_memory(path)
@@ -112,7 +114,8 @@ def test_any_label_and_string_comes_back(
     for label in labels:
         chex.assert_trees_all_equal(loaded[label], one)
         chex.assert_trees_all_equal_dtypes(loaded[label], one)
-    version = "2" if known else "1"  # what older releases can read
+    # What older releases can read.
+    version = {"": "1", "schedule": "2", "fan_in": "3"}[known]
     own = {"format_version": version, "library_version": metalr_optax.__version__}
     assert load_metadata(path) == metadata | own
 
@@ -129,7 +132,8 @@ def test_other_tools_can_look_inside(path):
     save_memory(path, memory, metadata={"task": "1 vs 2"})
     with safetensors.safe_open(path, framework="numpy") as file:
         assert file.metadata()["task"] == "1 vs 2"
-        assert file.metadata()["format_version"] == "2"
+        assert file.metadata()["format_version"] == "3"
+        assert file.get_tensor("a/fan_in") == 2.0
         np.testing.assert_array_equal(file.get_tensor("a/rates"), memory["a"].rates)
         assert set(file.keys()) == {
             f"{label}/{field}" for label in ("a", "c") for field in FIELDS
@@ -149,6 +153,18 @@ def test_a_file_of_version_1_stays_readable():
     assert second.evidence_weight is None
     assert second.rms_normalized is None
     assert second.rates.dtype == np.float64
+
+
+def test_a_file_of_version_2_stays_readable(path):
+    fields = {"schedule": np.full(20, 0.5, np.float32), "history": np.array(True)}
+    path.write_bytes(sign(hostile(**fields), version="2"))
+    memory = load_memory(path)["a"]
+    np.testing.assert_array_equal(memory.schedule, fields["schedule"])
+    assert memory.history
+    assert memory.fan_in is None
+    # And written as it was: an older release reads it.
+    save_memory(path, {"a": memory})
+    assert load_metadata(path)["format_version"] == "2"
 
 
 # Damage
@@ -304,6 +320,9 @@ def test_the_hostile_file_is_fine_but_for_its_change(path):
         ({"schedule": np.full(20, np.nan, np.float32)}, "schedule within"),
         ({"schedule": np.full(20, 200, np.float32)}, "schedule within"),
         ({"schedule": np.zeros(20)}, "float32 or float64"),
+        ({"fan_in": np.array(-1.0, np.float32)}, "fan_in within"),
+        ({"fan_in": np.array(np.inf, np.float32)}, "fan_in within"),
+        ({"fan_in": float32(4.0)}, r"fan_in within .* shape \(\)"),
         ({"code": np.zeros(1)}, "no memory has"),
     ],
 )
@@ -318,8 +337,8 @@ def test_what_no_memory_holds_is_refused(path, changes, match):
     ("data", "match"),
     [
         (
-            sign(hostile(), version="3"),
-            "format_version must .* got '3'; a newer release",
+            sign(hostile(), version="4"),
+            "format_version must .* got '4'; a newer release",
         ),
         (sign(hostile(), version="1" * 5000), "newer release"),
         (sign(hostile(), version="0"), "format_version must .* got '0'"),

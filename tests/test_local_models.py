@@ -615,7 +615,7 @@ def test_a_file_keeps_all_of_it(grown, tmp_path):
     memory = jax.tree.map(np.asarray, get_memory(grown))
     save_memory(tmp_path / "file", memory)
     chex.assert_trees_all_equal(load_memory(tmp_path / "file"), memory)
-    assert load_metadata(tmp_path / "file")["format_version"] == "2"
+    assert load_metadata(tmp_path / "file")["format_version"] == "3"
     # Older releases would refuse a width of 0.
     plain = {"a": Memory(Kernels(np.arange(2.0), np.array([1.0, 0.0])), np.ones(2))}
     save_memory(tmp_path / "other", plain)
