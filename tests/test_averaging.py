@@ -388,8 +388,8 @@ def test_steps_take_a_whole_module_of_equinox():
     """As those of `optax.adam` do, where gradients were filtered."""
     model = eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0))
     arrays = eqx.filter(model, eqx.is_inexact_array)
-    optimizer, grads = average_weights(), jax.tree.map(jnp.ones_like, arrays)
-    state = optimizer.init(arrays)
+    optimizer: Any = average_weights()
+    grads, state = jax.tree.map(jnp.ones_like, arrays), optimizer.init(arrays)
     _, found = optimizer.update(grads, state, model)
     _, expected = optimizer.update(grads, state, arrays)
     chex.assert_trees_all_equal(found, expected)
