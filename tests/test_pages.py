@@ -127,8 +127,15 @@ def test_comparisons_count_as_the_rows_do():
         f"does so beside Prodigy on {level('memory_adam, decay', 'prodigy, decay')}.",
     ]
     assert in_page("compared_with", *lines) == [True] * len(lines)
+    averaged = level("memory_adam, average", "adam, decay")
     first = f"or lower, on {level('memory_adam', 'adam')} long tasks"
-    assert in_page("results", first) == [True]
+    no_schedule = f"of Adam with the best of 20 decayed rates on {averaged}."
+    assert in_page("results", first, no_schedule) == [True, True]
+    below = (ends["memory_adam, average"] < ends["memory_adam"]).sum()
+    text = (
+        f"or lower, on {averaged}, and lower than the weights it averages on {below} of"
+    )
+    assert in_page("how_to/average", text) == [True]
 
 
 def test_the_pages_count_landscapes_as_the_results_do():

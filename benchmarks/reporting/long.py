@@ -180,7 +180,9 @@ def starts_table(rows: Frame, ours: str, rival: str) -> str:
     for rate in ALL_RATES:
         over = find_ratios(ends_of(rows, (rate,)), ours, rival, bare=True)
         ratios[f"{rate:g}"] = over
-    cells = ratios.map("{:.3g}".format).replace("nan", MISSING)
+    # What is over the smallest number is over an end of 0.
+    cells = ratios.mask(ratios < 1e-100, 0).map("{:.3g}".format)
+    cells = cells.replace("nan", MISSING)
     for text, bound in {"2 %": 1.02, "10 %": 1.1}.items():
         within, there = (ratios <= bound).sum(), ratios.count().map(" of {}".format)
         cells.loc[f"*within {text}, or lower*"] = within.map(str) + there
