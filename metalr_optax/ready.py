@@ -197,7 +197,7 @@ def learn_rates(
         initial, kernels, ByRelativeDirection(), rate_bounds
     )
     models = with_signal(models, raw_product)
-    rule = follow_schedule(distrust_limited(rule))
+    rule = follow_schedule(distrust_limited(rule) if clip_norm is None else rule)
     base = optax.chain(in_float32(base_optimizer), optax.scale(-1.0))
     parts = models, rule, base, memories, group_by, size
     learner = Learner(*parts, progress=True, finds_orientation=False)
