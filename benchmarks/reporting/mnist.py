@@ -52,7 +52,7 @@ def report(folder: pathlib.Path) -> dict[str, str]:
     rows = pd.read_csv(folder / "mnist.csv")
     draw_tasks(rows, folder / "mnist.png")
     paper = {f"{x}, paper": " | ".join(map(str, PAPER[x].values())) for x in PAPER}
-    return {**means(rows), **paper, "methods": methods_table(rows)}
+    return {**means(rows), **paper, "steps until 98 % on 1 vs 4": methods_table(rows)}
 
 
 def updates_to_goal(rows: Frame) -> Frame:
