@@ -6,7 +6,7 @@ from typing import Any
 import optax
 from optax import contrib
 
-from benchmarks.experiments.long import average, falling
+from benchmarks.experiments.long import endings, falling
 from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
@@ -33,28 +33,21 @@ _BASES: dict[str, tuple[Callable[..., Any], float, float]] = {
 }
 
 
-def variants(
-    name: str, make: Callable[..., Any], problem: Problem, space: Any
-) -> list[Method]:
-    """Return an optimizer at a constant rate, with a decay and with averaged weights.
+def both(
+    name: str, problem: Problem, make: Callable[..., Any], low: float, high: float
+) -> tuple[list[Method], list[Method]]:
+    """Return a base whose rate is tuned, and `learn_rates` around it as it comes."""
+    own = Method(name, make, {"rate": (low, high)}, USUAL)
 
-    Args:
-      name: of the optimizer.
-      make: (factor, rate) -> optimizer.
-      problem: whose length the decay has.
-      space: the rates that are tried; none for an optimizer that runs as it comes.
-    """
-    constant = Method(name, lambda rate: make(1.0, rate), space, USUAL)
-    factor = falling(problem.horizon)
-    decayed = constant._replace(
-        name=f"{name}, decay", make=lambda rate: make(factor, rate)
+    def learned(factor: Any, rate: Any) -> Any:
+        return learn_rates(make(1.0), factor, initial=rate)
+
+    ours = Method(f"memory, {name}", lambda rate: learned(1.0, rate), {}, USUAL)
+    horizon = problem.horizon
+    return (
+        endings(own, lambda rate: make(falling(horizon, rate))),
+        endings(ours, lambda rate: learned(falling(horizon), rate)),
     )
-    return [constant, decayed, average(constant)]
-
-
-def scaled(factor: Any, rate: Any) -> Any:
-    """Return a rate times a factor, which may be a schedule."""
-    return (lambda count: rate * factor(count)) if callable(factor) else rate * factor
 
 
 def add_arguments(parser: Parser) -> None:
@@ -68,23 +61,10 @@ def run(arguments: Arguments, say: Say) -> None:
     tell = counted(say, len(arguments.tasks) * len(_BASES))
     for task in arguments.tasks:
         problem = LONG[task]()
-        for name, (make, low, high) in _BASES.items():
-            own = variants(
-                name,
-                lambda factor, rate, make=make: make(scaled(factor, rate)),
-                problem,
-                {"rate": (low, high)},
-            )
+        for name, base in _BASES.items():
+            own, ours = both(name, problem, *base)
             for method in own:
                 tune(Trainer(problem, method, store), arguments.seeds, _TRIALS)
-            ours = variants(
-                f"memory, {name}",
-                lambda factor, rate, make=make: learn_rates(
-                    make(1.0), factor, initial=rate
-                ),
-                problem,
-                {},
-            )
             jobs = from_rates(bases.RATES, arguments.seeds)
             run_methods(problem, store, [(method, jobs) for method in ours])
             tell(f"{task}: {name}")

@@ -10,6 +10,7 @@ without a linear factor and with averaged weights; memory_adam without a factor 
 from 1e-6 and 1e-4.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -51,6 +52,12 @@ def average(method: Method) -> Method:
     )
 
 
+def endings(constant: Method, decayed: Callable[..., Any]) -> list[Method]:
+    """Return a method as it is, with a decay (rate -> optimizer), and averaged."""
+    decay = constant._replace(name=f"{constant.name}, decay", make=decayed)
+    return [constant, decay, average(constant)]
+
+
 def tuned_methods(problem: Problem) -> list[Method]:
     """Return the baselines whose rate is tuned, those of Adam first."""
     adam = METHODS["adam"]
@@ -60,12 +67,11 @@ def tuned_methods(problem: Problem) -> list[Method]:
     )
     methods = []
     for name in ("adam", "momentum"):
-        method = METHODS[name]
-        decayed = method._replace(
-            name=f"{name}, decay",
-            make=lambda rate, make=method.make: make(falling(problem.horizon, rate)),
+        make = METHODS[name].make
+        methods += endings(
+            METHODS[name],
+            lambda rate, make=make: make(falling(problem.horizon, rate)),
         )
-        methods += [method, decayed, average(method)]
     return [*methods, nadam]
 
 
@@ -85,11 +91,7 @@ def our_methods(problem: Problem) -> list[Method]:
     methods = []
     for name, make in _OURS.items():
         constant = Method(name, lambda rate, make=make: make(initial=rate), {}, USUAL)
-        decayed = constant._replace(
-            name=f"{name}, decay",
-            make=lambda rate, make=make: make(factor, initial=rate),
-        )
-        methods += [constant, decayed, average(constant)]
+        methods += endings(constant, lambda rate, make=make: make(factor, initial=rate))
     return methods
 
 
