@@ -34,6 +34,11 @@ class Evidence(NamedTuple):
       sums: further means that a family needs, [L, M] each, or None.
       multiplier: [], on all rates.
       was_limited: [], bool, whether the step was scaled down as an outlier.
+      direction_sizes: () -> [L], root mean squares of the last direction, without its
+        zeros.
+      contradicted: [L], bool, whether gradients have disagreed with the steps of this
+        run beyond chance.
+      carried: [L], bool, whether the memory comes from another run.
     """
 
     u: Any
@@ -44,6 +49,9 @@ class Evidence(NamedTuple):
     sums: Any = None
     multiplier: Any = None
     was_limited: Any = None
+    direction_sizes: Any = None
+    contradicted: Any = None
+    carried: Any = None
 
 
 class Piece(NamedTuple):
@@ -171,7 +179,10 @@ def collect(
         if piece.rows.ndim == 0:
             part = jax.tree.map(lambda array: array[None], part)
         parts.append(part)
-    return jax.tree.map(functools.partial(_mean, pieces), *parts)
+    means: Evidence = jax.tree.map(functools.partial(_mean, pieces), *parts)
+    return means._replace(
+        direction_sizes=lambda: _direction_sizes(pieces, last, means.u.dtype)
+    )
 
 
 def no_histories(base_state: Any) -> Iterable[None]:
@@ -226,6 +237,22 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     least = NEXT_TO_ZERO**2
     means = jnp.where(means > least, means, mean_of_tree)
     return jnp.sqrt(jnp.maximum(means, least))
+
+
+def _direction_sizes(
+    pieces: Sequence[Piece], last: Sequence[jax.Array], dtype: Any
+) -> jax.Array:
+    """Return root mean squares [L] of what is not 0 in directions, or 0."""
+    columns = []
+    for piece, direction in zip(pieces, last, strict=True):
+        axes = tuple(range(piece.rows.ndim, direction.ndim))
+        values = jnp.where(jnp.isfinite(direction), direction, 0).astype(dtype)
+        pair = values * values, (values != 0).astype(dtype)
+        sums = jnp.stack([jnp.sum(x, axis=axes) for x in pair], -1)
+        number = max(direction.size // max(len(piece.places), 1), 1)
+        columns.append(sums.reshape(-1, 2) / number)
+    squares, used = jnp.unstack(_mean(pieces, *columns), axis=-1)
+    return jnp.sqrt(squares / jnp.where(used > 0, used, 1))
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:

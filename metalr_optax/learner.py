@@ -10,12 +10,13 @@ import optax
 
 from metalr_optax import checks, memory_checks
 from metalr_optax import evidence as by_tensor
+from metalr_optax.bases import response
 from metalr_optax.evidence import Evidence
 from metalr_optax.groups import GroupBy, fan_ins, labels_of, memory_dtype, unique
 from metalr_optax.local_models import LocalModels
 from metalr_optax.memory import Memory, mean_rate
 from metalr_optax.orientation import find_orientation
-from metalr_optax.rules import Rule
+from metalr_optax.rules import Rule, Sizes
 from metalr_optax.signals import Signal, sign_agreement
 from metalr_optax.stack import Info, StackedMemory, first_info
 
@@ -108,6 +109,10 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
     }
     size = learner.evidence_sample
     pieces = by_tensor.whole_tensors(params, labels, rows)
+    sizes = Sizes(
+        weights=lambda: by_tensor.sizes_of(pieces, dtype),
+        response=lambda: response(learner.base, params),
+    )
     return ScaleByMemoryState(
         memory=memory,
         # `optax.tree.map_params` initialises with a tree without leaves and takes the
@@ -115,7 +120,7 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         rows=rows or jnp.zeros(0, jnp.int32),
         last_direction=by_tensor.keep_zeros(pieces, size, params, dtype),
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
-        rule_state=learner.rule.init(memory, lambda: by_tensor.sizes_of(pieces, dtype)),
+        rule_state=learner.rule.init(memory, sizes),
         base_state=learner.base.init(params),
         info=first_info(memory, fan_ins(params, labels)),
     )

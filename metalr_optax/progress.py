@@ -19,8 +19,10 @@ from metalr_optax.stack import StackedMemory
 
 # A multiplier below this fraction of its highest value decays.
 _DECAYED = 0.9
-# A rate has settled once its logarithm has fallen by this much from its highest.
-_SETTLED = 0.1
+# Gradients contradict a rate once the sum of their agreement, counted from its last
+# highest, is this many standard deviations below 0: noise gets there in one of some
+# thousand runs.
+_CONTRADICTED = 4.0
 
 
 class FollowState(NamedTuple):
@@ -29,12 +31,14 @@ class FollowState(NamedTuple):
     Attributes:
       rule_state: of the rule.
       progress: [], int32, steps since the memories were set.
-      highest_multiplier: [L], since a memory settled; 0 before.
+      disagreement: [3, L], the sum of agreement in [-1, 1] since it was last 0, never
+        above 0; that of its squares; and the highest multiplier since gradients
+        contradicted a rate, 0 before.
     """
 
     rule_state: Any
     progress: jax.Array
-    highest_multiplier: jax.Array
+    disagreement: jax.Array
 
 
 def follow_schedule(rule: Rule) -> Rule:
@@ -42,18 +46,27 @@ def follow_schedule(rule: Rule) -> Rule:
 
     A memory freezes while the multiplier is below 0.9 of its highest value: otherwise
     adaptation would compensate for the decay, or noise would lower the rate as well.
-    The highest value is that since the rate of the memory settled: before that, the
-    memory adapts whatever the multiplier does.
+    The highest value is that since gradients first contradicted the rate: before that,
+    the memory adapts whatever the multiplier does.
     """
 
     def init(memory: StackedMemory, sizes: Sizes) -> FollowState:
-        zeros = jnp.zeros_like(memory.rates[:, 0])
+        zeros = jnp.zeros((3, len(memory.rates)), memory.rates.dtype)
         state = rule.init(memory, sizes)
         return FollowState(state, jnp.zeros([], jnp.int32), zeros)
 
     def update(evidence: Evidence, state: FollowState, memory: StackedMemory) -> Any:
-        multiplier = jnp.asarray(evidence.multiplier, memory.rates.dtype)
-        holds = multiplier < _DECAYED * state.highest_multiplier
+        dtype = memory.rates.dtype
+        multiplier = jnp.asarray(evidence.multiplier, dtype)
+        highest = state.disagreement[2]
+        holds = multiplier < _DECAYED * highest
+        disagreement = _disagreement(evidence, state.disagreement, multiplier)
+        evidence = evidence._replace(
+            contradicted=disagreement[2] > 0,
+            # A memory of this run has evidence from at most all of its steps.
+            carried=jnp.sum(memory.evidence_weight, -1)
+            > state.progress.astype(dtype) + 0.5,
+        )
         step = jnp.where(holds, 0, step_along(memory.schedule, state.progress))
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         low, high = rule.bounds(rule_state, step.dtype)
@@ -66,15 +79,26 @@ def follow_schedule(rule: Rule) -> Rule:
         weight = memory.evidence_weight
         change = jnp.log(mean_rate(rates, weight) / mean_rate(memory.rates, weight))
         schedule = record(memory.schedule, state.progress, step, change)
-        # The first local model of progress keeps the highest rate of the run.
-        settled = (state.highest_multiplier > 0) | (schedule[:, 0] > _SETTLED)
-        highest = jnp.maximum(state.highest_multiplier, multiplier)
-        highest = jnp.where(settled, highest, 0)
         progress: Any = optax.safe_increment(state.progress)
-        state = FollowState(rule_state, progress, highest)
+        state = FollowState(rule_state, progress, disagreement)
         return new._replace(rates=rates, schedule=schedule), state
 
     return Rule(init, update, lambda s, dtype: rule.bounds(s.rule_state, dtype))
+
+
+def _disagreement(
+    evidence: Evidence, state: jax.Array, multiplier: jax.Array
+) -> jax.Array:
+    """Return the test [3, L] of whether gradients contradict rates, after a step."""
+    total, squares, highest = jnp.unstack(state)
+    usable = (evidence.counting > 0) & jnp.isfinite(evidence.counting)
+    ratio = evidence.agreeing / jnp.where(usable, evidence.counting, 1)
+    ratio = jnp.where(usable, ratio, 0)
+    total = jnp.minimum(total + ratio, 0)
+    squares = jnp.where(total < 0, squares + ratio * ratio, 0)
+    is_found = (highest > 0) | (total * total > _CONTRADICTED**2 * squares)
+    highest = jnp.where(is_found, jnp.maximum(highest, multiplier), 0)
+    return jnp.stack([total, squares, highest])
 
 
 def step_along(schedule: jax.Array, progress: jax.Array) -> jax.Array:

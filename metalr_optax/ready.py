@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from metalr_optax import checks
-from metalr_optax.averaging import AverageWeightsState
+from metalr_optax.bases import UnitSteps, check_base
 from metalr_optax.checks import check_number
 from metalr_optax.evidence import by_row, in_float32, whole_tensors
 from metalr_optax.groups import GroupBy, labels_of
@@ -23,9 +23,11 @@ from metalr_optax.progress import follow_schedule
 from metalr_optax.rules import (
     SMALLEST_ROOT,
     agreement_steps,
+    aim_below_zero,
     cap,
     distrust_limited,
     from_optax,
+    rise_to_usual,
 )
 from metalr_optax.signals import raw_product
 from metalr_optax.stack import ByRelativeDirection
@@ -39,18 +41,7 @@ _KERNELS = linspace_kernels(1.0, num=1)
 _LARGEST_START_OF_ADAM = 0.01
 
 # At most this many coordinates of a tensor give evidence.
-_SAMPLE = 2**10
-
-# A base whose first step for a gradient of 1 is smaller than this has a rate inside.
-_RATE_INSIDE = 0.05
-
-# States of optimizers that choose their own rate or weights: none can be a base.
-_NO_BASES = (
-    AverageWeightsState,
-    optax.contrib.ScheduleFreeState,
-    optax.ScaleByBacktrackingLinesearchState,
-    optax.ScaleByZoomLinesearchState,
-)
+_SAMPLE = 2**12
 
 Mask = Any | Callable[[optax.Params], Any]
 
@@ -94,9 +85,13 @@ def learn_rates(
     The rates :math:`\eta` are those of :func:`scale_by_memory`; :math:`\bar\eta` is the
     mean rate of a memory, weighted by evidence. Rates climb from ``initial`` to the
     largest stable ones within some tens of steps, and fall when gradients begin to
-    contradict each other. The evidence about a step is the gradient of the next step
-    times the direction (:func:`raw_product`); :func:`agreement_steps` turns it into new
-    rates. A run leaves a learned schedule, which the next run follows (``progress`` of
+    contradict each other. Until then a rate below a usual one,
+    :math:`0.005 \sqrt{\mathrm{rms}(x)}` over the size of the steps of the base, also
+    rises to that by two per cent a step: gradients of rows that are rarely touched say
+    nothing about the last step. Memories from another run do not.
+
+    The evidence about a step is the gradient of the next step times the direction
+    (:func:`raw_product`); :func:`agreement_steps` turns it into new rates. A run leaves a learned schedule, which the next run follows (``progress`` of
     :func:`scale_by_memory`).
 
     A step whose gradient is not finite, or more than 1e18 times as large as usual, is
@@ -114,12 +109,15 @@ def learn_rates(
         Adaptation cancels a schedule inside: pass schedules as ``learning_rate``.
         Weight decay inside becomes part of the direction and of the evidence. A smaller
         rate inside only slows the start, and ``init`` warns.
-      learning_rate: multiplier on all learned rates, a number or a schedule. Once the
-        rate of a memory has fallen by a tenth from its highest, it freezes while the
-        multiplier is below 0.9 of its highest value since then, so that adaptation
-        cannot cancel your decay. Before that, it adapts whatever the multiplier does.
-        To finish a run, use ``optax.linear_schedule(1.0, 0.0, steps)``. A multiplier
-        that never reaches 0.05 warns, because it was probably meant as ``initial``.
+      learning_rate: multiplier on all learned rates, a number or a schedule. Once
+        gradients have contradicted the rate of a memory (their agreement has fallen
+        four standard deviations of chance below 0), it freezes while the multiplier is
+        below 0.9 of its highest value since then, so that adaptation cannot cancel your
+        decay. Before that, it adapts whatever the multiplier does. Under a schedule, or
+        an array, rates aim higher: at an agreement of -0.2 once contradicted, at twice
+        the usual rate before. To finish a run, use ``optax.linear_schedule(1.0, 0.0,
+        steps)``. A multiplier that never reaches 0.05 warns, because it was probably
+        meant as ``initial``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.
       kernels: kernels of the local models, in units of the root mean square of a
@@ -138,12 +136,16 @@ def learn_rates(
       group_by: which tensors share a memory, see :func:`scale_by_memory`.
       rate_bounds: smallest and largest rate a memory may hold.
       largest_step: ceiling above which no rate is raised, as a multiple of the root
-        mean square of the memory's parameters at ``init``; None for no ceiling.
-        Gradients that agree do not show that a step has become too large for the layer.
-        Layers with an RMS of at most 1e-3 (biases, a LayerScale of 1e-6) use the RMS of
-        the whole tree; if that is as small, they have no ceiling.
+        mean square of the memory's parameters at ``init``, over the size of the steps
+        of the base; None for no ceiling and no usual rate. Gradients that agree do not
+        show that a step has become too large for the layer. Layers with an RMS of at
+        most 1e-3 (biases, a LayerScale of 1e-6) use the RMS of the whole tree; if that
+        is as small, they have no ceiling. The size is 1 for bases that average
+        gradients of changing sign, as Adam does; up to 10 for those that do not, as
+        Lion and Muon; and for those that gradients scale, as SGD, 4 times the RMS of
+        their directions, averaged over some twenty steps.
       evidence_sample: coordinates of a large tensor that give evidence, see
-        :func:`scale_by_memory`; default 1,024. To use all coordinates, pass the size of
+        :func:`scale_by_memory`; default 4,096. To use all coordinates, pass the size of
         the largest tensor.
 
     Returns:
@@ -186,9 +188,15 @@ def learn_rates(
     check_number("weight_decay", weight_decay, closed=True)
     checks.check_mask(mask)
     rule = from_optax(memory_optimizer or agreement_steps(), rate_bounds)
+    # What is injected or traced may decay too.
+    may_decay = callable(learning_rate) or isinstance(learning_rate, jax.Array)
     if largest_step is not None:
         check_number("largest_step", largest_step)
-        rule = cap(rule, largest_step)
+        is_relative = not isinstance(base_optimizer, UnitSteps)
+        # Rates that decay have half of their value on average.
+        factor = 2.0 if may_decay else 1.0
+        rule = rise_to_usual(cap(rule, largest_step, is_relative), factor)
+    rule = aim_below_zero(rule) if may_decay else rule
     if kernels is None and not isinstance(initial, Memory | Mapping):
         kernels = _KERNELS
     size = _SAMPLE if evidence_sample is None else evidence_sample
@@ -219,7 +227,7 @@ def _descent(
     def init(params: optax.Params) -> LearnRatesState:
         state = start(learner, params)
         checks.warn_of_rate(learning_rate)
-        _check_base(base_optimizer, params)
+        check_base(base_optimizer, params)
         count = jnp.zeros([], jnp.int32) if callable(learning_rate) else None
         return LearnRatesState(state, count)
 
@@ -267,43 +275,6 @@ def _at_mean_rate(means: jax.Array, row: jax.Array, weights: jax.Array) -> jax.A
     return at(means, row) * weights.astype(means.dtype)
 
 
-def _check_base(base: optax.GradientTransformation, params: Any) -> None:
-    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside it.
-
-    The base takes a step for a gradient of ones, with one number for each tensor.
-    """
-    with jax.ensure_compile_time_eval():
-        ones = jax.tree.map(
-            lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
-        )
-        state = base.init(ones)
-        found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
-        hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
-        if AverageWeightsState.__name__ in found:
-            hint = "chain(learn_rates(...), average_weights()) averages behind it"
-        allowed = "leave rates and weights to learn_rates"
-        checks.require(not found, "base_optimizer", allowed, found, hint)
-        try:
-            updates, _ = optax.with_extra_args_support(base).update(ones, state, ones)
-        except TypeError:
-            return  # It needs extra arguments, which only a real step has.
-        steps = [jnp.mean(leaf) for leaf in jax.tree.leaves(updates)]
-    if not all(map(checks.is_concrete, steps)):
-        return
-    least, most = min(map(float, steps), default=0.0), max(map(float, steps), default=0)
-    hint = "for example optax.chain(optax.scale_by_adam(), optax.scale(-1.0))"
-    ascends = most > 0 and most > -least
-    checks.require(
-        not ascends, "base_optimizer", "descend", f"a first step of {most:g}", hint
-    )
-    if -_RATE_INSIDE < least < 0:
-        checks.warn(
-            f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
-            "use a rate of 1 inside, as in optax.adamw(1.0), and pass a rate to start "
-            "from as `initial`"
-        )
-
-
 @checks.without("stacked", "frozen")
 def memory_sgd(
     learning_rate: optax.ScalarOrSchedule = 1.0,
@@ -319,6 +290,7 @@ def memory_sgd(
     mask: Mask | None = None,
     group_by: GroupBy = "layer",
     rate_bounds: tuple[float, float] = (1e-9, 10.0),
+    largest_step: float | None = 0.1,
     evidence_sample: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Stochastic gradient descent with momentum, with per-layer rates adapted online.
@@ -330,7 +302,7 @@ def memory_sgd(
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
-    tensor. This is ``learn_rates(optax.sgd(1.0, momentum))`` without a ceiling;
+    tensor. This is ``learn_rates(optax.sgd(1.0, momentum), clip_norm=1.0)``;
     :func:`learn_rates` describes how rates are learned and when a step is skipped. The
     paper's own rule is :func:`paper_sgd`.
 
@@ -349,6 +321,8 @@ def memory_sgd(
       mask: which parameters decay.
       group_by: which tensors share a memory.
       rate_bounds: smallest and largest rate a memory may hold.
+      largest_step: ceiling of the rates, as a multiple of the RMS of the parameters
+        over four times that of the directions.
       evidence_sample: coordinates of a large tensor that give evidence.
 
     Returns:
@@ -394,7 +368,7 @@ def memory_sgd(
         mask=mask,
         group_by=group_by,
         rate_bounds=rate_bounds,
-        largest_step=None,
+        largest_step=largest_step,
         evidence_sample=evidence_sample,
     )
 
@@ -427,8 +401,8 @@ def memory_adam(
       x &\leftarrow x - \text{learning\_rate} \cdot
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
-    This is ``learn_rates(optax.adam(1.0, b2=0.99))``; :func:`learn_rates` describes how
-    rates are learned and when a step is skipped. The paper's own rule is
+    This is ``learn_rates(optax.adam(1.0, b2=0.99))``, with steps of a size of 1 taken
+    for granted; :func:`learn_rates` describes how rates are learned and when a step is skipped. The paper's own rule is
     :func:`paper_adam`.
 
     Args:
@@ -493,7 +467,7 @@ def memory_adam(
     checks.check_moments(b1, b2, eps, eps_root)
     root = eps_root + SMALLEST_ROOT
     return learn_rates(
-        optax.adam(1.0, b1, b2, eps, root, mu_dtype, nesterov=nesterov),
+        UnitSteps(*optax.adam(1.0, b1, b2, eps, root, mu_dtype, nesterov=nesterov)),
         learning_rate,
         initial=initial,
         kernels=kernels,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.problems import agent, networks, robot
+from benchmarks.problems import agent, networks, robot, tables
 from benchmarks.problems.digits import ONLINE, load_digits, load_pair
 from benchmarks.problems.networks import Mlp, Residual
 from benchmarks.problems.problem import (
@@ -154,4 +154,6 @@ LONG: dict[str, Callable[[], Problem]] = {
     "mnist online, long": lambda: load_pair(ONLINE, longer=8),
     "rnn change, long": lambda: _longer(robot.CHANGE, 4800, 120),
     "gan, long": lambda: _longer("gan", 8000, 160),
+    "recommender": tables.recommender,
+    "words": tables.words,
 }

@@ -1,0 +1,110 @@
+"""What can be a base, and how it responds to gradients."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metalr_optax import checks
+from metalr_optax.averaging import AverageWeightsState
+
+# A base whose first step for a gradient of 1 is smaller than this has a rate inside.
+_RATE_INSIDE = 0.05
+
+# Steps for a gradient of 0.001 of less than this fraction of those for 1 are in
+# proportion to gradients.
+_SMALL, _IN_PROPORTION = 1e-3, 0.03
+# Adam hardly moves a weight whose gradient changes sign, Lion moves it by a whole step
+# and bears a tenth of Adam's rates.
+_FULL_STEP = 10.0
+
+# States of optimizers that choose their own rate or weights: none can be a base.
+_NO_BASES = (
+    AverageWeightsState,
+    optax.contrib.ScheduleFreeState,
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+)
+
+
+class UnitSteps(optax.GradientTransformationExtraArgs):
+    """A base whose steps have a size of 1, so that nothing has to be measured."""
+
+
+def check_base(base: optax.GradientTransformation, params: Any) -> None:
+    """Raise ValueError for a base that cannot be wrapped, warn of a rate inside it.
+
+    The base takes a step for a gradient of ones, with one number for each tensor.
+    """
+    with jax.ensure_compile_time_eval():
+        state = base.init(_ones(params))
+    found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
+    hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
+    if AverageWeightsState.__name__ in found:
+        hint = "chain(learn_rates(...), average_weights()) averages behind it"
+    allowed = "leave rates and weights to learn_rates"
+    checks.require(not found, "base_optimizer", allowed, found, hint)
+    steps = first_steps(base, params, [1.0])
+    if steps is None:
+        return
+    least, most = min(steps[0], default=0.0), max(steps[0], default=0.0)
+    hint = "for example optax.chain(optax.scale_by_adam(), optax.scale(-1.0))"
+    ascends = most > 0 and most > -least
+    checks.require(
+        not ascends, "base_optimizer", "descend", f"a first step of {most:g}", hint
+    )
+    if -_RATE_INSIDE < least < 0:
+        checks.warn(
+            f"base_optimizer makes a first step of {least:g} where the gradient is 1: "
+            "use a rate of 1 inside, as in optax.adamw(1.0), and pass a rate to start "
+            "from as `initial`"
+        )
+
+
+def response(base: optax.GradientTransformation, params: Any) -> float:
+    """Return the size of the steps of a base, 0 where gradients scale them.
+
+    1 for Adam, which averages gradients that change sign, up to 10 for Lion and Muon,
+    which do not.
+    """
+    steps = first_steps(base, params, [1.0, -1.0])
+    small = first_steps(base, params, [_SMALL])
+    if steps is None or small is None:
+        return 1.0
+    first, second, smaller = (
+        max(map(abs, sizes), default=0.0) for sizes in (*steps, *small)
+    )
+    if smaller <= _IN_PROPORTION * first:
+        return 0.0
+    return min(max(_FULL_STEP * second / first, 1.0), _FULL_STEP)
+
+
+def first_steps(
+    base: optax.GradientTransformation, params: Any, gradients: list[float]
+) -> list[list[float]] | None:
+    """Return the first steps of a base, one number for each tensor.
+
+    None if that cannot be told: the base needs extra arguments, which only a real step
+    has, or the steps are not concrete.
+    """
+    base = optax.with_extra_args_support(base)
+    with jax.ensure_compile_time_eval():
+        ones = _ones(params)
+        state, steps = base.init(ones), []
+        try:
+            for gradient in gradients:
+                tree = jax.tree.map(lambda x, g=gradient: g * x, ones)
+                updates, state = base.update(tree, state, ones)
+                steps.append([jnp.mean(leaf) for leaf in jax.tree.leaves(updates)])
+        except TypeError:
+            return None
+    if not all(checks.is_concrete(size) for sizes in steps for size in sizes):
+        return None
+    return [[float(size) for size in sizes] for sizes in steps]
+
+
+def _ones(params: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
+    )
