@@ -91,7 +91,8 @@ def learn_rates(
     nothing about the last step. Memories from another run do not.
 
     The evidence about a step is the gradient of the next step times the direction
-    (:func:`raw_product`); :func:`agreement_steps` turns it into new rates. A run leaves a learned schedule, which the next run follows (``progress`` of
+    (:func:`raw_product`); :func:`agreement_steps` turns it into new rates. A run leaves
+    a learned schedule, which the next run follows (``progress`` of
     :func:`scale_by_memory`).
 
     A step whose gradient is not finite, or more than 1e18 times as large as usual, is
@@ -125,8 +126,9 @@ def learn_rates(
         of unequal scale ``logspace_kernels(8.0, 20, smallest=0.02)`` is better, but not
         safe when samples come one at a time.
       memory_optimizer: transformation that adapts the rates; default
-        :func:`agreement_steps`. With ``optax.set_to_zero()`` rates only follow their
-        learned schedule.
+        :func:`agreement_steps`, with the usual rate and, under a schedule, the lower
+        aim, which others do not have. With ``optax.set_to_zero()`` rates only follow
+        their learned schedule.
       clip_norm: largest norm of a gradient; None for 10 times the largest norm of about
         the last hundred steps, where a step that was clipped raises no rate.
       weight_decay: as in ``optax.adamw``: decoupled, and scaled by the multiplier and
@@ -192,11 +194,12 @@ def learn_rates(
     may_decay = callable(learning_rate) or isinstance(learning_rate, jax.Array)
     if largest_step is not None:
         check_number("largest_step", largest_step)
-        is_relative = not isinstance(base_optimizer, UnitSteps)
-        # Rates that decay have half of their value on average.
-        factor = 2.0 if may_decay else 1.0
-        rule = rise_to_usual(cap(rule, largest_step, is_relative), factor)
-    rule = aim_below_zero(rule) if may_decay else rule
+        rule = cap(rule, largest_step, not isinstance(base_optimizer, UnitSteps))
+        if memory_optimizer is None:
+            # Rates that decay have half of their value on average.
+            rule = rise_to_usual(rule, 2.0 if may_decay else 1.0)
+    if memory_optimizer is None and may_decay:
+        rule = aim_below_zero(rule)
     if kernels is None and not isinstance(initial, Memory | Mapping):
         kernels = _KERNELS
     size = _SAMPLE if evidence_sample is None else evidence_sample
@@ -402,8 +405,8 @@ def memory_adam(
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     This is ``learn_rates(optax.adam(1.0, b2=0.99))``, with steps of a size of 1 taken
-    for granted; :func:`learn_rates` describes how rates are learned and when a step is skipped. The paper's own rule is
-    :func:`paper_adam`.
+    for granted; :func:`learn_rates` describes how rates are learned and when a step is
+    skipped. The paper's own rule is :func:`paper_adam`.
 
     Args:
       learning_rate: multiplier on all learned rates; :func:`learn_rates` describes it

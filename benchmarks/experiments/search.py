@@ -39,8 +39,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def make(variant: dict[str, Any], rate: float) -> optax.GradientTransformationExtraArgs:
     """Return `memory_adam` with another rule."""
     rule = {name: variant[name] for name in ("step", "gain") if name in variant}
-    others = {name: one for name, one in variant.items() if name not in rule}
-    return memory_adam(initial=rate, memory_optimizer=agreement_steps(**rule), **others)
+    options = {name: one for name, one in variant.items() if name not in rule}
+    if rule:
+        options["memory_optimizer"] = agreement_steps(**rule)
+    return memory_adam(initial=rate, **options)
 
 
 def run(arguments: Arguments, say: Say) -> None:

@@ -1,0 +1,38 @@
+"""Ends of small, noisy tasks, and the checkpoints that a validation set chooses."""
+
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.reporting import rows as raw
+from benchmarks.reporting.long import short
+
+TASKS = ("noisy teacher, long", "noisy labels")
+RATES = (1e-5, 1e-3)
+HALVES = ("validation", "test")
+_KEY = ["method", "setting", "seed"]
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return a table: a row a method, the end and the best checkpoint of each task."""
+    rows, columns = raw.load(folder / "noisy.csv.gz"), {}
+    names = rows["method"].where(
+        rows["method"] != "adam", "Adam, " + rows["setting"].str.removeprefix("rate=")
+    )
+    rows = rows.assign(name=names)
+    for task in TASKS:
+        chosen, tested = (
+            rows[rows["problem"] == f"{task}, {half}"].set_index([*_KEY, "name"])
+            for half in HALVES
+        )
+        curves = tested["curve"].to_frame().join(chosen["curve"], rsuffix="_chosen")
+        best = [
+            test[np.nanargmin(validation)]
+            for test, validation in zip(*map(curves.get, curves), strict=True)
+        ]
+        for head, values in {"end": tested["end"], "best checkpoint": best}.items():
+            found = tested.assign(value=values).groupby("name", sort=False)["value"]
+            columns[f"{short(task)}, {head}"] = found.median()
+    cells = pd.DataFrame(columns).map("{:.3g}".format)
+    return {"table": raw.table(cells.reset_index(names="method"))}
