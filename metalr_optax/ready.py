@@ -169,7 +169,7 @@ def learn_rates(
       >>> gradient = jax.grad(lambda x: jnp.sum(x**2))
       >>> x = jnp.array([1.0, -2.0])
       >>> state, update = optimizer.init(x), jax.jit(optimizer.update)
-      >>> for _ in range(100):
+      >>> for _ in range(500):
       ...   updates, state = update(gradient(x), state, x)
       ...   x = optax.apply_updates(x, updates)
       >>> bool(jnp.sum(x**2) < 0.1)
