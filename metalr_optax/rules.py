@@ -1,7 +1,7 @@
 """How evidence changes memories: the rules, and what limits the rates they reach."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -115,16 +115,26 @@ class CapState(NamedTuple):
 
     Attributes:
       rule_state: of the rule.
-      ceiling: [L], above which no rate is raised; the largest finite number for none.
-      size: [L], root mean squares of the parameters; 0 where there is no ceiling.
-      unit: [2, L], the size of the steps of the base at a rate of 1, 0 until it is
-        measured, and whether it is measured; None for a size of 1.
+      limits: [2, L] or [4, L], one array, because every array of a state costs time:
+        the ceiling, above which no rate is raised, the largest finite number for none;
+        the root mean square of the parameters, 0 where there is no ceiling; and, if
+        that is relative, the size of the steps of the base, 0 until it is measured, and
+        whether it is measured.
     """
 
     rule_state: Any
-    ceiling: jax.Array
-    size: jax.Array
-    unit: Any
+    limits: jax.Array
+
+    @property
+    def ceiling(self) -> jax.Array:
+        """[L], above which no rate is raised."""
+        return self.limits[0]
+
+    @property
+    def usual(self) -> jax.Array:
+        """[L], the rate that needs no evidence; 0 where there is no ceiling."""
+        _, size, *unit = self.limits
+        return _USUAL * jnp.sqrt(size) / _divisor(unit)
 
 
 def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
@@ -134,30 +144,29 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
     rate that starts above its ceiling stays there or falls.
     """
 
-    def ceilings(size: jax.Array, unit: Any) -> jax.Array:
-        ceiling = largest_step * size / (1 if unit is None else _divisor(unit[0]))
+    def limits(size: jax.Array, *unit: jax.Array) -> jax.Array:
         # Not infinity, which times 0 is NaN when states are blended.
         largest = jnp.finfo(size.dtype).max
-        return jnp.where(size > 0, jnp.minimum(ceiling, largest), largest)
+        ceiling = jnp.minimum(largest_step * size / _divisor(unit), largest)
+        return jnp.stack([jnp.where(size > 0, ceiling, largest), size, *unit])
 
     def init(memory: StackedMemory, sizes: Sizes) -> CapState:
         size = sizes.weights().astype(memory.rates.dtype)
         usable = (size > NEXT_TO_ZERO) & jnp.isfinite(size * largest_step)
-        size, unit = jnp.where(usable, size, 0), None
+        size, unit = jnp.where(usable, size, 0), []
         if is_relative:
             response = jnp.full_like(size, sizes.response())
-            unit = jnp.stack([response, jnp.where(response > 0, 0, 1)])
-        return CapState(rule.init(memory, sizes), ceilings(size, unit), size, unit)
+            unit = [response, jnp.where(response > 0, 0, 1).astype(size.dtype)]
+        return CapState(rule.init(memory, sizes), limits(size, *unit))
 
     def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
         new, rule_state = rule.update(evidence, state.rule_state, memory)
-        unit = state.unit
+        _, size, *unit = state.limits
         if is_relative:
             unit = _measured(unit, evidence.direction_sizes())
-        ceiling = ceilings(state.size, unit)
-        highest = jnp.maximum(ceiling[:, None], memory.rates)
-        new = new._replace(rates=jnp.minimum(new.rates, highest))
-        return new, CapState(rule_state, ceiling, state.size, unit)
+        state = CapState(rule_state, limits(size, *unit))
+        highest = jnp.maximum(state.ceiling[:, None], memory.rates)
+        return new._replace(rates=jnp.minimum(new.rates, highest)), state
 
     def bounds(state: CapState, dtype: Any) -> tuple[jax.Array, jax.Array]:
         low, high = rule.bounds(state.rule_state, dtype)
@@ -166,18 +175,17 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
     return Rule(init, update, bounds)
 
 
-def _divisor(unit: jax.Array) -> jax.Array:
-    return jnp.where(unit > 0, unit, 1)
+def _divisor(unit: Sequence[jax.Array]) -> Any:
+    return jnp.where(unit[0] > 0, unit[0], 1) if unit else 1
 
 
-def _measured(unit: jax.Array, sizes: jax.Array) -> jax.Array:
+def _measured(unit: Sequence[jax.Array], sizes: jax.Array) -> list[jax.Array]:
     """Return the running mean of the sizes of directions, where it is measured."""
-    old, is_measured = jnp.unstack(unit)
+    old, is_measured = unit
     sizes = _PROPORTIONAL * sizes
     mean = _SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes
     new = jnp.where(old > 0, jnp.sqrt(mean), sizes)
-    new = jnp.where((is_measured > 0) & (sizes > 0), new, old)
-    return jnp.stack([new, is_measured])
+    return [jnp.where((is_measured > 0) & (sizes > 0), new, old), is_measured]
 
 
 def rise_to_usual(rule: Rule, factor: float) -> Rule:
@@ -191,10 +199,8 @@ def rise_to_usual(rule: Rule, factor: float) -> Rule:
 
     def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
         new, state = rule.update(evidence, state, memory)
-        unit = 1 if state.unit is None else _divisor(state.unit[0])
-        usual = factor * _USUAL * jnp.sqrt(state.size) / unit
         _, high = rule.bounds(state, memory.rates.dtype)
-        usual = jnp.minimum(usual[:, None], high)
+        usual = jnp.minimum(factor * state.usual[:, None], high)
         rises = ~(evidence.contradicted | evidence.carried) & (evidence.counting > 0)
         risen = jnp.minimum(new.rates * (1 + _RISE), usual)
         rates = jnp.where(rises[:, None], jnp.maximum(new.rates, risen), new.rates)

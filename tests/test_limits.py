@@ -233,7 +233,8 @@ def test_a_base_that_needs_more_than_gradients_counts_as_adam():
     def update(updates, state, params=None, *, value, **extra):
         return jax.tree.map(lambda x: -x * value, updates), state
 
-    base = optax.GradientTransformationExtraArgs(optax.sgd(1.0).init, update)
+    needs_value: Any = update
+    base = optax.GradientTransformationExtraArgs(optax.sgd(1.0).init, needs_value)
     assert response(base, jnp.ones(3)) == 1.0
 
 
@@ -260,7 +261,7 @@ def test_sizes_of_directions_leave_out_zeros_and_follow_them_slowly():
 
     def step(state, gradient):
         _, state = optimizer.update(gradient, state, params)
-        return state, optax.tree.get(state, "ceiling")[0]
+        return state, optax.tree.get(state, "limits")[0, 0]
 
     ceilings = jax.jit(
         lambda: jax.lax.scan(step, optimizer.init(params), gradients)[1]

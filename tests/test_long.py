@@ -1,5 +1,6 @@
 """What the long runs and the search run is what they say."""
 
+import gzip
 from typing import Any
 
 import chex
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from bowl import bowl
 
-from benchmarks.experiments import long, search
+from benchmarks.experiments import long, noisy, search
+from benchmarks.problems.long_tasks import LONG
+from benchmarks.reporting import noisy as report
 from metalr_optax import memory_adam
 
 
@@ -41,3 +44,27 @@ def test_the_default_of_the_search_is_the_default_of_the_library():
     usual, other, *_ = (search.make(one, 1e-4) for one in search.VARIANTS.values())
     chex.assert_trees_all_equal(usual.init(params), library.init(params))
     assert program(usual) == program(library) != program(other)
+
+
+def test_a_checkpoint_is_chosen_by_one_half_and_judged_by_the_other(tmp_path):
+    whole = LONG["noisy teacher, long"]()
+    parts = [half.data for half in noisy.halves(whole)]
+    for part in parts:
+        np.testing.assert_array_equal(part.labels, whole.data.labels)
+    both = np.concatenate([part.judged_labels for part in parts])
+    assert sorted(both.ravel()) == sorted(np.ravel(whole.data.judged_labels))
+    rows = [
+        f'"{task}, {half}",{name},fresh,rate=0.001,{seed},{update},{value},0.4.0'
+        for task in report.TASKS
+        for name in ("memory_adam", "adam")
+        for seed in range(3)
+        for half, curve in {"validation": (3, 1, 2), "test": (9, 5, 4)}.items()
+        for update, value in enumerate(curve, 1)
+    ]
+    head = "problem,method,start,setting,seed,update,value,version"
+    (tmp_path / "noisy.csv.gz").write_bytes(
+        gzip.compress("\n".join([head, *rows, ""]).encode())
+    )
+    table = report.report(tmp_path)["table"]
+    assert "| memory_adam | 5 | 5 | 5 | 5 |" in table
+    assert "| Adam, 0.001 | 5 | 5 | 5 | 5 |" in table

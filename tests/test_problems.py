@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.harness.runner import make_runner
 from benchmarks.methods import METHODS
-from benchmarks.problems import digits, gan, networks, robot, tasks
+from benchmarks.problems import digits, gan, networks, robot, tables, tasks
 from benchmarks.problems.agent import fallen, push
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.robot import AHEAD, WINDOW
@@ -205,7 +205,7 @@ def test_damaged_data_are_refused(module, file, load, tmp_path, monkeypatch):
 
 
 def test_long_tasks_are_those_of_the_suite_at_8_to_10_times_the_updates_and_more():
-    new = {*LEARNED, "agent", "physics"}
+    new = {*LEARNED, "agent", "physics", "recommender", "words"}
     assert set(LONG) == new | {f"{name}, long" for name in tasks.SUITE}
     for name, load in LONG.items():
         problem, short = load(), tasks.SUITE.get(name.removesuffix(", long"))
@@ -230,6 +230,39 @@ def test_nothing_judged_is_trained_on_and_noise_is_on_what_is():
     clean, noisy = (tasks.teacher("", noise).data for noise in (0.0, 0.5))
     np.testing.assert_array_equal(clean.judged_labels, noisy.judged_labels)
     assert np.std(noisy.labels - clean.labels) == pytest.approx(0.5, rel=0.02)
+
+
+def test_ratings_are_products_and_a_step_touches_few_rows():
+    problem = LONG["recommender"]()
+    tastes, traits = problem.data
+    wide = [jnp.pad(table, ((0, 0), (0, 60))) for table in (tastes, traits)]
+    truth: Any = dict(zip(("people", "things"), wide, strict=True))
+    assert problem.measure(problem.data, truth, None) < 1e-12
+    zeros = jax.tree.map(jnp.zeros_like, truth)
+    assert 0.2 < problem.measure(problem.data, zeros, None) < 0.3
+    params, key = jax.jit(problem.start)(problem.data, jax.random.key(0))
+    gradients, _ = jax.jit(problem.gradients)(problem.data, params, key, 3)
+    for gradient in gradients.values():
+        assert 50 < np.sum(np.any(gradient != 0, axis=1)) <= 64
+
+
+def test_word_pairs_are_at_most_two_apart_and_judged_are_held_out():
+    pairs = tables.neighbours()
+    frequencies = np.bincount(pairs[:, 0])
+    assert len(frequencies) == 1000
+    # Numbered by frequency, but for the ends of the text.
+    assert np.all(np.diff(frequencies.astype(int))[::50] <= 60)
+    both = {pair.tobytes() for pair in pairs}
+    assert {pair.tobytes() for pair in pairs[:, ::-1].copy()} == both
+    problem = LONG["words"]()
+    train, judged, drawn = problem.data
+    assert len(train) + len(judged) == len(pairs)
+    assert drawn.shape == (len(judged), 5)
+    params, _ = jax.jit(problem.start)(problem.data, jax.random.key(0))
+    # Of zeros every answer is a coin's.
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    found = problem.measure(problem.data, zeros, None)
+    np.testing.assert_allclose(found, 6 * np.log(2), rtol=1e-5)
 
 
 def test_the_language_is_source_code_and_the_next_byte_the_target():

@@ -149,10 +149,10 @@ READY = {
 
 @pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize(
-    ("shapes", "more"), [([(1000, 1000)], 0.01), (100 * [(128, 128)], 0.28)]
+    ("shapes", "more"), [([(1000, 1000)], 0.02), (100 * [(128, 128)], 1.03)]
 )
 def test_ready_optimizers_keep_what_their_base_keeps(name, shapes, more):
-    """And a number for each of 1,024 coordinates of a tensor: bytes per parameter."""
+    """And a number for each of 4,096 coordinates of a tensor: bytes per parameter."""
     params = [jax.ShapeDtypeStruct(shape, "f4") for shape in shapes]
     ready, base = (
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -181,7 +181,7 @@ def test_leaves_of_a_state(name):
 @pytest.mark.parametrize("make", [memory_adam, memory_sgd, paper_sgd, paper_adam])
 def test_a_donated_state_is_overwritten(make):
     """No copy of what is as large as the model, whatever order XLA has."""
-    shapes = [(16384, 1024)] if make in (paper_sgd, paper_adam) else [(128, 128)] * 20
+    shapes = [(16384, 1024)] if make in (paper_sgd, paper_adam) else [(512, 512)] * 20
     params = {str(i): jax.ShapeDtypeStruct(one, "f4") for i, one in enumerate(shapes)}
     optimizer = make()
     state = jax.eval_shape(optimizer.init, params)

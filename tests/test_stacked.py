@@ -280,7 +280,7 @@ def test_memories_of_single_layers_of_a_stack_stay():
     masked = optax.stateless(mask)
     grads = list(gradients(6))
     _, state = train(make(optax.chain(agreement_steps(), masked)), PARAMS, grads)
-    _, free = train(make(None), PARAMS, grads)
+    _, free = train(make(agreement_steps()), PARAMS, grads)
     memory, others = get_memory(state), get_memory(free)
     for label, is_free in zip(NAMES, learns, strict=True):
         rate, other = memory[label].rates, others[label].rates

@@ -35,7 +35,10 @@ def halves(problem: Problem) -> list[Problem]:
 
 def methods(horizon: int) -> list[Method]:
     """Return what is compared: ours, and Adam at usual rates."""
-    ours = {"memory_adam": {}, "weight decay .01": {"weight_decay": 0.01}}
+    ours: dict[str, Any] = {
+        "memory_adam": {},
+        "weight decay .01": {"weight_decay": 0.01},
+    }
     ours |= {"weight decay .1": {"weight_decay": 0.1}}
     ours |= {"linear decay": {"learning_rate": falling(horizon)}}
     both = ours["weight decay .1"] | ours["linear decay"]

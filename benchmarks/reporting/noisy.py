@@ -26,11 +26,8 @@ def report(folder: pathlib.Path) -> dict[str, str]:
             rows[rows["problem"] == f"{task}, {half}"].set_index([*_KEY, "name"])
             for half in HALVES
         )
-        curves = tested["curve"].to_frame().join(chosen["curve"], rsuffix="_chosen")
-        best = [
-            test[np.nanargmin(validation)]
-            for test, validation in zip(*map(curves.get, curves), strict=True)
-        ]
+        curves = zip(tested["curve"], chosen["curve"].loc[tested.index], strict=True)
+        best = [test[np.nanargmin(validation)] for test, validation in curves]
         for head, values in {"end": tested["end"], "best checkpoint": best}.items():
             found = tested.assign(value=values).groupby("name", sort=False)["value"]
             columns[f"{short(task)}, {head}"] = found.median()
