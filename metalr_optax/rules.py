@@ -161,10 +161,11 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
 
     def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
         new, rule_state = rule.update(evidence, state.rule_state, memory)
-        _, size, *unit = state.limits
+        new_limits = state.limits
         if is_relative:
-            unit = _measured(unit, evidence.direction_sizes())
-        state = CapState(rule_state, limits(size, *unit))
+            _, size, *unit = state.limits
+            new_limits = limits(size, *_measured(unit, evidence.direction_sizes()))
+        state = CapState(rule_state, new_limits)
         highest = jnp.maximum(state.ceiling[:, None], memory.rates)
         return new._replace(rates=jnp.minimum(new.rates, highest)), state
 
