@@ -252,7 +252,13 @@ def _direction_sizes(
         number = max(direction.size // max(len(piece.places), 1), 1)
         columns.append(sums.reshape(-1, 2) / number)
     squares, used = jnp.unstack(_mean(pieces, *columns), axis=-1)
-    return jnp.sqrt(squares / jnp.where(used > 0, used, 1))
+    return root(squares / jnp.where(used > 0, used, 1))
+
+
+def root(x: jax.Array) -> jax.Array:
+    """Return the square root, whose derivative at 0 is 0 here and not infinite."""
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import NEXT_TO_ZERO, Evidence
+from metalr_optax.evidence import NEXT_TO_ZERO, Evidence, root
 from metalr_optax.stack import StackedMemory
 
 # The constants of `agreement_steps` were chosen on four problems and confirmed on
@@ -134,7 +134,7 @@ class CapState(NamedTuple):
     def usual(self) -> jax.Array:
         """[L], the rate that needs no evidence; 0 where there is no ceiling."""
         _, size, *unit = self.limits
-        return _USUAL * jnp.sqrt(size) / _divisor(unit)
+        return _USUAL * root(size) / _divisor(unit)
 
 
 def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
@@ -185,7 +185,7 @@ def _measured(unit: Sequence[jax.Array], sizes: jax.Array) -> list[jax.Array]:
     old, is_measured = unit
     sizes = _PROPORTIONAL * sizes
     mean = _SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes
-    new = jnp.where(old > 0, jnp.sqrt(mean), sizes)
+    new = jnp.where(old > 0, root(mean), sizes)
     return [jnp.where((is_measured > 0) & (sizes > 0), new, old), is_measured]
 
 

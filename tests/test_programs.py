@@ -269,7 +269,8 @@ def adam():
 
 
 def lion():
-    return learn_rates(optax.lion(1.0), DECAY)
+    # Runs as short as these want larger steps than Lion bears on long ones.
+    return learn_rates(optax.lion(1.0), DECAY, largest_step=1.0)
 
 
 # What is trained with what, and to which part of its first loss at least.
