@@ -34,8 +34,7 @@ class Evidence(NamedTuple):
       sums: further means that a family needs, [L, M] each, or None.
       multiplier: [], on all rates.
       was_limited: [], bool, whether the step was scaled down as an outlier.
-      direction_sizes: () -> [L], root mean squares of the last direction, without its
-        zeros.
+      direction_squares: () -> [L], mean squares of the last direction, without zeros.
       contradicted: [L], bool, whether gradients have disagreed with the steps of this
         run beyond chance.
       carried: [L], bool, whether the memory comes from another run.
@@ -49,7 +48,7 @@ class Evidence(NamedTuple):
     sums: Any = None
     multiplier: Any = None
     was_limited: Any = None
-    direction_sizes: Any = None
+    direction_squares: Any = None
     contradicted: Any = None
     carried: Any = None
 
@@ -181,7 +180,7 @@ def collect(
         parts.append(part)
     means: Evidence = jax.tree.map(functools.partial(_mean, pieces), *parts)
     return means._replace(
-        direction_sizes=lambda: _direction_sizes(pieces, last, means.u.dtype)
+        direction_squares=lambda: _direction_squares(pieces, last, means.u.dtype)
     )
 
 
@@ -239,10 +238,10 @@ def sizes_of(pieces: Sequence[Piece], dtype: Any) -> jax.Array:
     return jnp.sqrt(jnp.maximum(means, least))
 
 
-def _direction_sizes(
+def _direction_squares(
     pieces: Sequence[Piece], last: Sequence[jax.Array], dtype: Any
 ) -> jax.Array:
-    """Return root mean squares [L] of what is not 0 in directions, or 0."""
+    """Return mean squares [L] of what is not 0 in directions, or 0."""
     columns = []
     for piece, direction in zip(pieces, last, strict=True):
         axes = tuple(range(piece.rows.ndim, direction.ndim))
@@ -252,13 +251,7 @@ def _direction_sizes(
         number = max(direction.size // max(len(piece.places), 1), 1)
         columns.append(sums.reshape(-1, 2) / number)
     squares, used = jnp.unstack(_mean(pieces, *columns), axis=-1)
-    return root(squares / jnp.where(used > 0, used, 1))
-
-
-def root(x: jax.Array) -> jax.Array:
-    """Return the square root, whose derivative at 0 is 0 here and not infinite."""
-    is_positive = x > 0
-    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
+    return squares / jnp.where(used > 0, used, 1)
 
 
 def sample(tensor: jax.Array, size: int | None) -> jax.Array:

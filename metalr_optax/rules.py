@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metalr_optax.checks import check_number
-from metalr_optax.evidence import NEXT_TO_ZERO, Evidence, root
+from metalr_optax.evidence import NEXT_TO_ZERO, Evidence
 from metalr_optax.stack import StackedMemory
 
 # The constants of `agreement_steps` were chosen on four problems and confirmed on
@@ -134,7 +134,7 @@ class CapState(NamedTuple):
     def usual(self) -> jax.Array:
         """[L], the rate that needs no evidence; 0 where there is no ceiling."""
         _, size, *unit = self.limits
-        return _USUAL * root(size) / _divisor(unit)
+        return _USUAL * _root(size) / _divisor(unit)
 
 
 def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
@@ -164,7 +164,7 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
         new_limits = state.limits
         if is_relative:
             _, size, *unit = state.limits
-            new_limits = limits(size, *_measured(unit, evidence.direction_sizes()))
+            new_limits = limits(size, *_measured(unit, evidence.direction_squares()))
         state = CapState(rule_state, new_limits)
         highest = jnp.maximum(state.ceiling[:, None], memory.rates)
         return new._replace(rates=jnp.minimum(new.rates, highest)), state
@@ -180,12 +180,18 @@ def _divisor(unit: Sequence[jax.Array]) -> Any:
     return jnp.where(unit[0] > 0, unit[0], 1) if unit else 1
 
 
-def _measured(unit: Sequence[jax.Array], sizes: jax.Array) -> list[jax.Array]:
+def _root(x: jax.Array) -> jax.Array:
+    """Return the square root, whose derivative at 0 is 0 here and not infinite."""
+    is_positive = x > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, x, 1)), 0)
+
+
+def _measured(unit: Sequence[jax.Array], squares: jax.Array) -> list[jax.Array]:
     """Return the running mean of the sizes of directions, where it is measured."""
     old, is_measured = unit
-    sizes = _PROPORTIONAL * sizes
+    sizes = _PROPORTIONAL * _root(squares)
     mean = _SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes
-    new = jnp.where(old > 0, root(mean), sizes)
+    new = jnp.where(old > 0, _root(mean), sizes)
     return [jnp.where((is_measured > 0) & (sizes > 0), new, old), is_measured]
 
 
