@@ -37,15 +37,15 @@ def check_base(base: optax.GradientTransformation, params: Any) -> None:
 
     The base takes a step for a gradient of ones, with one number for each tensor.
     """
-    with jax.ensure_compile_time_eval():
-        state = base.init(_ones(params))
+    trial = start_trial(base, params)
+    _, state = trial
     found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
     hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
     if AverageWeightsState.__name__ in found:
         hint = "chain(learn_rates(...), average_weights()) averages behind it"
     allowed = "leave rates and weights to learn_rates"
     checks.require(not found, "base_optimizer", allowed, found, hint)
-    steps = first_steps(base, params, [1.0])
+    steps = first_steps(base, trial, [1.0])
     if steps is None:
         return
     least, most = min(steps[0], default=0.0), max(steps[0], default=0.0)
@@ -68,8 +68,9 @@ def response(base: optax.GradientTransformation, params: Any) -> float:
     1 for Adam, which averages gradients that change sign, up to 10 for Lion and Muon,
     which do not.
     """
-    steps = first_steps(base, params, [1.0, -1.0])
-    small = first_steps(base, params, [_SMALL])
+    trial = start_trial(base, params)
+    steps = first_steps(base, trial, [1.0, -1.0])
+    small = first_steps(base, trial, [_SMALL])
     if steps is None or small is None:
         return 1.0
     first, second, smaller = (
@@ -80,18 +81,26 @@ def response(base: optax.GradientTransformation, params: Any) -> float:
     return min(max(_FULL_STEP * second / first, 1.0), _FULL_STEP)
 
 
+def start_trial(base: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """Return parameters of one number for each tensor, and the state of a base."""
+    with jax.ensure_compile_time_eval():
+        ones = jax.tree.map(
+            lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
+        )
+        return ones, base.init(ones)
+
+
 def first_steps(
-    base: optax.GradientTransformation, params: Any, gradients: list[float]
+    base: optax.GradientTransformation, trial: tuple[Any, Any], gradients: list[float]
 ) -> list[list[float]] | None:
-    """Return the first steps of a base, one number for each tensor.
+    """Return the first steps of a base from a :func:`start_trial`, for each tensor.
 
     None if that cannot be told: the base needs extra arguments, which only a real step
     has, or the steps are not concrete.
     """
     base = optax.with_extra_args_support(base)
+    (ones, state), steps = trial, []
     with jax.ensure_compile_time_eval():
-        ones = _ones(params)
-        state, steps = base.init(ones), []
         try:
             for gradient in gradients:
                 tree = jax.tree.map(lambda x, g=gradient: g * x, ones)
@@ -102,9 +111,3 @@ def first_steps(
     if not all(checks.is_concrete(size) for sizes in steps for size in sizes):
         return None
     return [[float(size) for size in sizes] for sizes in steps]
-
-
-def _ones(params: Any) -> Any:
-    return jax.tree.map(
-        lambda x: jnp.ones((1,) * jnp.ndim(x), jnp.result_type(x)), params
-    )

@@ -15,6 +15,7 @@ from benchmarks.methods import USUAL, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 from benchmarks.reporting import bases
+from benchmarks.reporting.long import RATES
 from metalr_optax import learn_rates
 
 TIME = "1 hour on one core"
@@ -65,7 +66,7 @@ def run(arguments: Arguments, say: Say) -> None:
             own, ours = both(name, problem, *base)
             for method in own:
                 tune(Trainer(problem, method, store), arguments.seeds, _TRIALS)
-            jobs = from_rates(bases.RATES, arguments.seeds)
+            jobs = from_rates(RATES, arguments.seeds)
             run_methods(problem, store, [(method, jobs) for method in ours])
             tell(f"{task}: {name}")
 

@@ -14,6 +14,7 @@ from benchmarks.methods import METHODS, Method
 from benchmarks.problems.long_tasks import LONG
 from benchmarks.problems.problem import Problem
 from benchmarks.reporting import noisy
+from benchmarks.reporting.long import RATES
 from metalr_optax import memory_adam
 
 TIME = "5 minutes"
@@ -35,14 +36,14 @@ def halves(problem: Problem) -> list[Problem]:
 
 def methods(horizon: int) -> list[Method]:
     """Return what is compared: ours, and Adam at usual rates."""
+    decay = {"learning_rate": falling(horizon)}
     ours: dict[str, Any] = {
         "memory_adam": {},
         "weight decay .01": {"weight_decay": 0.01},
+        "weight decay .1": {"weight_decay": 0.1},
+        "linear decay": decay,
+        "weight decay .1, linear decay": {"weight_decay": 0.1, **decay},
     }
-    ours |= {"weight decay .1": {"weight_decay": 0.1}}
-    ours |= {"linear decay": {"learning_rate": falling(horizon)}}
-    both = ours["weight decay .1"] | ours["linear decay"]
-    ours |= {"weight decay .1, linear decay": both}
     found = [
         Method(name, lambda rate, some=some: memory_adam(initial=rate, **some), {}, {})
         for name, some in ours.items()
@@ -60,8 +61,8 @@ def run(arguments: Arguments, say: Say) -> None:
     store = Store(arguments.out / "noisy.csv.gz")
     for task in arguments.tasks:
         for problem in halves(LONG[task]()):
-            jobs: Any = from_rates(noisy.RATES, arguments.seeds)
-            usual = from_rates((*noisy.RATES, 1e-4), arguments.seeds)
+            jobs: Any = from_rates(RATES, arguments.seeds)
+            usual = from_rates((*RATES, 1e-4), arguments.seeds)
             pairs = [
                 (method, usual if method.name == "adam" else jobs)
                 for method in methods(problem.horizon)

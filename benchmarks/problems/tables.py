@@ -1,6 +1,5 @@
 """Tables of which a step touches few rows: two that are multiplied, and words."""
 
-import lzma
 import re
 from collections import Counter
 from typing import Any
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.problems.problem import Problem, checked, minimized
-from benchmarks.problems.tasks import SOURCES, SOURCES_MD5
+from benchmarks.problems.problem import Problem, minimized
+from benchmarks.problems.tasks import read_sources
 
 _PEOPLE, _THINGS, _WIDTH, _RANK = 600, 3000, 64, 4
 _WORDS, _REACH, _NEGATIVES = 1000, 2, 5
@@ -59,8 +58,7 @@ def neighbours() -> np.ndarray:
     Raises:
       ValueError: the bundled file is not the original.
     """
-    packed = checked(SOURCES, SOURCES.read_bytes(), SOURCES_MD5)
-    words = re.findall(r"[a-z]+", lzma.decompress(packed).decode("latin-1").lower())
+    words = re.findall(r"[a-z]+", read_sources().decode("latin-1").lower())
     vocabulary = [word for word, _ in Counter(words).most_common(_WORDS)]
     numbers = {word: number for number, word in enumerate(vocabulary)}
     text = np.array([numbers[word] for word in words if word in numbers], np.int32)

@@ -32,7 +32,7 @@ from benchmarks.problems.problem import (
 )
 
 SOURCES = DATA / "python_stdlib.xz"
-SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
+_SOURCES_MD5 = "356b6a98b7b84f86f8a51aa69a9cdce2"
 _DIMENSIONS, _CONDITION = 100, 1000.0  # of the quadratic
 ROSENBROCK, ROSENBROCK_START = "rosenbrock", (1.5, -0.5)
 
@@ -102,6 +102,16 @@ def digit_classes(name: str, network: nn.Module) -> Problem:
     return supervised(name, network, load_digits(), cross_entropy, 64, 300, 10)
 
 
+def read_sources() -> bytes:
+    """Return Python's sources.
+
+    Raises:
+      ValueError: the bundled file is not the original.
+    """
+    packed = checked(SOURCES, SOURCES.read_bytes(), _SOURCES_MD5)
+    return lzma.decompress(packed)
+
+
 def next_bytes(length: int, stride: int) -> Examples:
     """Return rows of Python's sources, each byte labelled by the one after it.
 
@@ -110,8 +120,7 @@ def next_bytes(length: int, stride: int) -> Examples:
     Raises:
       ValueError: the bundled file is not the original.
     """
-    packed = checked(SOURCES, SOURCES.read_bytes(), SOURCES_MD5)
-    text = np.frombuffer(lzma.decompress(packed), np.uint8)
+    text = np.frombuffer(read_sources(), np.uint8)
     number = len(text) // (length + 1)
     rows = jnp.asarray(text[: number * (length + 1)].reshape(number, -1), jnp.int32)
     train, judged = rows[: number * 9 // 10], rows[number * 9 // 10 :: stride]

@@ -6,7 +6,6 @@ from benchmarks.harness.store import TUNING_SEED
 from benchmarks.reporting import rows as raw
 from benchmarks.reporting.long import short
 
-RATES = (1e-5, 1e-3)
 TASKS = ("teacher, long", "classes, long")
 ENDINGS = {"constant": "", "decayed": ", decay", "averaged": ", average"}
 

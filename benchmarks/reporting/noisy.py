@@ -9,7 +9,6 @@ from benchmarks.reporting import rows as raw
 from benchmarks.reporting.long import short
 
 TASKS = ("noisy teacher, long", "noisy labels")
-RATES = (1e-5, 1e-3)
 HALVES = ("validation", "test")
 _KEY = ["method", "setting", "seed"]
 
