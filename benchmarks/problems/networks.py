@@ -142,6 +142,22 @@ class Transformer(nn.Module):
         return nn.Dense(256)(nn.LayerNorm()(x))
 
 
+class ImageTransformer(nn.Module):
+    """A block of attention over the seven stripes of an image, four rows each."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Return logits [B, 10] for images [B, 28, 28]."""
+        x: Any = nn.Dense(self.width)(images.reshape(len(images), 7, -1))
+        x += self.param("position", nn.initializers.normal(0.02), (1, *x.shape[-2:]))
+        x += nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(x))
+        out, inner = nn.Dense(self.width), nn.Dense(2 * self.width)
+        x += out(nn.gelu(inner(nn.LayerNorm()(x))))
+        return nn.Dense(10)(nn.LayerNorm()(x).mean(axis=1))
+
+
 class Lstm(nn.Module):
     """LSTM cells and a linear layer."""
 

@@ -1,0 +1,55 @@
+"""Tables of memories of narrow networks that start wide ones."""
+
+import pathlib
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.harness.store import Frame
+from benchmarks.reporting import rows as raw
+
+NETWORKS = ("dense 512", "dense 1024", "attention 512", "attention 1024")
+ADAM_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+FRESH = (1e-5, 1e-4, 1e-3)
+# How rates are lowered: by the ratio of widths to this power. Those of SGD are not.
+POWERS = {
+    "memory_adam": {"1 / width": 1.0, "1 / sqrt(width)": 0.5, "not lowered": 0.0},
+    "memory_sgd": {"not lowered": 0.0},
+}
+_EARLY = 10  # measures, of the first hundred steps
+
+
+def starts(rows: Frame) -> dict[str, Frame]:
+    """Return the runs of one network: Adam's rates, fresh memories, and given ones."""
+    found = {f"Adam, {rate:g}": raw.from_rate(rows, "adam", rate) for rate in ADAM_RATES}
+    for name, powers in POWERS.items():
+        for rate in FRESH:
+            found[f"{name}, fresh from {rate:g}"] = raw.from_rate(rows, name, rate)
+        for start in powers:
+            found[f"{name}, {start}"] = raw.fixed(rows, name, start)
+    return found
+
+
+def early(found: Frame) -> float:
+    """Return the mean loss of the first hundred steps, the median of seeds."""
+    means = [np.mean(curve[:_EARLY]) for curve in found["curve"]]
+    return raw.median(np.nan_to_num(means, nan=np.inf))
+
+
+def report(folder: pathlib.Path) -> dict[str, str]:
+    """Return three tables, a row a start and a column a network."""
+    known = raw.by_problem(folder / "wider.csv.gz")
+    cells = {
+        "steps": raw.format_updates,
+        "early": lambda found: f"{early(found):.3g}",
+        "end": raw.format_end,
+    }
+    tables = {}
+    for head, cell in cells.items():
+        columns = {
+            name: {start: cell(found) for start, found in starts(rows).items()}
+            for name, rows in known.items()
+        }
+        frame = pd.DataFrame(columns).reset_index(names="start")
+        tables[head] = raw.table(frame)
+    return tables
