@@ -5,6 +5,8 @@ import pathlib
 import re
 
 import pytest
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 
 ROOT = pathlib.Path(__file__).parents[1]
 ONLINE = "https://github.com/metalr-optax/metalr-optax/blob/main/"
@@ -70,3 +72,17 @@ def test_links_are_found():
     assert len(found) > 20
     assert any(anchor for _, anchor in found)
     assert "what-a-step-costs" in anchors_of(ROOT / "benchmarks" / "README.md")
+
+
+def test_links_of_the_page_on_pypi_lead_to_the_repository():
+    text = ProjectMetadata(str(ROOT), PluginManager()).core.readme
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) == len(re.findall(r"\]\(", (ROOT / "README.md").read_text()))
+    assert all(link.startswith("https://") for link in links)
+    pictures = [link for link in links if link.endswith(".png")]
+    assert all(
+        link.startswith("https://raw.githubusercontent.com/") for link in pictures
+    )
+    for link in links:
+        if link.startswith(ONLINE):
+            assert (ROOT / link.removeprefix(ONLINE).partition("#")[0]).exists()

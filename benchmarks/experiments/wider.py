@@ -34,22 +34,24 @@ def load_problem(kind: str, width: int) -> Problem:
     """Return ten digits for a network, in batches of 16; judged on 400 images."""
     network, steps = _NETWORKS[kind]
     digits = load_digits()
-    some = Examples(*digits[:2], *(one[::5] for one in digits[2:]))
+    # A fifth of the test images: a measure would take longer than ten steps.
+    examples = Examples(*digits[:2], *(array[::5] for array in digits[2:]))
     name = f"{kind} {width}"
-    return supervised(name, network(width), some, cross_entropy, 16, steps, _EVERY)
+    return supervised(name, network(width), examples, cross_entropy, 16, steps, _EVERY)
 
 
 def fit(memory: dict[str, Memory], state: Any, power: float) -> dict[str, Memory]:
     """Return a memory for a wider network, with rates times (small / large) ^ power."""
     fresh = get_memory(state)
-    scaled = {
-        # With this number of inputs `adapt_memory`, whose power is 1, has the other.
-        label: one._replace(
-            fan_in=fresh[label].fan_in ** (1.0 - power) * one.fan_in**power
+    # The power of `adapt_memory` is 1. With this fan-in between the two it lowers rates
+    # as if its power were the one that is asked for.
+    between = {
+        label: narrow._replace(
+            fan_in=narrow.fan_in**power * fresh[label].fan_in ** (1.0 - power)
         )
-        for label, one in memory.items()
+        for label, narrow in memory.items()
     }
-    return adapt_memory(scaled, state)
+    return adapt_memory(between, state)
 
 
 def run(arguments: Arguments, say: Say) -> None:

@@ -21,7 +21,9 @@ _EARLY = 10  # measures, of the first hundred steps
 
 def starts(rows: Frame) -> dict[str, Frame]:
     """Return the runs of one network: Adam's rates, fresh memories, and given ones."""
-    found = {f"Adam, {rate:g}": raw.from_rate(rows, "adam", rate) for rate in ADAM_RATES}
+    found = {
+        f"Adam, {rate:g}": raw.from_rate(rows, "adam", rate) for rate in ADAM_RATES
+    }
     for name, powers in POWERS.items():
         for rate in FRESH:
             found[f"{name}, fresh from {rate:g}"] = raw.from_rate(rows, name, rate)
@@ -30,26 +32,25 @@ def starts(rows: Frame) -> dict[str, Frame]:
     return found
 
 
-def early(found: Frame) -> float:
+def format_early(found: Frame) -> str:
     """Return the mean loss of the first hundred steps, the median of seeds."""
-    means = [np.mean(curve[:_EARLY]) for curve in found["curve"]]
-    return raw.median(np.nan_to_num(means, nan=np.inf))
+    means = [np.nan_to_num(np.mean(x[:_EARLY]), nan=np.inf) for x in found["curve"]]
+    return f"{raw.median(means):.3g}" if means else ""
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
     """Return three tables, a row a start and a column a network."""
-    known = raw.by_problem(folder / "wider.csv.gz")
+    networks = raw.by_problem(folder / "wider.csv.gz")
     cells = {
         "steps": raw.format_updates,
-        "early": lambda found: f"{early(found):.3g}",
+        "early": format_early,
         "end": raw.format_end,
     }
     tables = {}
     for head, cell in cells.items():
         columns = {
             name: {start: cell(found) for start, found in starts(rows).items()}
-            for name, rows in known.items()
+            for name, rows in networks.items()
         }
-        frame = pd.DataFrame(columns).reset_index(names="start")
-        tables[head] = raw.table(frame)
+        tables[head] = raw.table(pd.DataFrame(columns).reset_index(names="start"))
     return tables
