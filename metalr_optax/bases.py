@@ -29,13 +29,14 @@ _NO_BASES = (
 
 
 class UnitSteps(optax.GradientTransformationExtraArgs):
-    """A base whose steps have a size of 1, so that nothing has to be measured."""
+    """A base that descends in steps of size 1, so that nothing has to be measured."""
 
 
 def check_base(base: optax.GradientTransformation, params: Any) -> None:
     """Raise ValueError for a base that cannot be wrapped, warn of a rate inside it.
 
-    The base takes a step for a gradient of ones, with one number for each tensor.
+    The base takes a step for a gradient of ones, with one number for each tensor. Like
+    that of a learner it returns directions, the negative of the user's updates.
     """
     trial = start_trial(base, params)
     _, state = trial
@@ -48,7 +49,8 @@ def check_base(base: optax.GradientTransformation, params: Any) -> None:
     steps = first_steps(base, trial, [1.0])
     if steps is None:
         return
-    least, most = min(steps[0], default=0.0), max(steps[0], default=0.0)
+    sizes = [-size for size in steps[0]]
+    least, most = min(sizes, default=0.0), max(sizes, default=0.0)
     hint = "for example optax.chain(optax.scale_by_adam(), optax.scale(-1.0))"
     ascends = most > 0 and most > -least
     checks.require(
@@ -98,13 +100,15 @@ def first_steps(
     None if that cannot be told: the base needs extra arguments, which only a real step
     has, or the steps are not concrete.
     """
-    base = optax.with_extra_args_support(base)
     (ones, state), steps = trial, []
+    # A base such as Muon, whose loops are new functions in every call, would otherwise
+    # be compiled again for each tensor and each step.
+    update = jax.jit(base.update)
     with jax.ensure_compile_time_eval():
         try:
             for gradient in gradients:
                 tree = jax.tree.map(lambda x, g=gradient: g * x, ones)
-                updates, state = base.update(tree, state, ones)
+                updates, state = update(tree, state, ones)
                 steps.append([jnp.mean(leaf) for leaf in jax.tree.leaves(updates)])
         except TypeError:
             return None

@@ -215,22 +215,24 @@ def learn_rates(
     # Without a decay the parameters need not be passed.
     decays = isinstance(weight_decay, jax.Array) or weight_decay > 0
     decay = optax.add_decayed_weights(weight_decay, mask) if decays else None
-    descent = _descent(learner, base_optimizer, learning_rate, decay)
+    needs_check = not isinstance(base_optimizer, UnitSteps)
+    descent = _descent(learner, learning_rate, decay, needs_check)
     return guard(*descent, clip_norm)
 
 
 def _descent(
     learner: Learner,
-    base_optimizer: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
     decay: optax.GradientTransformation | None,
+    needs_check: bool,
 ) -> tuple[Callable[..., LearnRatesState], Callable[..., Any]]:
     """Return `init` and `update` of a learner with a multiplier, for a guard."""
 
     def init(params: optax.Params) -> LearnRatesState:
         state = start(learner, params)
         checks.warn_of_rate(learning_rate)
-        check_base(base_optimizer, params)
+        if needs_check:
+            check_base(learner.base, params)
         count = jnp.zeros([], jnp.int32) if callable(learning_rate) else None
         return LearnRatesState(state, count)
 
