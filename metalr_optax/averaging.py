@@ -195,7 +195,7 @@ def _weight(power: Any, t: Any, average: Any, updates: Any) -> jax.Array:
 def _averages_in(state: Any) -> dict[str, Any]:
     """Return the averages of all leaves, by the name of the leaf."""
     trees = [node.average for _, node in checks.nodes_of(state, AverageWeightsState)]
-    hint = "pass the state that average_weights().init(params), or a chain, returned"
+    hint = "make average_weights() the last part of the chain"
     checks.require(trees, "state", "contain a state of average_weights", state, hint)
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     averages = {_name_of(path[1:]): leaf for path, leaf in leaves}

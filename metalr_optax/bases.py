@@ -8,6 +8,7 @@ import optax
 
 from metalr_optax import checks
 from metalr_optax.averaging import AverageWeightsState
+from metalr_optax.guards import GuardState
 
 # A base whose first step for a gradient of 1 is smaller than this has a rate inside.
 _RATE_INSIDE = 0.05
@@ -19,13 +20,27 @@ _SMALL, _IN_PROPORTION = 1e-3, 0.03
 # and bears a tenth of Adam's rates.
 _FULL_STEP = 10.0
 
-# States of optimizers that choose their own rate or weights: none can be a base.
-_NO_BASES = (
-    AverageWeightsState,
-    optax.contrib.ScheduleFreeState,
+# States of optimizers that choose their own rate: none can be a base, ...
+_OWN_RATES = (
+    GuardState,
     optax.ScaleByBacktrackingLinesearchState,
     optax.ScaleByZoomLinesearchState,
+    optax.contrib.COCOBState,
+    optax.contrib.DAdaptAdamWState,
+    optax.contrib.DoGState,
+    optax.contrib.DoWGState,
+    optax.contrib.MechanicState,
+    optax.contrib.MomoAdamState,
+    optax.contrib.MomoState,
+    optax.contrib.ProdigyState,
 )
+# ... and of those that compute weights from their steps, which go around.
+_AROUND = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
+_BEHIND = "chain(learn_rates(...), average_weights()) averages behind it"
+_OWN_WEIGHTS = {
+    optax.contrib.ScheduleFreeState: _AROUND,
+    AverageWeightsState: _BEHIND,
+}
 
 
 class UnitSteps(optax.GradientTransformationExtraArgs):
@@ -40,12 +55,16 @@ def check_base(base: optax.GradientTransformation, params: Any) -> None:
     """
     trial = start_trial(base, params)
     _, state = trial
-    found = [type(node).__name__ for _, node in checks.nodes_of(state, _NO_BASES)]
-    hint = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
-    if AverageWeightsState.__name__ in found:
-        hint = "chain(learn_rates(...), average_weights()) averages behind it"
-    allowed = "leave rates and weights to learn_rates"
-    checks.require(not found, "base_optimizer", allowed, found, hint)
+    refused = (*_OWN_RATES, *_OWN_WEIGHTS)
+    found = [type(node) for _, node in checks.nodes_of(state, refused)]
+    hints = [_OWN_WEIGHTS.get(kind, "use it without learn_rates") for kind in found]
+    checks.require(
+        not found,
+        "base_optimizer",
+        "leave rates and weights to learn_rates",
+        [kind.__name__ for kind in found],
+        "".join(hints[:1]),
+    )
     steps = first_steps(base, trial, [1.0])
     if steps is None:
         return

@@ -19,13 +19,17 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # A smaller multiplier than this was probably meant as a rate, as with other optimizers.
-_RATE_NOT_FACTOR = 0.05
+_RATE_NOT_FACTOR = 0.2
 # The steps at which a schedule is evaluated, up to the number of steps of a long run.
 _COUNTS = np.concatenate([[0], np.geomspace(1, 1e5, 26)]).astype(np.int32)
 
 MOVE = (
-    "pass what optimizer.init(params) or update returned; move the memory of a version "
-    "0.1 or 0.2 by save_memory and initial=load_memory(path)"
+    "pass what optimizer.init(params) or update returned; of an older version only the "
+    "memory fits, by save_memory and initial=load_memory(path)"
+)
+_LEAVE_OUT = (
+    "leave what has no gradient out at init too (None, optax.masked), or freeze it "
+    "with optax.partition and optax.set_to_zero"
 )
 _REPLACEMENTS = {
     "stacked": "group_by=lambda path, leaf: [f'layer/{i}' for i in range(len(leaf))], "
@@ -184,8 +188,9 @@ def _warn_of_rates(values: Sequence[Any]) -> None:
     largest = max(map(float, values)) if all(map(is_concrete, values)) else 0
     if 0 < largest < _RATE_NOT_FACTOR:
         warn(
-            f"learning_rate up to {largest:g} multiplies learned rates, which climb to "
-            f"compensate; use a peak of 1: a rate to start from is initial={largest:g}"
+            f"learning_rate up to {largest:g} multiplies learned rates, so steps are "
+            "too small; leave it out, or give a schedule a peak of 1: a rate to start "
+            f"from is initial={largest:g}"
         )
 
 
@@ -254,6 +259,9 @@ def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) 
     unknown = sorted(set(jax.tree.leaves(labels)) - set(state.rows))
     allowed = f"have labels that init saw, such as {describe(sorted(state.rows))}"
     require(not unknown, "updates", allowed, unknown)
+    missing = sorted(set(state.rows) - set(jax.tree.leaves(labels)))
+    allowed = "have a leaf for each label that init saw"
+    require(not missing, "updates", allowed, f"none for {missing}", _LEAVE_OUT)
     if gradient is not None:
         check_gradient(gradient, updates)
 
@@ -282,8 +290,7 @@ def refuse_samples(updates: Any, found: int, expected: int) -> None:
     absent = describe([name for name, leaf in leaves if leaf is None])
     raise ValueError(
         f"updates must have the {expected} leaves or samples that init saw, got {found}"
-        f" and None at {absent}; leave what has no gradient out at init too (None, "
-        "optax.masked), or freeze it with optax.partition and optax.set_to_zero"
+        f" and None at {absent}; {_LEAVE_OUT}"
     )
 
 

@@ -27,9 +27,11 @@ def check_kernels(kernels: Kernels, dtype: Any = float, name: str = "kernels") -
     allowed = "be metalr_optax.Kernels, for example linspace_kernels(2.0)"
     require(isinstance(kernels, Kernels), name, allowed, kernels)
     shape, tiny = np.shape(kernels.centers), np.finfo(dtype).tiny
+    is_vmapped, member = len(shape) > 1, "jax.tree.map(lambda x: x[0], state)"
+    hint = f"{member} is one run of a vmapped state" if is_vmapped else ""
     largest = np.finfo(dtype).max / 2  # finite after rounding
     allowed = "have centers and widths of shape [M] with M >= 1"
-    require(len(shape) == 1 and shape[0] > 0, name, allowed, shape)
+    require(len(shape) == 1 and shape[0] > 0, name, allowed, shape, hint)
     _check_values(name, "centers", kernels.centers, shape, -largest, largest)
     _check_values(name, "widths", kernels.widths, shape, tiny, largest)
     if all(map(is_concrete, kernels)):
@@ -133,7 +135,7 @@ def check_initial(initial: Any, kernels: Any, inputs: Any, rate_bounds: Any) -> 
     """Raise ValueError unless initial is a rate, a memory or a mapping of memories."""
     if not isinstance(initial, Memory | Mapping):
         allowed = "be a rate, a metalr_optax.Memory or a mapping from label to Memory"
-        hint = "initial=get_memory(opt_state) takes those of a state"
+        hint = "initial=load_memory(path) takes a file, get_memory(opt_state) a state"
         require(checks.is_number(initial), "initial", allowed, initial, hint)
         _check_values("initial", "rates", initial, (), *rate_bounds)
         return

@@ -5,7 +5,7 @@ white and on black.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ _STYLES = [(dash, color) for dash in ("-", "--", "-.", ":") for color in _COLORS
 # With gaps that differ by this factor, kernels are drawn on a logarithmic axis.
 _UNEVEN = 10.0
 _RATE = "learning rate"
+_LOGGED = "rate_mean/"
 _BARS = 40
 # With more labels than this the legend is placed beside the Axes.
 _MANY = 8
@@ -190,15 +191,18 @@ def plot_transfer(before: Memory, after: Memory, ax: Any = None) -> Any:
 
 
 def plot_rates(
-    rates: Memory | Mapping[str, Any], ax: Any = None, *, steps: Any = None
+    rates: Memory | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    ax: Any = None,
+    *,
+    steps: Any = None,
 ) -> Any:
     """Draw the effective rate of every layer over time.
 
     Args:
       rates: label -> [T], or [T, 3] with mean, smallest and largest, which are drawn
-        as a band: what :func:`metalr_optax.summarize_memory` logs as ``rate_mean/``,
-        ``rate_min/`` and ``rate_max/``. Memories are drawn as :func:`plot_schedule`
-        draws them.
+        as a band. Or a list of what :func:`metalr_optax.summarize_memory` logged in
+        each step, of which ``rate_mean/`` is drawn. Memories are drawn as
+        :func:`plot_schedule` draws them.
       ax: :class:`matplotlib.axes.Axes`; default: the current one.
       steps: [T]; default: 1, 2, ...
 
@@ -217,10 +221,11 @@ def plot_rates(
       >>> ax.lines[0].get_xydata()[-1].tolist()
       [3.0, 0.1]
     """
+    rates = _logged(rates)
     layers: Any = rates if isinstance(rates, Mapping) else {"memory": rates}
     if any(isinstance(values, Memory) for values in layers.values()):
         return plot_schedule(layers, ax)
-    allowed = "be a mapping from at least one label to [T] or [T, 3]"
+    allowed = "be a mapping from at least one label to [T] or [T, 3], or a list of logs"
     hint = "plot_rates(get_memory(opt_state)) draws those of a state"
     require(isinstance(rates, Mapping) and rates, "rates", allowed, rates, hint)
     ax = _axes(ax)
@@ -240,6 +245,16 @@ def plot_rates(
     ax.set(yscale="log", xlabel="step", ylabel=_RATE)
     _draw_legend(ax, lines, layers)
     return ax
+
+
+def _logged(rates: Any) -> Any:
+    """Return label -> mean rates if this is a list of logs, else what came."""
+    if not (isinstance(rates, Sequence) and rates and isinstance(rates[0], Mapping)):
+        return rates
+    names = [name for name in rates[0] if str(name).startswith(_LOGGED)]
+    return {
+        name.removeprefix(_LOGGED): [logs[name] for logs in rates] for name in names
+    }
 
 
 def plot_schedule(memories: Memory | Mapping[str, Memory], ax: Any = None) -> Any:

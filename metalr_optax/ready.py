@@ -117,7 +117,7 @@ def learn_rates(
         decay. Before that, it adapts whatever the multiplier does. Under a schedule, or
         an array, rates aim higher: at an agreement of -0.2 once contradicted, at twice
         the usual rate before. To finish a run, use ``optax.linear_schedule(1.0, 0.0,
-        steps)``. A multiplier that never reaches 0.05 warns, because it was probably
+        steps)``. A multiplier that never reaches 0.2 warns, because it was probably
         meant as ``initial``.
       initial: the rate the memory starts with, or memories, see
         :func:`scale_by_memory`.

@@ -311,7 +311,7 @@ def _map_leaves(
       The direction, the label of each of its leaves, and the result for each of them.
     """
     states = memory_states(opt_state)
-    hint = "pass the part that is meant, such as state.inner_states['kernels']"
+    hint = "pass the part that is meant, in optax.partition state.inner_states[label]"
     allowed = "contain one state of a memory"
     require(len(states) == 1, "opt_state", allowed, len(states), hint)
     state, names = states[0]

@@ -143,6 +143,12 @@ def initialised(base, is_traced):
             optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(5)),
             "leave rates .*BacktrackingLinesearchState",
         ),
+        (memory_adam(), r"got \['GuardState'\]; use it without learn_rates"),
+        (optax.contrib.prodigy(), r"\['ProdigyState'\]; use it without learn_rates"),
+        (
+            optax.contrib.mechanize(optax.sgd(1.0)),
+            r"\['MechanicState'\]; use it without learn_rates",
+        ),
     ],
 )
 def test_a_base_that_cannot_be_wrapped_is_refused_with_the_reason(
@@ -281,10 +287,10 @@ def test_a_base_steps_in_float16_as_in_float32(name):
 
 def test_a_multiplier_is_as_precise_as_the_parameters():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        optimizer: Any = learn_rates(optax.sgd(1.0), 0.1, initial=0.25)
+        optimizer: Any = learn_rates(optax.sgd(1.0), 0.3, initial=0.25)
         x = jnp.array([1.0, -2.0])
         updates, _ = first_step(optimizer, x, x)
-    np.testing.assert_allclose(updates, -0.1 * 0.25 * np.array([1.0, -2.0]), 1e-14)
+    np.testing.assert_allclose(updates, -0.3 * 0.25 * np.array([1.0, -2.0]), 1e-14)
 
 
 COUNTERS = "progress", "counts", "count"
@@ -611,6 +617,8 @@ def test_a_rate_in_place_of_the_factor_warns(make):
         assert warned[0].filename == __file__
         with pytest.warns(UserWarning, match=like_a_rate):
             jax.jit(optimizer.init)(params)
+    with pytest.warns(UserWarning, match=r"up to 0\.1 multiplies learned rates"):
+        make(0.1)
     with pytest.warns(UserWarning, match="learning_rate up to 0.00099"):
         make(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 200)).init(params)
     with pytest.warns(UserWarning, match=like_a_rate):
@@ -621,7 +629,7 @@ def test_a_rate_in_place_of_the_factor_warns(make):
 @pytest.mark.parametrize(
     "factor",
     [
-        *(0.1, 1, jnp.float32(0.5), 0.0),
+        *(0.2, 1, jnp.float32(0.5), 0.0),
         optax.linear_schedule(0.0, 1.0, 1000),
         optax.warmup_cosine_decay_schedule(0.0, 1.0, 20, 200),
     ],

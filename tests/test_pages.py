@@ -56,7 +56,7 @@ CAUSES = {
     "base_optimizer makes": lambda: learn_rates(optax.adamw(1e-3)).init(PARAMS),
     "base_optimizer must leave": lambda: learn_rates(optax.lbfgs()).init(PARAMS),
     "params must be": lambda: memory_adam().init({"count": jnp.ones(3, jnp.int32)}),
-    "updates must have the": update_without_a_leaf,
+    "updates must have a leaf": update_without_a_leaf,
     "opt_state must contain": lambda: get_memory(ADAM.init(PARAMS)),
     "initial must have": lambda: memory_adam(
         initial=get_memory(memory_adam().init({"a": PARAMS["a"]}))

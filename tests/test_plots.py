@@ -243,6 +243,19 @@ def test_the_rates_of_memories_are_their_schedules(ax):
     assert plot_rates({"dense": memory}, ax).get_xlabel() == "step"
 
 
+def test_the_rates_of_logs_are_drawn_and_nothing_else_of_them(ax):
+    logs = [
+        {"rate_mean/a/b": rate, "rate_max/a/b": 9.0, "skipped/a/b": 0, "loss": 7.0}
+        for rate in (0.1, 0.2)
+    ]
+    plot_rates(logs, ax)
+    (line,) = ax.lines
+    np.testing.assert_allclose(line.get_xydata(), [[1.0, 0.1], [2.0, 0.2]])
+    assert line.get_label() == "a/b"
+    with pytest.raises(ValueError, match="at least one label"):
+        plot_rates([{"loss": 7.0}], ax)
+
+
 def test_labels_of_many_layers_stand_beside_the_picture():
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()

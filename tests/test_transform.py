@@ -638,6 +638,14 @@ def test_updates_with_another_number_of_samples_are_refused(make, updates, match
         optimizer.update(updates, optimizer.init(WHOLE), WHOLE)
 
 
+@pytest.mark.parametrize("make", [memory_adam, paper_sgd])
+def test_updates_without_a_layer_are_refused_by_its_name(make):
+    optimizer, params = make(), WHOLE | {"head": {"w": jnp.ones(2)}}
+    match = r"updates must have a leaf .*none for \['head'\].* optax.set_to_zero"
+    with pytest.raises(ValueError, match=match):
+        optimizer.update(WHOLE, optimizer.init(params), params)
+
+
 def test_complex_updates_are_refused():
     params = {"a": jnp.ones(2)}
     for make in (memory_adam, memory_sgd, scale_by_memory):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from benchmarks.experiments import wider
+from benchmarks.harness.choose import load_targets
 from benchmarks.harness.store import Key, Store
+from benchmarks.reporting import rows
 from benchmarks.reporting import wider as report
 from metalr_optax import get_memory, memory_adam
 
@@ -36,3 +38,15 @@ def test_tables_show_steps_the_first_hundred_and_the_end(tmp_path):
     for head, cell in {"steps": "110", "early": "1", "end": "0.25"}.items():
         assert f"| memory_adam, 1 / width | {cell} |" in tables[head]
         assert "| memory_adam, not lowered | |" in tables[head]
+
+
+def test_targets_follow_from_the_rows_of_adam():
+    for name, runs in rows.by_problem(rows.RESULTS / "wider.csv.gz").items():
+        # Seeds, rates and measures.
+        curves = [
+            np.stack(list(rows.from_rate(runs, "adam", rate)["curve"]))
+            for rate in report.ADAM_RATES
+        ]
+        best = min(curves, key=lambda curve: np.median(curve[:, -5:].mean(axis=1)))
+        reached = np.median(best[:, best.shape[1] * 3 // 4 - 1])
+        assert load_targets()[name] == pytest.approx(reached, rel=1e-3)
