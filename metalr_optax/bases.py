@@ -20,7 +20,7 @@ _SMALL, _IN_PROPORTION = 1e-3, 0.03
 # and bears a tenth of Adam's rates.
 _FULL_STEP = 10.0
 
-# States of optimizers that choose their own rate: none can be a base, ...
+# States of optimizers that choose their own rate: none can be a base.
 _OWN_RATES = (
     GuardState,
     optax.ScaleByBacktrackingLinesearchState,
@@ -34,7 +34,8 @@ _OWN_RATES = (
     optax.contrib.MomoState,
     optax.contrib.ProdigyState,
 )
-# ... and of those that compute weights from their steps, which go around.
+# States of optimizers that compute weights from steps: none can be a base, but one goes
+# around learn_rates and the other behind.
 _AROUND = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
 _BEHIND = "chain(learn_rates(...), average_weights()) averages behind it"
 _OWN_WEIGHTS = {
