@@ -15,6 +15,7 @@ from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import find, fixed, from_rate, median, paired, tuned
 
 FRESH = (1e-6, 1e-5, 1e-4, 1e-3)
+DEFAULT = FRESH[-1]
 SCHEDULE, ONE_RATE = "schedule", "one rate"
 # The schedule and its one rate are what counts.
 _LOOKS = {
@@ -35,7 +36,8 @@ Moves = dict[tuple[str, str], dict[str, Frame]]  # class, label -> start -> runs
 def load(folder: pathlib.Path) -> dict[str, Moves]:
     """Return the runs on each move with every memory, and those of Adam.
 
-    Fresh are those from the base rate with the fewest updates, then the lowest end.
+    Fresh are those from the base rate with the fewest updates, then the lowest end;
+    default are those from the rate that the optimizers start with.
     """
     from benchmarks.experiments.next_task import MOVES
 
@@ -50,9 +52,10 @@ def load(folder: pathlib.Path) -> dict[str, Moves]:
         adam = {"adam": tuned(here, "adam"), "first rate": find(here, "adam", there)}
         for method in LEARNERS:
             runs = {start: fixed(here, method, start) for start in STARTS}
-            fresh = raw.soonest(from_rate(here, method, rate) for rate in FRESH)
+            runs["fresh"] = raw.soonest(from_rate(here, method, x) for x in FRESH)
+            runs["default"] = from_rate(here, method, DEFAULT)
             if len(runs[SCHEDULE]):
-                found[method][move.kind, move.label] = runs | adam | {"fresh": fresh}
+                found[method][move.kind, move.label] = runs | adam
     return {method: moves for method, moves in found.items() if moves}
 
 
@@ -123,14 +126,26 @@ def medians(moves: Moves) -> Frame:
 
 
 def counts(moves: Moves) -> list[str]:
-    """Return on how many moves the memory saves, wins and loses, and fresh is level."""
+    """Return the share of a fresh memory's updates, and on how many moves it saves.
+
+    Then on how many it wins and loses, and a fresh one is level with Adam.
+    """
     updates = medians(moves)
     fresh = updates["fresh"].where(np.isfinite)
     signs = [raw.judge(runs[SCHEDULE], runs["fresh"]) for runs in moves.values()]
     saved = (updates[SCHEDULE] <= SAVED * fresh).sum()
     level = (fresh <= LEVEL * updates["adam"]).sum()
     numbers = saved, signs.count(1), signs.count(-1), level
-    return [f"{number} of {len(moves)}" for number in numbers]
+    return [*shares(updates), *(f"{number} of {len(moves)}" for number in numbers)]
+
+
+def shares(updates: Frame) -> list[str]:
+    """Return the median of updates over those of a fresh memory: default, and best.
+
+    A move on which neither gets to the target counts for nothing.
+    """
+    ratios = [updates[SCHEDULE] / updates[other] for other in ("default", "fresh")]
+    return [f"{ratio.median():.2f}" for ratio in ratios]
 
 
 def draw_starts(moves: dict[str, Moves], path: pathlib.Path) -> None:
