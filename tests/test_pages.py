@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.reporting import long, next_task, rows, speed, transfer
+from benchmarks.reporting import long, next_task, rows, speed, wider
 from metalr_optax import (
     get_memory,
     get_rates,
@@ -156,18 +156,29 @@ def test_the_page_on_transfer_promises_what_was_measured():
     learners = "memory_adam", "memory_sgd"
     moves = next_task.load(rows.RESULTS)
     adam, sgd = (next_task.counts(moves[name]) for name in learners)
-    larger = rows.by_problem(rows.RESULTS / "transfer.csv.gz")["larger mlp"]
-    over = [
-        transfer.over_fresh(larger, name, "end").strip("*").split()[0]
-        for name in learners
+    networks = rows.by_problem(rows.RESULTS / "wider.csv.gz")
+    steps = [
+        {
+            name: rows.median(runs["updates"])
+            for name, runs in wider.starts(found).items()
+        }
+        for found in (networks["attention 512"], networks["attention 1024"])
     ]
+    lowered = [f"{found['memory_adam, 1 / width']:.0f}" for found in steps]
     lines = [
-        f"the best fresh memory | {adam[0]} moves | {sgd[0]} |",
-        f"| is clearly faster than it | {adam[1]} moves | {sgd[1]} |",
-        f"| is clearly slower | {adam[2]} moves | {sgd[2]} |",
-        f"| {over[0]}, not clear | {over[1]}, clear |",
-        f"on {adam[3]} moves already",
+        f"from 0.001, median | {adam[0]} | {sgd[0]} |",
+        f"of four fresh memories, median | {adam[1]} | {sgd[1]} |",
+        f"the best fresh memory | {adam[2]} moves | {sgd[2]} |",
+        f"| is clearly faster than it | {adam[3]} moves | {sgd[3]} |",
+        f"| is clearly slower | {adam[4]} moves | {sgd[4]} |",
+        f"on {adam[5]} moves already",
+        f"get to the target in {' and '.join(lowered)} steps",
     ]
+    for found in steps:
+        fresh = [found[f"memory_adam, fresh from {rate:g}"] for rate in wider.FRESH]
+        assert not np.isfinite(fresh).any()
+        best = min(found[f"Adam, {rate:g}"] for rate in wider.ADAM_RATES)
+        assert best == found["memory_adam, 1 / width"]
     assert in_page("how_to/transfer", *lines) == [True] * len(lines)
 
 

@@ -244,13 +244,10 @@ def test_the_readme_says_what_a_step_costs():
 
 
 def test_the_readme_promises_of_a_transfer_what_was_measured():
-    ratios = [
-        transfer.over_fresh(found, "memory_adam", "end").strip("*").split()[0]
-        for found in rows.by_problem(rows.RESULTS / "transfer.csv.gz").values()
-    ]
+    moves = next_task.load(rows.RESULTS)
+    adam, sgd = (next_task.counts(moves[name])[0] for name in next_task.LEARNERS)
     assert in_readme(
-        f"Two larger networks then need {' and '.join(ratios)} of a fresh memory's "
-        "steps to the target"
+        f"{adam} (`memory_adam`) and {sgd} (`memory_sgd`) of a fresh one's steps"
     ) == [True]
 
 
