@@ -19,7 +19,7 @@ from benchmarks.problems.digits import load_digits
 from benchmarks.problems.networks import ImageTransformer, Mlp
 from benchmarks.problems.problem import Examples, Problem, cross_entropy, supervised
 from benchmarks.reporting import wider
-from metalr_optax import Memory, adapt_memory, get_memory
+from metalr_optax import Memory, adapt_memory, get_memory, memory_adam
 
 TIME = "1 hour"
 add_arguments = add_seeds
@@ -62,6 +62,11 @@ def run(arguments: Arguments, say: Say) -> None:
         large = load_problem(kind, int(width))
         adam = Trainer(large, METHODS["adam"], store)
         adam.run(from_rates(wider.ADAM_RATES, seeds))
+        free = LIBRARY["memory_adam"]._replace(
+            name=wider.FREE,
+            make=lambda rate: memory_adam(initial=rate, largest_step=None),
+        )
+        Trainer(large, free, store).run(from_rates(wider.FRESH[:1], seeds))
         for method, powers in wider.POWERS.items():
             run_starts(load_problem(kind, _SMALL), large, store, seeds, method, powers)
         say(f"{name}: all starts are done")

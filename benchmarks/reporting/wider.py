@@ -11,6 +11,8 @@ from benchmarks.reporting import rows as raw
 NETWORKS = ("dense 512", "dense 1024", "attention 512", "attention 1024")
 ADAM_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FRESH = (1e-5, 1e-4, 1e-3)
+# Without a usual rate, to which rates of wide networks rise, and without a ceiling.
+FREE = "memory_adam, largest_step=None"
 # How rates are lowered: by the ratio of widths to this power. Those of SGD are not.
 POWERS = {
     "memory_adam": {"1 / width": 1.0, "1 / sqrt(width)": 0.5, "not lowered": 0.0},
@@ -24,6 +26,7 @@ def starts(rows: Frame) -> dict[str, Frame]:
     found = {
         f"Adam, {rate:g}": raw.from_rate(rows, "adam", rate) for rate in ADAM_RATES
     }
+    found[f"{FREE}, fresh from {FRESH[0]:g}"] = raw.from_rate(rows, FREE, FRESH[0])
     for name, powers in POWERS.items():
         for rate in FRESH:
             found[f"{name}, fresh from {rate:g}"] = raw.from_rate(rows, name, rate)
