@@ -97,6 +97,7 @@ def adapt_memory(
       memory: label -> :class:`Memory`, from :func:`get_memory` or :func:`load_memory`.
       opt_state: state whose labels and kernels are meant, such as a fresh one.
       mapping: label of the state -> label of the memory, or None for all of them;
+        labels that it leaves out keep the memory of the state, such as a new head;
         default ``match_labels(memory, opt_state)``.
 
     Returns:
@@ -142,17 +143,17 @@ def adapt_memory(
     hint = "adapt to one member of a vmapped state and stack"
     require(fits, "opt_state", "have rates of shape [M]", shapes, hint)
     mapping = match_labels(memory, opt_state) if mapping is None else mapping
-    fits = isinstance(mapping, Mapping) and set(mapping) == set(targets)
-    allowed = f"have the labels of opt_state, {describe(sorted(targets))}"
+    fits = isinstance(mapping, Mapping) and set(mapping) <= set(targets)
+    allowed = f"have labels of opt_state, {describe(sorted(targets))}"
     hint = "match_labels(memory, opt_state) returns one to start from"
     require(fits, "mapping", allowed, mapping, hint)
     texts = (value for value in mapping.values() if value is not None)
     unknown = [x for x in texts if not isinstance(x, str) or x not in memory]
     allowed = f"lead to labels of memory, {describe(sorted(memory))}, or None"
     require(not unknown, "mapping", allowed, unknown)
-    adapted = {}
-    for label, target in targets.items():
-        source = mapping[label]
+    adapted = {label: jax.tree.map(np.asarray, x) for label, x in targets.items()}
+    for label, source in mapping.items():
+        target = targets[label]
         sources = list(memory.values()) if source is None else [memory[source]]
         if label in of_adam:
             sources = [_scaled(other, target) for other in sources]

@@ -334,6 +334,15 @@ def test_a_mapping_of_the_user_wins():
     np.testing.assert_allclose(rates, [0.4, 0.2], rtol=1e-5)
 
 
+def test_what_a_mapping_leaves_out_keeps_the_memory_of_the_state():
+    state = state_of("trunk", "head")
+    adapted = adapt_memory({"trunk": scalar(0.4, 9.0)}, state, {"trunk": "trunk"})
+    np.testing.assert_allclose(adapted["trunk"].rates, [0.4], rtol=1e-6)
+    chex.assert_trees_all_equal(adapted["head"], get_memory(state)["head"])
+    after = get_memory(set_memory(state, adapted))["head"]
+    chex.assert_trees_all_equal(after, get_memory(state)["head"])
+
+
 @pytest.mark.parametrize(
     ("memory", "mapping", "match"),
     [
@@ -346,7 +355,7 @@ def test_a_mapping_of_the_user_wins():
             "evidence_weight",
         ),
         ({1: scalar(0.1)}, None, "from labels .strings. to"),
-        ({"a": scalar(0.1)}, {"a": "a"}, "mapping must have the labels"),
+        ({"a": scalar(0.1)}, {"z": "a"}, "mapping must have labels of opt_state"),
         ({"a": scalar(0.1)}, {"a": "a", "c": "d"}, r"lead to labels.*\['d'\]"),
     ],
 )
