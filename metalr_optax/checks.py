@@ -206,7 +206,8 @@ def check_start(name: str, initial: Any, largest: float) -> None:
     """Raise ValueError if an optimizer would start above its largest rate."""
     is_rate = is_concrete(initial) and is_number(initial)
     fits = not is_rate or float(initial) <= largest * (1 + 1e-6)
-    require(fits, "initial", f"be at most {largest} for {name}, which climbs", initial)
+    allowed = f"be at most {largest} for {name}, whose rates climb by themselves"
+    require(fits, "initial", allowed, initial)
 
 
 def check_transformation(name: str, value: Any, *, optional: bool = True) -> None:
