@@ -261,8 +261,11 @@ def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) 
     allowed = f"have labels that init saw, such as {describe(sorted(state.rows))}"
     require(not unknown, "updates", allowed, unknown)
     missing = sorted(set(state.rows) - set(jax.tree.leaves(labels)))
-    allowed = "have a leaf for each label that init saw"
-    require(not missing, "updates", allowed, f"none for {missing}", _LEAVE_OUT)
+    if missing:
+        raise ValueError(
+            "updates must have a leaf for each label that init saw, none for "
+            f"{describe(missing)}; {_LEAVE_OUT}"
+        )
     if gradient is not None:
         check_gradient(gradient, updates)
 

@@ -532,7 +532,10 @@ def test_a_refusal_is_short_for_large_models(tmp_path):
         (lambda: make(memory, group_by="tensor").init(layers), to_adapt),
         (lambda: optimizer.update(other, state), "labels that init saw"),
         (lambda: optimizer.update({**layers, **other}, state), "labels that init saw"),
-        (lambda: optimizer.update(layers | {first: None}, state), f"None at .*{first}"),
+        (
+            lambda: optimizer.update(layers | {first: None}, state),
+            f"none for .*{first}",
+        ),
         (lambda: optimizer.update(layers, state, grad=other), f"grad must .*{first}"),
         (lambda: make(kernels=layers), "kernels must be metalr_optax.Kernels"),
         (lambda: make(rate_bounds=layers), "rate_bounds must be two"),
@@ -641,7 +644,7 @@ def test_updates_with_another_number_of_samples_are_refused(make, updates, match
 @pytest.mark.parametrize("make", [memory_adam, paper_sgd])
 def test_updates_without_a_layer_are_refused_by_its_name(make):
     optimizer, params = make(), WHOLE | {"head": {"w": jnp.ones(2)}}
-    match = r"updates must have a leaf .*none for \['head'\].* optax.set_to_zero"
+    match = r"updates must have a leaf .* none for \['head'\]; .* optax.set_to_zero"
     with pytest.raises(ValueError, match=match):
         optimizer.update(WHOLE, optimizer.init(params), params)
 
