@@ -20,27 +20,28 @@ _SMALL, _IN_PROPORTION = 1e-3, 0.03
 # and bears a tenth of Adam's rates.
 _FULL_STEP = 10.0
 
-# States of optimizers that choose their own rate: none can be a base.
-_OWN_RATES = (
-    GuardState,
-    optax.ScaleByBacktrackingLinesearchState,
-    optax.ScaleByZoomLinesearchState,
-    optax.contrib.COCOBState,
-    optax.contrib.DAdaptAdamWState,
-    optax.contrib.DoGState,
-    optax.contrib.DoWGState,
-    optax.contrib.MechanicState,
-    optax.contrib.MomoAdamState,
-    optax.contrib.MomoState,
-    optax.contrib.ProdigyState,
-)
-# States of optimizers that compute weights from steps: none can be a base, but one goes
-# around learn_rates and the other behind.
-_AROUND = "schedule_free goes around: schedule_free(learn_rates(...), 1.0)"
-_BEHIND = "chain(learn_rates(...), average_weights()) averages behind it"
-_OWN_WEIGHTS = {
-    optax.contrib.ScheduleFreeState: _AROUND,
-    AverageWeightsState: _BEHIND,
+# States of optimizers that choose their own rate or compute weights from their steps:
+# none can be a base. To each, what to do instead.
+_NO_BASES = dict.fromkeys(
+    (
+        GuardState,
+        optax.ScaleByBacktrackingLinesearchState,
+        optax.ScaleByZoomLinesearchState,
+        optax.contrib.COCOBState,
+        optax.contrib.DAdaptAdamWState,
+        optax.contrib.DoGState,
+        optax.contrib.DoWGState,
+        optax.contrib.MechanicState,
+        optax.contrib.MomoAdamState,
+        optax.contrib.MomoState,
+        optax.contrib.ProdigyState,
+    ),
+    "use it without learn_rates",
+) | {
+    AverageWeightsState: "chain(learn_rates(...), average_weights()) averages behind "
+    "it",
+    optax.contrib.ScheduleFreeState: "schedule_free goes around: "
+    "schedule_free(learn_rates(...), 1.0)",
 }
 
 
@@ -56,16 +57,11 @@ def check_base(base: optax.GradientTransformation, params: Any) -> None:
     """
     trial = start_trial(base, params)
     _, state = trial
-    refused = (*_OWN_RATES, *_OWN_WEIGHTS)
-    found = [type(node) for _, node in checks.nodes_of(state, refused)]
-    hints = [_OWN_WEIGHTS.get(kind, "use it without learn_rates") for kind in found]
-    checks.require(
-        not found,
-        "base_optimizer",
-        "leave rates and weights to learn_rates",
-        [kind.__name__ for kind in found],
-        "".join(hints[:1]),
-    )
+    found = [type(node) for _, node in checks.nodes_of(state, tuple(_NO_BASES))]
+    names = [kind.__name__ for kind in found]
+    hint = _NO_BASES[found[0]] if found else ""
+    allowed = "leave rates and weights to learn_rates"
+    checks.require(not found, "base_optimizer", allowed, names, hint)
     steps = first_steps(base, trial, [1.0])
     if steps is None:
         return

@@ -257,10 +257,11 @@ def check_step(updates: Any, labels: Any, state: Any, kind: Any, gradient: Any) 
     """Raise ValueError unless updates are real and fit a state of a kind."""
     check_state(state, kind)
     check_real(updates)
-    unknown = sorted(set(jax.tree.leaves(labels)) - set(state.rows))
+    found = set(jax.tree.leaves(labels))
+    unknown = sorted(found - set(state.rows))
     allowed = f"have labels that init saw, such as {describe(sorted(state.rows))}"
     require(not unknown, "updates", allowed, unknown)
-    missing = sorted(set(state.rows) - set(jax.tree.leaves(labels)))
+    missing = sorted(set(state.rows) - found)
     if missing:
         raise ValueError(
             "updates must have a leaf for each label that init saw, none for "

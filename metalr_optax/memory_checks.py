@@ -27,10 +27,10 @@ def check_kernels(kernels: Kernels, dtype: Any = float, name: str = "kernels") -
     allowed = "be metalr_optax.Kernels, for example linspace_kernels(2.0)"
     require(isinstance(kernels, Kernels), name, allowed, kernels)
     shape, tiny = np.shape(kernels.centers), np.finfo(dtype).tiny
-    is_vmapped, member = len(shape) > 1, "jax.tree.map(lambda x: x[0], state)"
-    hint = f"{member} is one run of a vmapped state" if is_vmapped else ""
+    member = "jax.tree.map(lambda x: x[0], state) is one run of a vmapped state"
     largest = np.finfo(dtype).max / 2  # finite after rounding
     allowed = "have centers and widths of shape [M] with M >= 1"
+    hint = member if len(shape) > 1 else ""
     require(len(shape) == 1 and shape[0] > 0, name, allowed, shape, hint)
     _check_values(name, "centers", kernels.centers, shape, -largest, largest)
     _check_values(name, "widths", kernels.widths, shape, tiny, largest)

@@ -13,7 +13,13 @@ import flax.linen as nn
 from benchmarks.experiments.transfer import fresh_state
 from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.store import Store
-from benchmarks.harness.sweep import Memories, Trainer, from_rates, seeds_of
+from benchmarks.harness.sweep import (
+    Memories,
+    Trainer,
+    from_rates,
+    run_methods,
+    seeds_of,
+)
 from benchmarks.methods import LIBRARY, METHODS, USUAL
 from benchmarks.problems.digits import load_digits
 from benchmarks.problems.networks import ImageTransformer, Mlp
@@ -57,16 +63,18 @@ def fit(memory: dict[str, Memory], state: Any, power: float) -> dict[str, Memory
 def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `wider.csv.gz`."""
     store, seeds = Store(arguments.out / "wider.csv.gz"), arguments.seeds
+    free = LIBRARY["memory_adam"]._replace(
+        name=wider.FREE, make=lambda rate: memory_adam(initial=rate, largest_step=None)
+    )
     for name in wider.NETWORKS:
         kind, width = name.split()
         large = load_problem(kind, int(width))
-        adam = Trainer(large, METHODS["adam"], store)
-        adam.run(from_rates(wider.ADAM_RATES, seeds))
-        free = LIBRARY["memory_adam"]._replace(
-            name=wider.FREE,
-            make=lambda rate: memory_adam(initial=rate, largest_step=None),
-        )
-        Trainer(large, free, store).run(from_rates(wider.FRESH[:1], seeds))
+        pairs = [
+            (METHODS["adam"], from_rates(wider.ADAM_RATES, seeds)),
+            (free, from_rates(wider.FRESH[:1], seeds)),
+            *((LIBRARY[x], from_rates(wider.FRESH, seeds)) for x in wider.POWERS),
+        ]
+        run_methods(large, store, pairs)
         for method, powers in wider.POWERS.items():
             run_starts(load_problem(kind, _SMALL), large, store, seeds, method, powers)
         say(f"{name}: all starts are done")
@@ -75,10 +83,9 @@ def run(arguments: Arguments, say: Say) -> None:
 def run_starts(
     small: Problem, large: Problem, store: Store, seeds: int, name: str, powers: Any
 ) -> None:
-    """Run one optimizer on the wider network, fresh and from a narrow one's memory."""
+    """Run one optimizer on the wider network from the memory of a narrow one."""
     method = LIBRARY[name]._replace(has_memory=True)
     trainer = Trainer(large, method, store)
-    trainer.run(from_rates(wider.FRESH, seeds))
     state = fresh_state(large, method)
     narrow = Trainer(small, method, store)
     learned = functools.cache(lambda: narrow.learn(small.data, seeds))

@@ -15,7 +15,6 @@ from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import find, fixed, from_rate, median, paired, tuned
 
 FRESH = (1e-6, 1e-5, 1e-4, 1e-3)
-DEFAULT = FRESH[-1]
 SCHEDULE, ONE_RATE = "schedule", "one rate"
 # The schedule and its one rate are what counts.
 _LOOKS = {
@@ -53,7 +52,7 @@ def load(folder: pathlib.Path) -> dict[str, Moves]:
         for method in LEARNERS:
             runs = {start: fixed(here, method, start) for start in STARTS}
             runs["fresh"] = raw.soonest(from_rate(here, method, x) for x in FRESH)
-            runs["default"] = from_rate(here, method, DEFAULT)
+            runs["default"] = fixed(here, method)
             if len(runs[SCHEDULE]):
                 found[method][move.kind, move.label] = runs | adam
     return {method: moves for method, moves in found.items() if moves}
