@@ -23,7 +23,8 @@ NEXT_TO_ZERO = 1e-3
 class Evidence(NamedTuple):
     """The evidence of a gradient about the last step: means over coordinates.
 
-    For a single tensor arrays have no axis of L memories, and the last two are None.
+    For a single tensor arrays have no axis of L memories, and what has a default is
+    None.
 
     Attributes:
       u: [L, M], of agreement times activation.
@@ -31,6 +32,7 @@ class Evidence(NamedTuple):
       agreeing: [L], of agreement.
       counting: [L], of absolute agreement.
       outside: [L], of whether the last direction was out of range.
+      touched: [L], of whether there is evidence: a step touches few rows of a table.
       sums: further means that a family needs, [L, M] each, or None.
       multiplier: [], on all rates.
       was_limited: [], bool, whether the step was scaled down as an outlier.
@@ -45,6 +47,7 @@ class Evidence(NamedTuple):
     agreeing: Any
     counting: Any
     outside: Any
+    touched: Any
     sums: Any = None
     multiplier: Any = None
     was_limited: Any = None

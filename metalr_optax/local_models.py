@@ -65,9 +65,9 @@ def _gather_all(
 ) -> Evidence:
     stack, orientation = shared
     values = agreement(signal, gradient.astype(stack.rates.dtype), last, orientation)
-    sums = _sums(values, jax.lax.abs(values))
-    u, activity = (total / max(values.size, 1) for total in sums)
-    return Evidence(u[None], activity[None], u, activity, jnp.zeros_like(u))
+    sums = _sums(values, jax.lax.abs(values), (values != 0).astype(values.dtype))
+    u, activity, touched = (total / max(values.size, 1) for total in sums)
+    return Evidence(u[None], activity[None], u, activity, jnp.zeros_like(u), touched)
 
 
 def gaussian(kernels: Sequence[Kernels], inputs: Any) -> LocalModels:
@@ -151,15 +151,15 @@ def agreement(
 
 
 @jax.custom_jvp
-def _sums(values: jax.Array, sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return both sums in a single loop, which compiles in a third of the time."""
-    zero = np.zeros((), values.dtype)
+def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Return all sums in a single loop, which compiles in a third of the time."""
+    zero = np.zeros((), arrays[0].dtype)
 
     def add(sums: Any, others: Any) -> Any:
         return tuple(map(jax.lax.add, sums, others))
 
-    axes = tuple(range(values.ndim))
-    return tuple(jax.lax.reduce((values, sizes), (zero, zero), add, axes))
+    axes = tuple(range(arrays[0].ndim))
+    return tuple(jax.lax.reduce(arrays, (zero,) * len(arrays), add, axes))
 
 
 @_sums.defjvp
@@ -213,7 +213,9 @@ def compare(
 def _logged(
     kernels: Kernels, by_signal: Callable[..., Any], *tensors: Any
 ) -> list[jax.Array]:
-    """Return means of agreement, absolute agreement and being out of range, [] each.
+    """Return means of what logs and limits need, [] each, in the order of `Evidence`.
+
+    They are of agreement, absolute agreement, being out of range and having evidence.
 
     Args:
       kernels: M kernels.
@@ -228,5 +230,5 @@ def _logged(
     # Non-finite inputs are out of range too.
     inside = (z > low.centers) & (z < high.centers)
     inside &= jnp.isfinite(samples[1]) if samples[-1] is None else True
-    outside = jnp.asarray(~inside, z.dtype)
-    return [jnp.sum(x) / max(x.size, 1) for x in (*values, outside)]
+    shares = (~inside).astype(z.dtype), (values[0] != 0).astype(z.dtype)
+    return [jnp.sum(x) / max(x.size, 1) for x in (*values, *shares)]

@@ -42,6 +42,8 @@ SMALLEST_ROOT = 1e-36
 # of its directions, averaged over some twenty steps. A rate that will decay may settle
 # where gradients disagree by 0.2. All were chosen on long tasks (benchmarks).
 _USUAL, _RISE = 0.005, 0.02
+# Beyond so many inputs of a unit that move in a step, the usual rate falls.
+_INPUTS = 64.0
 _PROPORTIONAL, _SIZE_DECAY = 4.0, 0.95
 _TARGET = 0.2
 
@@ -130,11 +132,15 @@ class CapState(NamedTuple):
         """[L], above which no rate is raised."""
         return self.limits[0]
 
-    @property
-    def usual(self) -> jax.Array:
-        """[L], the rate that needs no evidence; 0 where there is no ceiling."""
+    def usual(self, touched: jax.Array) -> jax.Array:
+        """Return rates [L] that need no evidence; 0 where there is no ceiling."""
         _, size, *unit = self.limits
-        return _USUAL * _root(size) / _divisor(unit)
+        # Weights start with an RMS of about 1 / sqrt(inputs). Moves of one sign add up
+        # over those that a step touches.
+        ratio = _INPUTS * size * size / jnp.where(touched > 0, touched, 1)
+        few = jnp.minimum(ratio, 1)
+        narrow = _root(few) * _root(_root(few))
+        return _USUAL * _root(size) * narrow / _divisor(unit)
 
 
 def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
@@ -198,8 +204,13 @@ def _measured(unit: Sequence[jax.Array], squares: jax.Array) -> list[jax.Array]:
 def rise_to_usual(rule: Rule, factor: float) -> Rule:
     r"""Return a rule that lets rates rise to a usual one until evidence disagrees.
 
-    .. math:: 0.005 \sqrt{\mathrm{rms}(x)} / \text{unit} \cdot \text{factor}
+    .. math::
+      0.005 \sqrt{\mathrm{rms}(x)} / \text{unit} \cdot \text{factor}
+        \cdot \min(1, 64 / n)^{3/4}, \quad n = \text{touched} / \mathrm{rms}(x)^2
 
+    Weights start with an RMS of about 1 / sqrt(inputs), so n is the number of inputs of
+    a unit that a step moves. For many it makes the usual rate fall as 1 / n, as the
+    largest stable rate of Adam does (Yang et al., *Tensor Programs V*, 2021).
     Of a table whose rows are rarely touched, gradients say nothing about the last step,
     whatever the rate. ``rule`` is one of :func:`cap`.
     """
@@ -207,7 +218,8 @@ def rise_to_usual(rule: Rule, factor: float) -> Rule:
     def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
         new, state = rule.update(evidence, state, memory)
         _, high = rule.bounds(state, memory.rates.dtype)
-        usual = jnp.minimum(factor * state.usual[:, None], high)
+        usual = factor * state.usual(evidence.touched)[:, None]
+        usual = jnp.minimum(usual, high)
         rises = ~(evidence.contradicted | evidence.carried) & (evidence.counting > 0)
         risen = jnp.minimum(new.rates * (1 + _RISE), usual)
         rates = jnp.where(rises[:, None], jnp.maximum(new.rates, risen), new.rates)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalr_optax import (
+    Kernels,
     get_memory,
     learn_rates,
     linspace_kernels,
@@ -52,7 +53,7 @@ def contradictions(steps=STEPS, rows=ROWS):
         zeros = jnp.zeros(rows)
         evidence = Evidence(
             *[agreement[:, None], jnp.abs(agreement)[:, None]],
-            *[agreement, jnp.where(agreement == 0, 0, 1.0), zeros],
+            *[agreement, jnp.where(agreement == 0, 0, 1.0), zeros, zeros + 1],
             multiplier=multiplier,
         )
         new, state = rule.update(evidence, state, stack)
@@ -135,16 +136,35 @@ def make(factor=1.0, initial=1e-5, **options):
     return memory_adam(factor, b1=0.0, initial=initial, **options)
 
 
-def test_rates_rise_to_the_usual_until_gradients_contradict_them():
-    rates = rates_along(make(), HALF)
-    # The first step has no evidence yet.
-    rising = 1e-5 * 1.02 ** np.arange(300)
+# The first step has no evidence yet.
+RISING = 1e-5 * 1.02 ** np.arange(300)
+
+
+def usual(rms, touched=1.0):
+    """Return the rate that needs no evidence, for a base with steps of size 1."""
+    inputs = touched / rms**2
+    return 0.005 * rms**0.5 * min(1.0, 64.0 / inputs) ** 0.75
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@pytest.mark.parametrize("touched", [4, 2])
+def test_the_usual_rate_falls_with_the_inputs_that_a_step_touches(num, touched):
+    gradients = np.zeros_like(HALF)
+    # One half keeps its sign and one flips it, the rest has no gradient.
+    gradients[:, : touched // 2] = HALF[:, : touched // 2]
+    gradients[:, 2 : 2 + touched // 2] = HALF[:, 2 : 2 + touched // 2]
+    # Kernels so wide that all evidence is of every local model.
+    kernels = Kernels(np.linspace(-1.0, 1.0, num), np.full(num, 1e4))
+    rates = rates_along(make(kernels=kernels), gradients)
     for label, rms in (("a", 0.25), ("b", 0.04)):
-        usual = 0.005 * np.sqrt(rms)
-        np.testing.assert_allclose(rates[label], np.minimum(rising, usual), rtol=1e-4)
+        expected = np.minimum(RISING, usual(rms, touched / 4))
+        np.testing.assert_allclose(rates[label], expected, rtol=1e-4)
+
+
+def test_rates_rise_to_the_usual_until_gradients_contradict_them():
     # Under a schedule the usual rate is twice as high; a bound is never exceeded.
     twice = rates_along(make(optax.constant_schedule(1.0)), HALF)["a"]
-    np.testing.assert_allclose(twice, np.minimum(rising, 0.005), rtol=1e-4)
+    np.testing.assert_allclose(twice, np.minimum(RISING, 0.005), rtol=1e-4)
     low = rates_along(make(rate_bounds=(1e-9, 1e-4)), HALF)["a"]
     assert low.max() == np.float32(1e-4)
     # Nothing rises without evidence, nor after a contradiction.
@@ -176,7 +196,7 @@ def test_contradicted_rates_aim_at_an_agreement_of_minus_a_fifth():
     zeros = jnp.zeros(2)
     for ratio, moves in ((-0.2, 0.0), (0.0, 0.2), (-1.0, -0.8)):
         activity = jnp.array([[2.0], [2.0]])
-        evidence = Evidence(ratio * activity, activity, zeros, zeros, zeros)
+        evidence = Evidence(ratio * activity, activity, zeros, zeros, zeros, zeros)
         evidence = evidence._replace(contradicted=jnp.array([True, False]))
         new, _ = rule.update(evidence, rule.init(stack, None), stack)
         expected = 5 + 2.0 * np.array([moves, ratio])
