@@ -22,6 +22,7 @@ BOUND = 2.0
 MODELS = 20
 BASE_RATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 USUAL = {"rate": 1e-3}
+_STARTS = {"memory_adam": {"rate": 1e-4}}  # of the library; those of others are usual
 
 
 def own_parameters(state: Any, params: Any) -> Any:
@@ -108,7 +109,7 @@ def _ours(name: str, label: str, **arguments: Any) -> Method:
     def make(rate: Any) -> optax.GradientTransformation:
         return optimizer(initial=rate, **arguments)
 
-    return Method(name, make, {}, USUAL, label=label)
+    return Method(name, make, {}, _STARTS.get(name, USUAL), label=label)
 
 
 _MANY = {"kernels": logspace_kernels(8.0, 20, smallest=0.02)}

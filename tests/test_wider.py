@@ -31,7 +31,7 @@ def test_rates_are_lowered_by_the_power_of_the_width(start):
 def test_tables_show_steps_the_first_hundred_and_the_end(tmp_path):
     store, updates = Store(tmp_path / "wider.csv.gz"), np.arange(1, 21)
     kind, width = report.NETWORKS[0].split()
-    key = Key(f"{kind} {width}", "memory_adam", "1 / width", "rate=0.001", 0)
+    key = Key(f"{kind} {width}", "memory_adam", "1 / width", "rate=0.0001", 0)
     # 1 for ten measures, then below the target of .301.
     store.add({key: np.where(updates > 10, 0.25, 1.0)}, 10)
     tables = report.report(tmp_path)

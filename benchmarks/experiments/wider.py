@@ -20,7 +20,7 @@ from benchmarks.harness.sweep import (
     run_methods,
     seeds_of,
 )
-from benchmarks.methods import LIBRARY, METHODS, USUAL
+from benchmarks.methods import LIBRARY, METHODS
 from benchmarks.problems.digits import load_digits
 from benchmarks.problems.networks import ImageTransformer, Mlp
 from benchmarks.problems.problem import Examples, Problem, cross_entropy, supervised
@@ -94,7 +94,8 @@ def run_starts(
         return [fit(memory, state, power) for memory in learned()]
 
     for start, power in powers.items():
-        trainer.run(seeds_of(USUAL, seeds), start, functools.partial(begin, power))
+        jobs = seeds_of(method.default, seeds)
+        trainer.run(jobs, start, functools.partial(begin, power))
 
 
 report = wider.report
