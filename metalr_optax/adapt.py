@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from metalr_optax.checks import describe, is_concrete, nodes_of, require
+from metalr_optax.bases import steps_like_adam
+from metalr_optax.checks import describe, is_concrete, require
 from metalr_optax.growing import LARGEST_SLOPE, padded
 from metalr_optax.memory import MARKS, Kernels, Memory, read
 from metalr_optax.memory_checks import check_memories, check_memory, in_use
@@ -131,7 +131,7 @@ def adapt_memory(
     for state, labels in memory_states(opt_state):
         if state.memory.disagreement is not None:
             growing.update(labels)
-        if _steps_like_adam(state.base_state):
+        if steps_like_adam(state.base_state):
             of_adam.update(labels)
     for label, source in memory.items():
         check_memory(f"memory[{label!r}]", source)
@@ -199,13 +199,6 @@ def _role(label: str) -> str:
     parts = label.lower().split("/")
     name = "/".join(part for part in parts if not part.isdecimal())
     return next((role for role, text in _ROLES if re.search(text, name)), "kernel")
-
-
-def _steps_like_adam(base_state: Any) -> bool:
-    """Return whether Adam gives all directions: not where it has a part of the tree."""
-    found = nodes_of(base_state, optax.ScaleByAdamState)
-    of_chains = jax.tree_util.SequenceKey
-    return any(all(isinstance(x, of_chains) for x in path) for path, _ in found)
 
 
 def _scaled(memory: Memory, target: Memory) -> Memory:

@@ -99,6 +99,13 @@ def response(base: optax.GradientTransformation, params: Any) -> float:
     return min(max(_FULL_STEP * second / first, 1.0), _FULL_STEP)
 
 
+def steps_like_adam(state: Any) -> bool:
+    """Return whether Adam gives all directions of a base: not only those of a part."""
+    found = checks.nodes_of(state, optax.ScaleByAdamState)
+    of_chains = jax.tree_util.SequenceKey
+    return any(all(isinstance(x, of_chains) for x in path) for path, _ in found)
+
+
 def start_trial(base: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
     """Return parameters of one number for each tensor, and the state of a base."""
     with jax.ensure_compile_time_eval():

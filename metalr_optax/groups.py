@@ -50,11 +50,21 @@ def fan_ins(tree: Any, labels: Sequence[Label]) -> np.ndarray:
     They are the size of its weights over that of its bias, in whichever order
     frameworks keep the axes; 0 where a memory is not of such a pair.
     """
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in unique(labels)}
-    for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
-        for name in names_in(label):
-            shapes[name].append(leaf.shape)  # slices are as many in both
-    return np.array([_fan_in(pair) for pair in shapes.values()], np.float64)
+    return np.array([_fan_in(shapes) for shapes in _shapes(tree, labels)], np.float64)
+
+
+def inputs_of(tree: Any, labels: Sequence[Label]) -> np.ndarray:
+    """Return about how many inputs the units of each memory have, [L].
+
+    Where the fan-in is unknown, they are the root of the number of weights of the
+    largest matrix, as in a square one; 0 where there is none.
+    """
+    guesses = [
+        max((math.prod(shape) ** 0.5 for shape in shapes if len(shape) > 1), default=0)
+        for shapes in _shapes(tree, labels)
+    ]
+    fan_in = fan_ins(tree, labels)
+    return np.where(fan_in > 0, fan_in, guesses)
 
 
 def memory_dtype(params: Any) -> Any:
@@ -84,6 +94,16 @@ def memory_dtype(params: Any) -> Any:
         if jnp.finfo(found).bits > jnp.finfo(dtype).bits:
             dtype = found
     return dtype
+
+
+def _shapes(tree: Any, labels: Sequence[Label]) -> list[list[tuple[int, ...]]]:
+    """Return the shapes of the tensors, or slices, of each memory."""
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in unique(labels)}
+    for leaf, label in zip(jax.tree.leaves(tree), labels, strict=True):
+        own = leaf.shape if isinstance(label, str) else leaf.shape[1:]
+        for name in names_in(label):
+            shapes[name].append(own)
+    return list(shapes.values())
 
 
 def _fan_in(shapes: Sequence[tuple[int, ...]]) -> float:

@@ -10,9 +10,16 @@ import optax
 
 from metalr_optax import checks, memory_checks
 from metalr_optax import evidence as by_tensor
-from metalr_optax.bases import response
+from metalr_optax.bases import response, steps_like_adam
 from metalr_optax.evidence import Evidence
-from metalr_optax.groups import GroupBy, fan_ins, labels_of, memory_dtype, unique
+from metalr_optax.groups import (
+    GroupBy,
+    fan_ins,
+    inputs_of,
+    labels_of,
+    memory_dtype,
+    unique,
+)
 from metalr_optax.local_models import LocalModels
 from metalr_optax.memory import Memory, mean_rate
 from metalr_optax.orientation import find_orientation
@@ -107,10 +114,14 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         name: jnp.array(row, jnp.int32) if name in of_tensors else None
         for row, name in enumerate(names)
     }
-    size = learner.evidence_sample
+    size, fan_in = learner.evidence_sample, fan_ins(params, labels)
+    base_state = learner.base.init(params)
+    if steps_like_adam(base_state):
+        memory_checks.warn_of_width(names, memories, fan_in)
     pieces = by_tensor.whole_tensors(params, labels, rows)
     sizes = Sizes(
         weights=lambda: by_tensor.sizes_of(pieces, dtype),
+        inputs=lambda: inputs_of(params, labels),
         response=lambda: response(learner.base, params),
     )
     return ScaleByMemoryState(
@@ -121,8 +132,8 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
         last_direction=by_tensor.keep_zeros(pieces, size, params, dtype),
         orientation=jnp.zeros([], jnp.float32) if learner.finds_orientation else None,
         rule_state=learner.rule.init(memory, sizes),
-        base_state=learner.base.init(params),
-        info=first_info(memory, fan_ins(params, labels)),
+        base_state=base_state,
+        info=first_info(memory, fan_in),
     )
 
 

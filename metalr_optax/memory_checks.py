@@ -15,6 +15,8 @@ POSITIVE = (1e-37, 1e37)
 # With wider gaps than this (in widths) the square of a distance overflows float32, and
 # no kernel is active.
 _LARGEST_GAP = 1e15
+# With so many times the inputs, the rates of Adam have to be lowered.
+_WIDER = 2.0
 _ARGUMENTS = {
     ByDirection: "kernel_input='direction', normalize=None",
     ByRelativeDirection: "kernel_input='direction', normalize='rms'",
@@ -150,6 +152,25 @@ def check_initial(initial: Any, kernels: Any, inputs: Any, rate_bounds: Any) -> 
     sizes = sorted({len(memory.rates) for memory in memories.values()})
     allowed, hint = "have memories of one size M", "adapt_memory resamples them"
     require(len(sizes) <= 1, "initial", allowed, sizes, hint)
+
+
+def warn_of_width(
+    labels: Iterable[str], memories: Iterable[Memory], fan_ins: Iterable[float]
+) -> None:
+    """Warn of rates that Adam learned for much narrower layers: they are too large."""
+    wider = [
+        f"{label} ({old:g} inputs, now {new:g})"
+        for label, old, new in zip(
+            labels, (memory.fan_in for memory in memories), fan_ins, strict=False
+        )
+        if old is not None and is_concrete(old) and 0 < old <= new / _WIDER
+    ]
+    if wider:
+        checks.warn(
+            f"initial has rates of narrower layers: {describe(wider)}; to lower them, "
+            "build the optimizer without initial= and call "
+            "set_memory(state, adapt_memory(memory, state))"
+        )
 
 
 def check_local_models(initial: Any, num: int, learned: Any) -> None:

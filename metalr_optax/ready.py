@@ -88,7 +88,8 @@ def learn_rates(
     contradict each other. Until then a rate below a usual one,
     :math:`0.005 \sqrt{\mathrm{rms}(x)}` over the size of the steps of the base, also
     rises to that by two per cent a step: gradients of rows that are rarely touched say
-    nothing about the last step. Memories from another run do not.
+    nothing about the last step. Where a step touches :math:`n > 128` inputs of a unit,
+    the usual rate is :math:`128 / n` of that. Memories from another run do not rise.
 
     The evidence about a step is the gradient of the next step times the direction
     (:func:`raw_product`); :func:`agreement_steps` turns it into new rates. A run leaves
@@ -120,7 +121,8 @@ def learn_rates(
         steps)``. A multiplier that never reaches 0.2 warns, because it was probably
         meant as ``initial``.
       initial: the rate the memory starts with, or memories, see
-        :func:`scale_by_memory`.
+        :func:`scale_by_memory`. A start ten times too low costs some ten steps. One too
+        high for the first steps of a wide layer is not made up for.
       kernels: kernels of the local models, in units of the root mean square of a
         tensor; default ``linspace_kernels(1.0, num=1)``, one rate per layer. For inputs
         of unequal scale ``logspace_kernels(8.0, 20, smallest=0.02)`` is better, but not
@@ -307,9 +309,9 @@ def memory_sgd(
         (\eta(d / \mathrm{rms}(d)) \, d + \bar\eta \cdot \text{weight\_decay} \cdot x)
 
     with :math:`\lVert g \rVert` over the whole tree and the root mean square over a
-    tensor. This is ``learn_rates(optax.sgd(1.0, momentum), clip_norm=1.0)``;
-    :func:`learn_rates` describes how rates are learned and when a step is skipped. The
-    paper's own rule is :func:`paper_sgd`.
+    tensor. This is ``learn_rates(optax.sgd(1.0, momentum), initial=1e-3,
+    clip_norm=1.0)``; :func:`learn_rates` describes how rates are learned and when a
+    step is skipped. The paper's own rule is :func:`paper_sgd`.
 
     Args:
       learning_rate: multiplier on all learned rates; :func:`learn_rates` describes it

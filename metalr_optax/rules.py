@@ -42,8 +42,8 @@ SMALLEST_ROOT = 1e-36
 # of its directions, averaged over some twenty steps. A rate that will decay may settle
 # where gradients disagree by 0.2. All were chosen on long tasks (benchmarks).
 _USUAL, _RISE = 0.005, 0.02
-# Beyond so many inputs of a unit that move in a step, the usual rate falls.
-_INPUTS = 64.0
+# Beyond so many inputs of a unit that a step touches, the usual rate falls.
+_INPUTS = 128.0
 _PROPORTIONAL, _SIZE_DECAY = 4.0, 0.95
 _TARGET = 0.2
 
@@ -53,11 +53,13 @@ class Sizes(NamedTuple):
 
     Attributes:
       weights: () -> [L], root mean squares of the parameters of each memory.
+      inputs: () -> [L], about how many inputs its units have.
       response: () -> the size of the steps of the base, 0 where they are in proportion
         to gradients.
     """
 
     weights: Callable[[], jax.Array]
+    inputs: Callable[[], Any]
     response: Callable[[], float]
 
 
@@ -117,11 +119,11 @@ class CapState(NamedTuple):
 
     Attributes:
       rule_state: of the rule.
-      limits: [2, L] or [4, L], one array, because every array of a state costs time:
+      limits: [3, L] or [5, L], one array, because every array of a state costs time:
         the ceiling, above which no rate is raised, the largest finite number for none;
-        the root mean square of the parameters, 0 where there is no ceiling; and, if
-        that is relative, the size of the steps of the base, 0 until it is measured, and
-        whether it is measured.
+        the root mean square of the parameters, 0 where there is no ceiling; the inputs
+        of a unit; and, if the ceiling is relative, the size of the steps of the base, 0
+        until it is measured, and whether it is measured.
     """
 
     rule_state: Any
@@ -134,12 +136,8 @@ class CapState(NamedTuple):
 
     def usual(self, touched: jax.Array) -> jax.Array:
         """Return rates [L] that need no evidence; 0 where there is no ceiling."""
-        _, size, *unit = self.limits
-        # Weights start with an RMS of about 1 / sqrt(inputs). Moves of one sign add up
-        # over those that a step touches.
-        ratio = _INPUTS * size * size / jnp.where(touched > 0, touched, 1)
-        few = jnp.minimum(ratio, 1)
-        narrow = _root(few) * _root(_root(few))
+        _, size, inputs, *unit = self.limits
+        narrow = _INPUTS / jnp.maximum(inputs * touched, _INPUTS)
         return _USUAL * _root(size) * narrow / _divisor(unit)
 
 
@@ -150,11 +148,12 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
     rate that starts above its ceiling stays there or falls.
     """
 
-    def limits(size: jax.Array, *unit: jax.Array) -> jax.Array:
+    def limits(size: jax.Array, inputs: jax.Array, *unit: jax.Array) -> jax.Array:
         # Not infinity, which times 0 is NaN when states are blended.
         largest = jnp.finfo(size.dtype).max
         ceiling = jnp.minimum(largest_step * size / _divisor(unit), largest)
-        return jnp.stack([jnp.where(size > 0, ceiling, largest), size, *unit])
+        ceiling = jnp.where(size > 0, ceiling, largest)
+        return jnp.stack([ceiling, size, inputs, *unit])
 
     def init(memory: StackedMemory, sizes: Sizes) -> CapState:
         size = sizes.weights().astype(memory.rates.dtype)
@@ -163,14 +162,16 @@ def cap(rule: Rule, largest_step: Any, is_relative: bool = False) -> Rule:
         if is_relative:
             response = jnp.full_like(size, sizes.response())
             unit = [response, jnp.where(response > 0, 0, 1).astype(size.dtype)]
-        return CapState(rule.init(memory, sizes), limits(size, *unit))
+        inputs = jnp.asarray(sizes.inputs(), size.dtype)
+        return CapState(rule.init(memory, sizes), limits(size, inputs, *unit))
 
     def update(evidence: Evidence, state: CapState, memory: StackedMemory) -> Any:
         new, rule_state = rule.update(evidence, state.rule_state, memory)
         new_limits = state.limits
         if is_relative:
-            _, size, *unit = state.limits
-            new_limits = limits(size, *_measured(unit, evidence.direction_squares()))
+            _, size, inputs, *unit = state.limits
+            unit = _measured(unit, evidence.direction_squares())
+            new_limits = limits(size, inputs, *unit)
         state = CapState(rule_state, new_limits)
         highest = jnp.maximum(state.ceiling[:, None], memory.rates)
         return new._replace(rates=jnp.minimum(new.rates, highest)), state
@@ -206,11 +207,10 @@ def rise_to_usual(rule: Rule, factor: float) -> Rule:
 
     .. math::
       0.005 \sqrt{\mathrm{rms}(x)} / \text{unit} \cdot \text{factor}
-        \cdot \min(1, 64 / n)^{3/4}, \quad n = \text{touched} / \mathrm{rms}(x)^2
+        \cdot \min(1, 128 / (\text{inputs} \cdot \text{touched}))
 
-    Weights start with an RMS of about 1 / sqrt(inputs), so n is the number of inputs of
-    a unit that a step moves. For many it makes the usual rate fall as 1 / n, as the
-    largest stable rate of Adam does (Yang et al., *Tensor Programs V*, 2021).
+    Moves of one sign add up over the inputs of a unit that a step touches, so the
+    largest stable rate falls as one over them (Yang et al., *Tensor Programs V*, 2021).
     Of a table whose rows are rarely touched, gradients say nothing about the last step,
     whatever the rate. ``rule`` is one of :func:`cap`.
     """

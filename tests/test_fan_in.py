@@ -283,6 +283,17 @@ def test_only_rates_of_adam_are_lowered(name):
     assert rates(adapt_memory(old, state)) == pytest.approx({"dense": 0.01})
 
 
+def test_rates_of_narrower_layers_warn_as_initial_ones_of_adam_only():
+    memory, wide = at_rate(0.01, layer(4)), layer(8)
+    with pytest.warns(UserWarning, match=r"dense \(4 inputs, now 8\).*adapt_memory"):
+        state = memory_adam(initial=memory).init(wide)
+    # None of these warns: warnings are errors here.
+    memory_adam(initial=adapt_memory(memory, state)).init(wide)
+    memory_adam(initial=memory).init(layer(7))
+    memory_sgd(initial=memory).init(wide)
+    jax.jit(lambda given: memory_adam(initial=given).init(wide))(memory)
+
+
 @pytest.mark.parametrize("side", ["old", "new", "both"])
 @pytest.mark.parametrize("unknown", [None, 0.0])
 def test_without_both_fan_ins_rates_are_as_they_were(side, unknown):
@@ -317,7 +328,7 @@ def test_by_way_of_another_width_it_is_the_same(fan_ins, rate):
 
 
 def test_rates_stay_within_the_bounds_of_an_optimizer():
-    optimizer: Any = memory_adam(rate_bounds=(1e-3, 1.0))
+    optimizer: Any = memory_adam(initial=1e-3, rate_bounds=(1e-3, 1.0))
     params = jax.tree.map(jnp.asarray, layer(64))
     state = optimizer.init(params)
     state = set_memory(state, adapt_memory(at_rate(2e-3, layer(4)), state))
