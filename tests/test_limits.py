@@ -140,25 +140,60 @@ def make(factor=1.0, initial=1e-5, **options):
 RISING = 1e-5 * 1.02 ** np.arange(300)
 
 
-def usual(rms, touched=1.0):
+def usual(rms, inputs=0.0, touched=1.0):
     """Return the rate that needs no evidence, for a base with steps of size 1."""
-    inputs = touched / rms**2
-    return 0.005 * rms**0.5 * min(1.0, 64.0 / inputs) ** 0.75
+    return 0.005 * rms**0.5 * 128.0 / max(inputs * touched, 128.0)
+
+
+# A dense layer has 512 inputs; a matrix alone counts as a square one. Layers that a scan
+# stacks have a memory each.
+LAYERS: dict[str, Any] = {
+    "dense": {"w": np.full((512, 2), 0.25, "f4"), "b": np.full(2, 0.25, "f4")},
+    "alone": {"w": np.full((1024, 256), 0.04, "f4")},
+    "norm": {"w": np.full(1024, 0.25, "f4"), "b": np.full(1024, 0.25, "f4")},
+    "stack": {"w": np.full((2, 512, 2), 0.25, "f4"), "b": np.full((2, 2), 0.25, "f4")},
+}
+INPUTS = {"dense": 512, "alone": 512, "norm": 0, "stack/0": 512, "stack/1": 512}
+
+
+def by_slice(path, leaf):
+    label = path[0].key
+    return [f"{label}/{n}" for n in range(2)] if label == "stack" else label
+
+
+@functools.cache
+def highest_rates(num):
+    """Return a compiled run: the share of gradients that are not 0 -> rates {label}."""
+    # Kernels so wide that all evidence is of every local model.
+    kernels = Kernels(np.linspace(-1.0, 1.0, num), np.full(num, 1e4))
+    optimizer = make(kernels=kernels, group_by=by_slice, initial=1e-4)
+
+    def gradient(leaf, touched, count):
+        # Of neighbours, one keeps its sign and one flips it.
+        place = jnp.arange(leaf.size)
+        sign = jnp.where(place % 2, (-1.0) ** count, 1.0)
+        return jnp.where(place % 8 < 8 * touched, sign, 0.0).reshape(leaf.shape)
+
+    def run(touched):
+        def step(state, count):
+            tree = jax.tree.map(lambda leaf: gradient(leaf, touched, count), LAYERS)
+            return optimizer.update(tree, state, LAYERS)[1], None
+
+        state, _ = jax.lax.scan(step, optimizer.init(LAYERS), jnp.arange(200))
+        return {name: one.rates for name, one in get_memory(state).items()}
+
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("num", [1, 3])
-@pytest.mark.parametrize("touched", [4, 2])
+@pytest.mark.parametrize("touched", [1.0, 0.5, 0.25])
 def test_the_usual_rate_falls_with_the_inputs_that_a_step_touches(num, touched):
-    gradients = np.zeros_like(HALF)
-    # One half keeps its sign and one flips it, the rest has no gradient.
-    gradients[:, : touched // 2] = HALF[:, : touched // 2]
-    gradients[:, 2 : 2 + touched // 2] = HALF[:, 2 : 2 + touched // 2]
-    # Kernels so wide that all evidence is of every local model.
-    kernels = Kernels(np.linspace(-1.0, 1.0, num), np.full(num, 1e4))
-    rates = rates_along(make(kernels=kernels), gradients)
-    for label, rms in (("a", 0.25), ("b", 0.04)):
-        expected = np.minimum(RISING, usual(rms, touched / 4))
-        np.testing.assert_allclose(rates[label], expected, rtol=1e-4)
+    rates = highest_rates(num)(touched)
+    for name, inputs in INPUTS.items():
+        rms = 0.04 if name == "alone" else 0.25
+        expected = usual(rms, inputs, touched)
+        # Both numbers of a bias are always touched, two of about a thousand.
+        np.testing.assert_allclose(rates[name], expected, rtol=0.01, err_msg=name)
 
 
 def test_rates_rise_to_the_usual_until_gradients_contradict_them():
