@@ -45,13 +45,14 @@ def report(folder: pathlib.Path) -> dict[str, str]:
 
 
 def variants(tasks: dict[str, Frame]) -> str:
-    """Return the ends of variants over those of what they change."""
+    """Return the ends of variants over those of what they change, from .001."""
+    start = methods.USUAL["rate"]
     heads = {" : ".join(plain(LABELS[name]) for name in pair): pair for pair in PAIRS}
     return raw.table(
         {"end, ratio of medians (lower : higher)": task}
         | {
-            head: raw.paired(fixed(rows, one), fixed(rows, other), "end")
-            for head, (one, other) in heads.items()
+            head: raw.paired(*(from_rate(rows, x, start) for x in pair), "end")
+            for head, pair in heads.items()
         }
         for task, rows in tasks.items()
     )
