@@ -158,12 +158,15 @@ def warn_of_width(
     labels: Iterable[str], memories: Iterable[Memory], fan_ins: Iterable[float]
 ) -> None:
     """Warn of rates that Adam learned for much narrower layers: they are too large."""
+    # Under jit an operation on a concrete array would be traced.
+    before = [
+        float(memory.fan_in) if is_concrete(memory.fan_in) and memory.fan_in else 0.0
+        for memory in memories
+    ]
     wider = [
         f"{label} ({old:g} inputs, now {new:g})"
-        for label, old, new in zip(
-            labels, (memory.fan_in for memory in memories), fan_ins, strict=False
-        )
-        if old is not None and is_concrete(old) and 0 < old <= new / _WIDER
+        for label, old, new in zip(labels, before, fan_ins, strict=False)
+        if 0 < old <= new / _WIDER
     ]
     if wider:
         checks.warn(

@@ -145,8 +145,8 @@ def usual(rms, inputs=0.0, touched=1.0):
     return 0.005 * rms**0.5 * 128.0 / max(inputs * touched, 128.0)
 
 
-# A dense layer has 512 inputs; a matrix alone counts as a square one. Layers that a scan
-# stacks have a memory each.
+# A dense layer has 512 inputs; a matrix alone counts as a square one. Layers that a
+# scan stacks have a memory each.
 LAYERS: dict[str, Any] = {
     "dense": {"w": np.full((512, 2), 0.25, "f4"), "b": np.full(2, 0.25, "f4")},
     "alone": {"w": np.full((1024, 256), 0.04, "f4")},

@@ -424,7 +424,7 @@ def test_a_memory_without_room_stays_as_it_is():
     none = zeros, zeros
     sums = Sums(none, none, none, ones, far=(zeros, ones), away=(zeros, 6 * ones))
     nothing = jnp.zeros(1)
-    evidence = Evidence(zeros, ones, *[nothing] * 4, sums)
+    evidence = Evidence(zeros, ones, nothing, nothing, nothing, nothing, sums)
     rule = grow(from_optax(STILL, (1e-9, 1.0)), learned)
     state = rule.init(stack, lambda: ones[:, 0])
     found, _ = jax.jit(rule.update)(evidence, state, stack)

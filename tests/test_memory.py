@@ -215,7 +215,7 @@ def test_a_memory_without_values_prints_their_shape():
     assert repr(jax.tree.map(lambda _: None, memory)) == "Memory(rates=None)"
     # Concrete ones have values inside of jit too.
     jax.jit(lambda: printed.append(repr(memory)))()
-    assert printed[-1] == "Memory(rates=0.001)"
+    assert printed[-1] == "Memory(rates=0.0001)"
 
 
 def test_sign_agreement_does_not_underflow():

@@ -265,7 +265,7 @@ DECAY = optax.linear_schedule(1.0, 0.0, HALF, transition_begin=HALF)
 
 
 def adam():
-    return memory_adam(DECAY, weight_decay=1e-3)
+    return memory_adam(DECAY, initial=1e-3, weight_decay=1e-3)
 
 
 def lion():

@@ -1,5 +1,6 @@
 """Layers that are stacked in one tensor, and memories that stay as they are."""
 
+import functools
 from typing import Any
 
 import chex
@@ -238,7 +239,7 @@ def partly_kept(make, kept, **options):
 KEEPERS: dict[str, Any] = {
     "a link": scale_by_memory,
     "memory_sgd": memory_sgd,
-    "memory_adam": memory_adam,
+    "memory_adam": functools.partial(memory_adam, initial=1e-3),
 }
 
 
@@ -271,7 +272,10 @@ def test_memories_of_single_layers_of_a_stack_stay():
 
     def make(rule):
         return learn_rates(
-            optax.sgd(1.0, 0.9), group_by=by_layer, memory_optimizer=rule
+            optax.sgd(1.0, 0.9),
+            initial=1e-3,
+            group_by=by_layer,
+            memory_optimizer=rule,
         )
 
     def mask(steps: Any, _: Any) -> Any:

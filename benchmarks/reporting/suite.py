@@ -46,13 +46,15 @@ def report(folder: pathlib.Path) -> dict[str, str]:
 
 def variants(tasks: dict[str, Frame]) -> str:
     """Return the ends of variants over those of what they change, from .001."""
-    start = methods.USUAL["rate"]
+    rate = methods.USUAL["rate"]
     heads = {" : ".join(plain(LABELS[name]) for name in pair): pair for pair in PAIRS}
     return raw.table(
         {"end, ratio of medians (lower : higher)": task}
         | {
-            head: raw.paired(*(from_rate(rows, x, start) for x in pair), "end")
-            for head, pair in heads.items()
+            head: raw.paired(
+                from_rate(rows, one, rate), from_rate(rows, other, rate), "end"
+            )
+            for head, (one, other) in heads.items()
         }
         for task, rows in tasks.items()
     )
