@@ -44,6 +44,10 @@ def rates_of_a_sample():
     get_rates(optimizer.init(PARAMS))
 
 
+def dense(inputs):
+    return {"dense": {"w": jnp.ones((inputs, 2)), "b": jnp.ones(2)}}
+
+
 # An array, as `optax.inject_hyperparams` makes of a number.
 THREE: Any = jnp.array(3)
 AN_OLD_ONE: Any = {"stacked": None}
@@ -52,6 +56,9 @@ AN_OLD_ONE: Any = {"stacked": None}
 CAUSES = {
     "learning_rate up to": lambda: memory_adam(1e-3),
     "initial must be at most": lambda: memory_adam(initial=0.1),
+    "initial has rates of": lambda: memory_adam(
+        initial=get_memory(memory_adam().init(dense(4)))
+    ).init(dense(8)),
     "base_optimizer must descend": lambda: learn_rates(ADAM).init(PARAMS),
     "base_optimizer makes": lambda: learn_rates(optax.adamw(1e-3)).init(PARAMS),
     "base_optimizer must leave": lambda: learn_rates(optax.lbfgs()).init(PARAMS),
@@ -100,13 +107,8 @@ def test_comparisons_count_as_the_rows_do():
         """Count the tasks with a target within 1.5 times the steps of tuned Adam."""
         count = 0
         for task in tasks.values():
-            found = (
-                rows.from_rate(task, name, 1e-3)
-                if name == "memory_adam"
-                else rows.fixed(task, name)
-            )
             best = rows.median(rows.tuned(task, "adam")["updates"])
-            steps = rows.median(found["updates"])
+            steps = rows.median(rows.fixed(task, name)["updates"])
             count += bool(np.isfinite(steps) and steps <= 1.5 * best)
         return f"{count} of {len(tasks)}"
 
