@@ -116,8 +116,10 @@ def failures(tasks):
 
 def landscapes(tasks, single):
     """Return on how many tasks twenty-one local models end lower or higher than one."""
+    many = f"{single}_m21"
     pairs = [
-        (rows.fixed(x, f"{single}_m21"), rows.fixed(x, single)) for x in tasks.values()
+        (rows.from_rate(x, many, 1e-3), rows.from_rate(x, single, 1e-3))
+        for x in tasks.values()
     ]
     signs = [rows.judge(*pair, "end") for pair in pairs]
     return (
