@@ -53,17 +53,16 @@ def fan_ins(tree: Any, labels: Sequence[Label]) -> np.ndarray:
     return np.array([_fan_in(shapes) for shapes in _shapes(tree, labels)], np.float64)
 
 
-def inputs_of(tree: Any, labels: Sequence[Label]) -> np.ndarray:
+def inputs_of(tree: Any, labels: Sequence[Label], fan_in: np.ndarray) -> np.ndarray:
     """Return about how many inputs the units of each memory have, [L].
 
-    Where the fan-in is unknown, they are the root of the number of weights of the
-    largest matrix, as in a square one; 0 where there is none.
+    Where ``fan_in``, of :func:`fan_ins`, is 0, they are the root of the number of
+    weights of the largest matrix, as in a square one; 0 where there is none.
     """
     guesses = [
         max((math.prod(shape) ** 0.5 for shape in shapes if len(shape) > 1), default=0)
         for shapes in _shapes(tree, labels)
     ]
-    fan_in = fan_ins(tree, labels)
     return np.where(fan_in > 0, fan_in, guesses)
 
 

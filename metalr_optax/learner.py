@@ -121,7 +121,7 @@ def start(learner: Learner, params: optax.Params) -> ScaleByMemoryState:
     pieces = by_tensor.whole_tensors(params, labels, rows)
     sizes = Sizes(
         weights=lambda: by_tensor.sizes_of(pieces, dtype),
-        inputs=lambda: inputs_of(params, labels),
+        inputs=lambda: inputs_of(params, labels, fan_in),
         response=lambda: response(learner.base, params),
     )
     return ScaleByMemoryState(

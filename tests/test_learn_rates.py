@@ -693,9 +693,10 @@ def test_the_ways_that_work_where_links_behind_would_not(name, way):
 
     params = jnp.full(3, 17.7)
     if way == "MultiSteps":
-        optimizer: Any = optax.MultiSteps(MAKERS[name](), 2)
+        optimizer: Any = optax.MultiSteps(MAKERS[name](initial=1e-3), 2)
     else:
-        optimizer = optax.inject_hyperparams(MAKERS[name])(learning_rate=1.0)
+        inject = optax.inject_hyperparams(MAKERS[name])
+        optimizer = inject(learning_rate=1.0, initial=1e-3)
     plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=20)
 
     def step(carry, _):
@@ -717,4 +718,4 @@ def test_the_ways_that_work_where_links_behind_would_not(name, way):
     (params, *_), rates = descend(params)
     assert loss(params) < 0.01
     assert np.isfinite(rates).all()
-    assert 1e-5 < np.min(rates) <= np.max(rates) < 5  # far from their bounds
+    assert 1e-4 < np.min(rates) <= np.max(rates) < 5  # far from their bounds

@@ -197,6 +197,10 @@ def test_the_usual_rate_falls_with_the_inputs_that_a_step_touches(num, touched):
 
 
 def test_rates_rise_to_the_usual_until_gradients_contradict_them():
+    rates = rates_along(make(), HALF)
+    for label, rms in (("a", 0.25), ("b", 0.04)):
+        expected = np.minimum(RISING, usual(rms))
+        np.testing.assert_allclose(rates[label], expected, rtol=1e-4)
     # Under a schedule the usual rate is twice as high; a bound is never exceeded.
     twice = rates_along(make(optax.constant_schedule(1.0)), HALF)["a"]
     np.testing.assert_allclose(twice, np.minimum(RISING, 0.005), rtol=1e-4)

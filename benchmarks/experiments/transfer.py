@@ -54,7 +54,8 @@ def run_starts(
     small: Problem, large: Problem, store: Store, seeds: int, name: str
 ) -> None:
     """Run one optimizer on the larger network, fresh and from every memory."""
-    method = LIBRARY[name]._replace(has_memory=True)
+    # All begin at one rate, those of the first networks too.
+    method = LIBRARY[name]._replace(has_memory=True, default=USUAL)
     trainer = sweep.Trainer(large, method, store)
     trainer.run(sweep.from_rates(transfer.FRESH, seeds))
     state, horizons = fresh_state(large, method), (_EARLY, small.horizon)
