@@ -11,7 +11,7 @@ from benchmarks.harness.choose import TRIALS
 from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
-from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, USUAL, Method
+from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, Method
 from benchmarks.problems.networks import Cnn, Mlp
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import digit_classes
@@ -54,8 +54,7 @@ def run_starts(
     small: Problem, large: Problem, store: Store, seeds: int, name: str
 ) -> None:
     """Run one optimizer on the larger network, fresh and from every memory."""
-    # All begin at one rate, those of the first networks too.
-    method = LIBRARY[name]._replace(has_memory=True, default=USUAL)
+    method = LIBRARY[name]._replace(has_memory=True)
     trainer = sweep.Trainer(large, method, store)
     trainer.run(sweep.from_rates(transfer.FRESH, seeds))
     state, horizons = fresh_state(large, method), (_EARLY, small.horizon)
@@ -68,7 +67,7 @@ def run_starts(
             # A single rate is its own mean.
             if start.startswith(when) and not (name in OURS and "mean" in start):
                 fit = functools.partial(_fit, start, learn, state)
-                trainer.run(sweep.seeds_of(USUAL, seeds), start, fit)
+                trainer.run(sweep.seeds_of(method.default, seeds), start, fit)
 
 
 def fresh_state(problem: Problem, method: Method) -> Any:
