@@ -32,7 +32,7 @@ def small(monkeypatch, tmp_path):
     """A bowl takes the place of all tasks, and few methods that of many."""
     tasks, last = {"bowl": bowl}, jnp.float32(2.0)
     move = Move("before to bowl", ALIKE, 2 * (bowl("before"),), bowl(), last, seeds=2)
-    growth = bowl("small"), bowl(), ("memory_adam",)
+    growths = {"bowl": (bowl("small"), bowl())}
     changes = {
         "experiments.rosenbrock.tasks.rosenbrock": bowl,
         "experiments.suite.SUITE": tasks,
@@ -46,9 +46,11 @@ def small(monkeypatch, tmp_path):
             x: VARIANTS[x] for x in ("the default", "gain 4")
         },
         "reporting.search.TASKS": ("bowl",),
-        "experiments.transfer.load_growths": lambda: [growth],
+        "experiments.transfer.load_growths": lambda: growths,
+        "reporting.transfer.LEARNERS": ("memory_adam",),
         "experiments.transfer.TRIALS": 1,
         "experiments.next_task.MOVES": {"bowl": lambda: move},
+        "reporting.next_task.MOVES": {"bowl": lambda: move},
         "experiments.next_task.LEARNERS": [ADAM],
         "harness.choose.TRIALS": 1,
         "experiments.speed.make_cases": lambda sizes: CASES,
@@ -71,7 +73,7 @@ TUNED = ["--seeds", "2", "--trials", "1"]
         ("search", ["--seeds", "1"], "| gain 4 |", 4),
         ("speed", [], "| clip + lion |", None),
         ("suite", TUNED, "| **memory_adam** from 1e-05 |", 23),
-        ("transfer", ["--seeds", "1"], "| memory_adam, end, pooled |", 14),
+        ("transfer", ["--seeds", "1"], "| memory_adam, end, pooled |", 15),
     ],
 )
 def test_it_prints_its_tables_and_goes_on(

@@ -80,5 +80,5 @@ def test_second_tasks_are_those_that_they_are_called():
     mixed = problems.unlearnable(data)
     same = np.mean(np.asarray(mixed.labels) == np.asarray(data.labels))
     assert 0.05 < same < 0.2
-    pairs = next_task.MOVES[BATCHES]()
+    pairs = problems.MOVES[BATCHES]()
     assert [one.data for one in pairs.first] == [pairs.second.related]

@@ -15,21 +15,19 @@ memory of noise or of labels that belong to other inputs.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optax
 
-from benchmarks.experiments.transfer import fresh_state, load_growths
+from benchmarks.experiments.transfer import fresh_state
 from benchmarks.harness import choose
 from benchmarks.harness.command import Arguments, Parser, Say, add_tasks
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import TUNING_SEED, Store, read_setting
 from benchmarks.harness.sweep import Memories, Trainer, from_rates, seeds_of, tune
 from benchmarks.methods import LIBRARY, METHODS, OURS, Method, sample_settings
-from benchmarks.problems import next_tasks
-from benchmarks.problems.next_tasks import Move
+from benchmarks.problems.next_tasks import MOVES, Move
 from benchmarks.reporting import next_task
 from benchmarks.reporting.next_task import FRESH, ONE_RATE, SCHEDULE, STARTS
 from metalr_optax import Memory, adapt_memory, memory_adam, memory_sgd
@@ -37,20 +35,6 @@ from metalr_optax.progress import MARKS
 
 TIME = "1 hour; with --seeds 10 as published, 3 hours"
 LEARNERS = [LIBRARY[name]._replace(has_memory=True) for name in OURS]
-
-
-def _grow(number: int) -> Move:
-    small, large, _ = load_growths()[number]
-    label, seeds = f"{large.name}, from a smaller", (10, 5)[number]
-    noise = next_tasks.unlearnable(small.data) if number == 0 else None
-    return Move(label, next_tasks.LARGER, (small,), large, noise, seeds)
-
-
-MOVES: dict[str, Callable[[], Move]] = {
-    "larger mlp": lambda: _grow(0),
-    **next_tasks.MOVES,
-    "larger cnn": lambda: _grow(1),
-}
 
 
 def control(start: str, memory: dict[str, Memory], seen: np.ndarray) -> dict:

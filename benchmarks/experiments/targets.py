@@ -2,7 +2,6 @@
 
 import pathlib
 
-from benchmarks.experiments import next_task, transfer
 from benchmarks.harness.choose import load_targets
 from benchmarks.harness.command import Arguments, Parser, Say
 from benchmarks.harness.progress import counted
@@ -10,6 +9,8 @@ from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import baseline_target
 from benchmarks.problems import robot
 from benchmarks.problems.digits import BATCHES, ONLINE, load_pair
+from benchmarks.problems.growths import load_growths
+from benchmarks.problems.next_tasks import MOVES
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
 
@@ -31,8 +32,8 @@ def load_all() -> list[tuple[str, Problem]]:
     absolute, batches = robot.load_problem(robot.ABSOLUTE), load_pair(BATCHES)
     problems = [("rnn", absolute), ("mnist_tuned", batches)]
     problems += [(_ELSEWHERE.get(name, "suite"), SUITE[name]()) for name in SUITE]
-    problems += [("transfer", large) for _, large, _ in transfer.load_growths()]
-    return problems + [("next_task", next_task.MOVES[name]().second) for name in _NEW]
+    problems += [("transfer", large) for _, large in load_growths().values()]
+    return problems + [("next_task", MOVES[name]().second) for name in _NEW]
 
 
 def run(arguments: Arguments, say: Say) -> None:

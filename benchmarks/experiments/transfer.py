@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from benchmarks.harness import sweep
@@ -12,9 +11,8 @@ from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, Method
-from benchmarks.problems.networks import Cnn, Mlp
+from benchmarks.problems.growths import CONVOLUTIONAL, load_growths
 from benchmarks.problems.problem import Problem
-from benchmarks.problems.tasks import digit_classes
 from benchmarks.reporting import transfer
 from metalr_optax import adapt_memory, match_labels
 
@@ -23,27 +21,15 @@ add_arguments = add_seeds
 _EARLY = 20  # updates
 
 
-def load_growths() -> list[tuple[Problem, Problem, tuple[str, ...]]]:
-    """Return small networks, larger ones that get their memories, and the learners.
-
-    A landscape is too slow for the convolutional.
-    """
-    dense = Mlp((32, 10), nn.relu), Mlp((128, 128, 128, 10), nn.relu), transfer.LEARNERS
-    convolutional = Cnn((8,), 32), Cnn((16, 32), 64), tuple(OURS)
-    networks = {"larger mlp": dense, "larger cnn": convolutional}
-    return [
-        (digit_classes(f"{name}, source", small), digit_classes(name, large), learners)
-        for name, (small, large, learners) in networks.items()
-    ]
-
-
 def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `transfer.csv.gz`."""
     store = Store(arguments.out / "transfer.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
     growths = load_growths()
     tell = counted(say, len(growths))
-    for small, large, learners in growths:
+    for name, (small, large) in growths.items():
+        # A landscape is too slow for the convolutional.
+        learners = tuple(OURS) if name == CONVOLUTIONAL else transfer.LEARNERS
         sweep.run_sweep(large, store, tuned, arguments.seeds, TRIALS, say)
         start = functools.partial(run_starts, small, large, store, arguments.seeds)
         sweep.in_threads(start, learners, store)

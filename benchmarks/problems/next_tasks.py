@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.problems import robot
 from benchmarks.problems.digits import BATCHES, load_digits, load_pair, select
+from benchmarks.problems.growths import CONVOLUTIONAL, DENSE, load_growths
 from benchmarks.problems.problem import Examples, Problem
 from benchmarks.problems.tasks import SUITE
 
@@ -115,8 +116,15 @@ def _halves_of_text() -> Move:
     return Move("language, halves", ALIKE, (first,), second, seeds=5)
 
 
+def _larger(name: str, seeds: int, has_unrelated: bool) -> Move:
+    small, large = load_growths()[name]
+    noise = unlearnable(small.data) if has_unrelated else None
+    return Move(f"{name}, from a smaller", LARGER, (small,), large, noise, seeds)
+
+
 # By the name of the second task; what takes long is last.
 MOVES: dict[str, Callable[[], Move]] = {
+    DENSE: lambda: _larger(DENSE, 10, has_unrelated=True),
     "classes": lambda: _again("classes"),
     "rotated digits": lambda: _from_digits("rotated digits", ALIKE, rotated),
     "noisy digits": lambda: _from_digits("noisy digits", NOISIER, noisy),
@@ -128,4 +136,5 @@ MOVES: dict[str, Callable[[], Move]] = {
     f"{robot.CHANGE} 2": lambda: _robot(1, 2),
     robot.CHANGE: lambda: _robot(1, 2, 3, 0),
     "second half of language": _halves_of_text,
+    CONVOLUTIONAL: lambda: _larger(CONVOLUTIONAL, 5, has_unrelated=False),
 }

@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks.harness import choose
 from benchmarks.harness.store import TUNING_SEED, Frame
 from benchmarks.methods import METHODS
-from benchmarks.problems.next_tasks import CLASSES
+from benchmarks.problems.next_tasks import CLASSES, MOVES
 from benchmarks.reporting import draw
 from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import find, fixed, from_rate, median, paired, tuned
@@ -38,8 +38,6 @@ def load(folder: pathlib.Path) -> dict[str, Moves]:
     Fresh are those from the base rate with the fewest updates, then the lowest end;
     default are those from the rate that the optimizers start with.
     """
-    from benchmarks.experiments.next_task import MOVES
-
     rows = raw.load(folder / "next_task.csv.gz")
     found: dict[str, Moves] = {method: {} for method in LEARNERS}
     moves = [make() for make in MOVES.values()]
