@@ -8,6 +8,9 @@ import optax
 
 from metalr_optax import checks
 
+# Powers from here to 1 are probably meant as the decay of an exponential average.
+_LIKE_A_DECAY = 0.9
+
 
 class AverageWeightsState(NamedTuple):
     """State of :func:`average_weights`, read with :func:`averaged_weights`.
@@ -47,6 +50,8 @@ def average_weights(
     Args:
       power: a positive number; 0 would be the mean of all steps, and a larger power
         forgets the beginning sooner. It may be traced (``optax.inject_hyperparams``).
+        From 0.9 to 1 it warns, because it was probably meant as the decay of a moving
+        average.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that changes no update. It must
@@ -90,6 +95,7 @@ def average_weights(
     .. seealso:: :func:`averaged_weights`, ``optax.contrib.schedule_free``.
     """
     checks.check_number("power", power)
+    _warn_of_decay(power)
 
     def init(params: optax.Params) -> AverageWeightsState:
         zero = jnp.zeros([], jnp.int32)
@@ -117,6 +123,14 @@ def average_weights(
         return updates, AverageWeightsState(count, average)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _warn_of_decay(power: Any) -> None:
+    if checks.is_concrete(power) and _LIKE_A_DECAY <= power < 1:
+        checks.warn(
+            f"power={power:g} looks like the decay of a moving average; it is the "
+            "power of a polynomial average, of which 8 is usual"
+        )
 
 
 def averaged_weights(state: Any, params: optax.Params) -> optax.Params:

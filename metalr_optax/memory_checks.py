@@ -75,7 +75,10 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
 
 def check_type(name: str, memory: Any) -> None:
     """Raise ValueError unless this is a memory, whatever is in it."""
-    fits, hint = isinstance(memory, Memory), "get_memory(opt_state)[label] returns one"
+    hint = "get_memory(opt_state)[label] returns one"
+    if isinstance(memory, int | float):
+        hint = f"Memory(linspace_kernels(1.0, num=1), [{memory:g}]) is a single rate"
+    fits = isinstance(memory, Memory)
     require(fits, name, "be a metalr_optax.Memory", memory, hint)
 
 

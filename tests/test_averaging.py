@@ -689,6 +689,14 @@ def test_a_power_is_positive_and_finite(power):
         averaging(power)
 
 
+def test_a_power_that_looks_like_a_decay_warns():
+    for power in (0.9, 0.999, np.float32(0.9999)):
+        with pytest.warns(UserWarning, match=f"power={power:g} looks like the decay"):
+            averaging(power)
+    for power in (0.89, 1, 8.0, jnp.array(3.0)):
+        averaging(power)
+
+
 def test_weights_are_needed():
     state = averaging().init(PARAMS)
     for update in (averaging().update, jax.jit(averaging().update)):

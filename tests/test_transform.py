@@ -449,7 +449,11 @@ def test_aliases_clip_to_the_kernels():
         ({"initial": tuple(MEMORY)}, "initial must be a rate"),
         ({"initial": 0.1j}, "initial must be a rate, .* got 0.1j"),
         ({"initial": np.float16(0)}, "initial must have rates within"),
-        ({"initial": {"a": 0.1}}, r"initial\['a'\] must be .*Memory, got 0.1"),
+        (
+            {"initial": {"a": 0.1}},
+            r"initial\['a'\] must be .*Memory, got 0.1; Memory\(linspace_kernels\(1.0, "
+            r"num=1\), \[0.1\]\) is a single rate",
+        ),
         ({"initial": MEMORY, "kernels": KERNELS}, "kernels must be None"),
         (
             {"initial": {"a": MEMORY._replace(rates=np.full(5, 7.0))}},
