@@ -50,8 +50,8 @@ def average_weights(
     Args:
       power: a positive number; 0 would be the mean of all steps, and a larger power
         forgets the beginning sooner. It may be traced (``optax.inject_hyperparams``).
-        From 0.9 to 1 it warns, because it was probably meant as the decay of a moving
-        average.
+        From 0.9 to below 1 it warns, because it was probably meant as the decay of a
+        moving average.
 
     Returns:
       A :class:`optax.GradientTransformationExtraArgs` that changes no update. It must
@@ -126,7 +126,8 @@ def average_weights(
 
 
 def _warn_of_decay(power: Any) -> None:
-    if checks.is_concrete(power) and _LIKE_A_DECAY <= power < 1:
+    # Under jit a comparison of a concrete array would be traced.
+    if checks.is_concrete(power) and _LIKE_A_DECAY <= float(power) < 1:
         checks.warn(
             f"power={power:g} looks like the decay of a moving average; it is the "
             "power of a polynomial average, of which 8 is usual"

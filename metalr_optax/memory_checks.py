@@ -76,8 +76,9 @@ def check_memory(name: str, memory: Memory, rate_bounds: Any = POSITIVE) -> None
 def check_type(name: str, memory: Any) -> None:
     """Raise ValueError unless this is a memory, whatever is in it."""
     hint = "get_memory(opt_state)[label] returns one"
-    if isinstance(memory, int | float):
-        hint = f"Memory(linspace_kernels(1.0, num=1), [{memory:g}]) is a single rate"
+    if checks.is_number(memory):
+        rate = describe(memory)
+        hint = f"Memory(linspace_kernels(1.0, num=1), [{rate}]) is a single rate"
     fits = isinstance(memory, Memory)
     require(fits, name, "be a metalr_optax.Memory", memory, hint)
 
@@ -175,7 +176,8 @@ def warn_of_width(
         checks.warn(
             f"initial has rates of narrower layers: {describe(wider)}; to lower them, "
             "build the optimizer without initial= and call "
-            "set_memory(state, adapt_memory(memory, state))"
+            "set_memory(state, adapt_memory(memory, state)), with all that get_memory "
+            "or load_memory returned"
         )
 
 

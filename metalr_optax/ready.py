@@ -121,8 +121,8 @@ def learn_rates(
         steps)``. A multiplier that never reaches 0.2 warns, because it was probably
         meant as ``initial``.
       initial: the rate the memory starts with, or memories, see
-        :func:`scale_by_memory`. A start ten times too low costs some ten steps. One too
-        high for the first steps of a wide layer is not made up for.
+        :func:`scale_by_memory`. A start ten times too low costs some ten steps. Wide
+        attention (512 units or more) does not recover from a start at 0.001.
       kernels: kernels of the local models, in units of the root mean square of a
         tensor; default ``linspace_kernels(1.0, num=1)``, one rate per layer. For inputs
         of unequal scale ``logspace_kernels(8.0, 20, smallest=0.02)`` is better, but not

@@ -54,7 +54,8 @@ def set_memory(opt_state: Any, memory: Mapping[str, Memory]) -> Any:
 
     Kernels, rates and schedules are copied, and progress restarts at 0. The rest, such
     as the last direction and the moments of the base and of the memory's own optimizer,
-    does not change: pass a freshly initialised state to forget the old task.
+    does not change: pass a freshly initialised state to forget the old task. Rates are
+    not changed: :func:`metalr_optax.adapt_memory` lowers those of narrower layers.
 
     Args:
       opt_state: state of an optimizer, as for :func:`get_memory`.

@@ -695,6 +695,8 @@ def test_a_power_that_looks_like_a_decay_warns():
             averaging(power)
     for power in (0.89, 1, 8.0, jnp.array(3.0)):
         averaging(power)
+        # A concrete array stays one where the optimizer is built while JAX traces.
+        jax.eval_shape(lambda x, power=power: averaging(power).init(x), PARAMS)
 
 
 def test_weights_are_needed():
