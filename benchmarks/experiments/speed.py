@@ -221,7 +221,7 @@ def run_case(case: Case) -> Frame:
     """
     leaves, steps = len(jax.tree.leaves(case.params)), {}
     compiled: dict[Any, list[dict]] = {method: [] for method in case.methods}
-    for _ in range(3 if case.rounds == 0 and leaves <= 100 else 1):
+    for _ in range(3 if case.rounds == 0 and leaves <= 300 else 1):
         for method in case.methods:
             steps[method], facts = compile_update(method, case.params)
             compiled[method].append(facts)
