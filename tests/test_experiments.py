@@ -32,7 +32,7 @@ def small(monkeypatch, tmp_path):
     """A bowl takes the place of all tasks, and few methods that of many."""
     tasks, last = {"bowl": bowl}, jnp.float32(2.0)
     move = Move("before to bowl", ALIKE, 2 * (bowl("before"),), bowl(), last, seeds=2)
-    growths = {"bowl": (bowl("small"), bowl())}
+    growths = {"bowl": lambda: (bowl("small"), bowl())}
     changes = {
         "experiments.rosenbrock.tasks.rosenbrock": bowl,
         "experiments.suite.SUITE": tasks,
@@ -46,7 +46,7 @@ def small(monkeypatch, tmp_path):
             x: VARIANTS[x] for x in ("the default", "gain 4")
         },
         "reporting.search.TASKS": ("bowl",),
-        "experiments.transfer.load_growths": lambda: growths,
+        "experiments.transfer.GROWTHS": growths,
         "reporting.transfer.LEARNERS": ("memory_adam",),
         "experiments.transfer.TRIALS": 1,
         "experiments.next_task.MOVES": {"bowl": lambda: move},

@@ -17,7 +17,6 @@ from benchmarks.reporting import (
     speed,
     starts,
     suite,
-    transfer,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -65,7 +64,8 @@ def test_the_results_are_what_the_raw_rows_say():
     networks = rows.by_problem(rows.RESULTS / "transfer.csv.gz")
     given = {
         name: ", ".join(
-            f"{transfer.over_fresh(one, name, 'end')} on the {network}"
+            f"{rows.paired(rows.fixed(one, name, 'end'), rows.fixed(one, name))} "
+            f"on the {network}"
             for network, one in networks.items()
         )
         for name in ("memory_sgd", "memory_adam")

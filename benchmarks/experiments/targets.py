@@ -9,7 +9,7 @@ from benchmarks.harness.store import Store
 from benchmarks.harness.sweep import baseline_target
 from benchmarks.problems import robot
 from benchmarks.problems.digits import BATCHES, ONLINE, load_pair
-from benchmarks.problems.growths import load_growths
+from benchmarks.problems.growths import GROWTHS
 from benchmarks.problems.next_tasks import MOVES
 from benchmarks.problems.problem import Problem
 from benchmarks.problems.tasks import SUITE
@@ -32,7 +32,7 @@ def load_all() -> list[tuple[str, Problem]]:
     absolute, batches = robot.load_problem(robot.ABSOLUTE), load_pair(BATCHES)
     problems = [("rnn", absolute), ("mnist_tuned", batches)]
     problems += [(_ELSEWHERE.get(name, "suite"), SUITE[name]()) for name in SUITE]
-    problems += [("transfer", large) for _, large in load_growths().values()]
+    problems += [("transfer", make()[1]) for make in GROWTHS.values()]
     return problems + [("next_task", MOVES[name]().second) for name in _NEW]
 
 

@@ -11,7 +11,7 @@ from benchmarks.harness.command import Arguments, Say, add_seeds
 from benchmarks.harness.progress import counted
 from benchmarks.harness.store import Store
 from benchmarks.methods import BASELINES, LIBRARY, METHODS, OURS, Method
-from benchmarks.problems.growths import CONVOLUTIONAL, load_growths
+from benchmarks.problems.growths import CONVOLUTIONAL, GROWTHS
 from benchmarks.problems.problem import Problem
 from benchmarks.reporting import transfer
 from metalr_optax import adapt_memory, match_labels
@@ -25,9 +25,9 @@ def run(arguments: Arguments, say: Say) -> None:
     """Run what is missing in `transfer.csv.gz`."""
     store = Store(arguments.out / "transfer.csv.gz")
     tuned = [METHODS[name] for name in BASELINES]
-    growths = load_growths()
-    tell = counted(say, len(growths))
-    for name, (small, large) in growths.items():
+    tell = counted(say, len(GROWTHS))
+    for name, make in GROWTHS.items():
+        small, large = make()
         # A landscape is too slow for the convolutional.
         learners = tuple(OURS) if name == CONVOLUTIONAL else transfer.LEARNERS
         sweep.run_sweep(large, store, tuned, arguments.seeds, TRIALS, say)

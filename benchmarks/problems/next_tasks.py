@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.problems import robot
 from benchmarks.problems.digits import BATCHES, load_digits, load_pair, select
-from benchmarks.problems.growths import CONVOLUTIONAL, DENSE, load_growths
+from benchmarks.problems.growths import CONVOLUTIONAL, DENSE, GROWTHS
 from benchmarks.problems.problem import Examples, Problem
 from benchmarks.problems.tasks import SUITE
 
@@ -117,7 +117,7 @@ def _halves_of_text() -> Move:
 
 
 def _larger(name: str, seeds: int, has_unrelated: bool) -> Move:
-    small, large = load_growths()[name]
+    small, large = GROWTHS[name]()
     noise = unlearnable(small.data) if has_unrelated else None
     return Move(f"{name}, from a smaller", LARGER, (small,), large, noise, seeds)
 

@@ -4,7 +4,6 @@ import pathlib
 
 import pandas as pd
 
-from benchmarks.harness.store import Frame
 from benchmarks.methods import BASELINES, LABELS, plain
 from benchmarks.reporting import rows as raw
 from benchmarks.reporting.rows import fixed, from_rate, paired, tuned
@@ -13,11 +12,6 @@ FRESH = (1e-5, 1e-4, 1e-3)
 MOMENTS = ("early", "end")
 STARTS = tuple(f"{when}{how}" for when in MOMENTS for how in ("", ", pooled", ", mean"))
 LEARNERS = ("memory_adam", "memory_sgd", "memory_sgd_m21")
-
-
-def over_fresh(rows: Frame, name: str, start: str) -> str:
-    """Return updates from a start over those of a fresh memory as it comes."""
-    return paired(fixed(rows, name, start), fixed(rows, name))
 
 
 def report(folder: pathlib.Path) -> dict[str, str]:
