@@ -1,6 +1,6 @@
 """Learning rates that an optimizer learns online, saves and transfers."""
 
-__version__ = "0.5.0"
+__version__ = "0.5.1"
 
 from metalr_optax.adapt import adapt_memory as adapt_memory
 from metalr_optax.adapt import match_labels as match_labels

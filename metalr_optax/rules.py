@@ -45,6 +45,9 @@ _USUAL, _RISE = 0.005, 0.02
 # Beyond so many inputs of a unit that a step touches, the usual rate falls.
 _INPUTS = 128.0
 _PROPORTIONAL, _SIZE_DECAY = 4.0, 0.95
+# The size falls by at most one per cent in a step: between rare hard samples directions
+# almost vanish, and the next one must not meet rates that suit vanishing directions.
+_SIZE_FALL = 0.99
 _TARGET = 0.2
 
 
@@ -197,8 +200,8 @@ def _measured(unit: Sequence[jax.Array], squares: jax.Array) -> list[jax.Array]:
     """Return the running mean of the sizes of directions, where it is measured."""
     old, is_measured = unit
     sizes = _PROPORTIONAL * _root(squares)
-    mean = _SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes
-    new = jnp.where(old > 0, _root(mean), sizes)
+    mean = _root(_SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes)
+    new = jnp.where(old > 0, jnp.maximum(mean, _SIZE_FALL * old), sizes)
     return [jnp.where((is_measured > 0) & (sizes > 0), new, old), is_measured]
 
 
