@@ -147,7 +147,8 @@ def learn_rates(
         is as small, they have no ceiling. The size is 1 for bases that average
         gradients of changing sign, as Adam does; up to 10 for those that do not, as
         Lion and Muon; and for those that gradients scale, as SGD, 4 times the RMS of
-        their directions, averaged over some twenty steps.
+        their directions, averaged over some twenty steps; it falls by at most one per
+        cent in a step.
       evidence_sample: coordinates of a large tensor that give evidence, see
         :func:`scale_by_memory`; default 4,096. To use all coordinates, pass the size of
         the largest tensor.
