@@ -197,7 +197,7 @@ def _root(x: jax.Array) -> jax.Array:
 
 
 def _measured(unit: Sequence[jax.Array], squares: jax.Array) -> list[jax.Array]:
-    """Return the running mean of the sizes of directions, where it is measured."""
+    """Return the running mean of the sizes of directions, which falls slowly."""
     old, is_measured = unit
     sizes = _PROPORTIONAL * _root(squares)
     mean = _root(_SIZE_DECAY * old * old + (1 - _SIZE_DECAY) * sizes * sizes)
